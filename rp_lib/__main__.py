@@ -1,0 +1,7 @@
+"""``python -m rp_lib`` is the same as ``rp-lib``."""
+
+import sys
+
+from rp_lib.cli import main
+
+sys.exit(main())

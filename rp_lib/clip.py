@@ -1,0 +1,181 @@
+"""One object for a frozen CLIP: the mini model or any open_clip backbone.
+
+It knows what a method needs and what otherwise goes wrong silently: the input size and normalisation of
+its images, its tokenizer, its logit scale, the right activation for OpenAI's weights, and a fingerprint
+so that a program trained for one backbone is never applied to another.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rp_lib.device import computing
+from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.storage import tensors_sha256
+from rp_lib.text_tower import encode_tokens
+
+log = logging.getLogger(__name__)
+
+
+def check_images(images: Tensor) -> None:
+    """Raise ``RPLibError`` unless ``images`` is uint8 (n, 3, h, w), or float (n, 3, h, w) finite in [0, 1]."""
+    if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
+        shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+        raise RPLibError(f"images must be a tensor of shape (n, 3, height, width), got {shape}")
+    if images.dtype == torch.uint8:
+        return
+    if not images.is_floating_point():
+        raise RPLibError(f"images must be uint8 in [0, 255] or float in [0, 1], got {images.dtype}")
+    if images.numel():
+        low, high = torch.aminmax(images)
+        if not bool(low >= 0) or not bool(high <= 1):  # also true for NaN
+            raise RPLibError(
+                f"float images must be finite and in [0, 1], these span [{float(low):.3g}, {float(high):.3g}]; pass raw "
+                "pixels (uint8, or divided by 255): the model normalises them itself"
+            )
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """uint8 [0, 255] -> float32 [0, 1]; float images pass through."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images.float()
+
+
+def resize(images: Tensor, size: int) -> Tensor:
+    """Bicubic, antialiased, clamped: float (n, 3, h, w) in [0, 1] -> (n, 3, size, size) in [0, 1]."""
+    if images.shape[-2:] == (size, size):
+        return images
+    return F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+class FrozenCLIP:
+    """A CLIP whose weights never change.
+
+    Attributes:
+        name: what it is, e.g. ``"mini"`` or ``"ViT-B-32-quickgelu/openai"``.
+        image_size: side of the square input, pixels.
+        logit_scale: the factor on cosine similarities, float (100 for OpenAI's models).
+        embed_dim: length of the features.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Callable[[Sequence[str]], Tensor],
+        *,
+        name: str,
+        mean: Sequence[float],
+        std: Sequence[float],
+        image_size: int,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.device = torch.device(device)
+        # No gradient is ever computed for a frozen weight: that is a third of a training step saved.
+        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.image_size = image_size
+        self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
+        self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
+        self.logit_scale = float(model.logit_scale.detach().exp())
+        with torch.no_grad():
+            self.embed_dim = int(self.encode_tokens(self.tokenize(["a"])).shape[1])
+
+    @classmethod
+    def mini(cls, checkpoint: str = "final", device: torch.device | str = "cpu") -> FrozenCLIP:
+        """The small CLIP that ships with the package (see ``rp_lib.mini.weights`` for its checkpoints)."""
+        from rp_lib.mini import weights
+
+        return weights.load(checkpoint, device)
+
+    @classmethod
+    def open_clip(
+        cls, name: str, pretrained: str | Path | None, device: torch.device | str = "cpu", **options: object
+    ) -> FrozenCLIP:
+        """Any open_clip model with a pretrained tag or a local checkpoint; ``None`` gives random weights.
+
+        OpenAI's weights were trained with QuickGELU; with plain GELU every number is silently lower, so
+        ``("ViT-B-32", "openai")`` is loaded as ``ViT-B-32-quickgelu``.
+
+        Raises:
+            UnknownName: open_clip has no such model or tag.
+            RPLibError: the weights cannot be fetched or read.
+        """
+        import open_clip
+
+        models = open_clip.list_models()
+        if name not in models:
+            raise UnknownName("open_clip model", name, models)
+        if pretrained == "openai" and f"{name}-quickgelu" in models:
+            log.warning("%s with OpenAI weights needs QuickGELU: loading %s-quickgelu", name, name)
+            name = f"{name}-quickgelu"
+        tag = str(pretrained) if pretrained is not None else None
+        if tag is not None and not Path(tag).is_file():
+            tags = open_clip.list_pretrained_tags_by_model(name)
+            if tag not in tags:
+                raise UnknownName(f"pretrained tag or weight file for {name}", tag, tags)
+        try:
+            model = open_clip.create_model(name, pretrained=tag, device="cpu", require_pretrained=tag is not None, **options)
+        except Exception as error:  # hub, network and file errors have no common base
+            raise RPLibError(
+                f"cannot load {name} / {tag}: {error}. Without a network pass a local checkpoint file as `pretrained`"
+            ) from error
+        visual = model.visual
+        size = visual.image_size[0] if isinstance(visual.image_size, tuple | list) else visual.image_size
+        return cls(
+            model,
+            open_clip.get_tokenizer(name),
+            name=f"{name}/{Path(tag).name if tag else 'random'}",
+            mean=visual.image_mean or open_clip.OPENAI_DATASET_MEAN,
+            std=visual.image_std or open_clip.OPENAI_DATASET_STD,
+            image_size=size,
+            device=device,
+        )
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over all weights and the normalisation; equal only for the same model."""
+        return tensors_sha256({**self.model.state_dict(), "mean": self._mean, "std": self._std})
+
+    def tokenize(self, texts: Sequence[str]) -> Tensor:
+        """int64 (n, context_length) tokens on this model's device."""
+        return self.tokenizer(list(texts)).to(self.device)
+
+    def encode_tokens(self, tokens: Tensor) -> Tensor:
+        """Unit float32 (n, d) text features of int (n, length) tokens."""
+        with computing(self.device):
+            return F.normalize(encode_tokens(self.model, tokens).float(), dim=-1)
+
+    @torch.no_grad()
+    def class_embeddings(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
+        """Unit float32 (C, d): each class's prompts encoded, normalised, averaged and normalised again.
+
+        The same as open_clip's ``build_zero_shot_classifier``. ``templates`` hold one ``{}`` each.
+        """
+        prompts = [t.format(c) for c in class_names for t in templates]
+        features = self.encode_tokens(self.tokenize(prompts)).view(len(class_names), len(templates), -1)
+        return F.normalize(features.mean(1), dim=-1)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """float (n, 3, H, H) in [0, 1] -> what the image tower expects."""
+        return (images - self._mean) / self._std
+
+    def encode_pixels(self, images: Tensor) -> Tensor:
+        """Unit float32 (n, d) features of float (n, 3, H, H) in [0, 1] at ``image_size``; gradients reach the pixels."""
+        with computing(self.device):
+            return F.normalize(self.model.visual(self.normalise(images)).float(), dim=-1)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """uint8 or float images (n, 3, h, w) -> float32 (n, 3, H, H) in [0, 1] on this model's device."""
+        check_images(images)
+        return resize(to_unit_range(images.to(self.device)), self.image_size)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Unit float32 (n, d) features of uint8 or float images of any size."""
+        return self.encode_pixels(self.prepare(images))

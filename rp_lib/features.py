@@ -1,0 +1,56 @@
+"""Image features: computed once per encoder and image set, then shared by everything that needs them."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rp_lib.benchmark import ImageSet
+from rp_lib.errors import RPLibError
+
+
+class Encoder(Protocol):
+    """Anything that turns images into features."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Unit float32 (n, d) features of uint8 or float [0, 1] images (n, 3, h, w)."""
+
+
+@torch.inference_mode()
+def encode_all(encoder: Encoder, images: Tensor, *, batch_size: int = 256, progress: str | None = None) -> Tensor:
+    """Unit float32 (n, d) features on the CPU, batch by batch, without gradients.
+
+    Raises:
+        RPLibError: a feature is not finite.
+    """
+    parts = images.split(batch_size)
+    bar = tqdm(parts, desc=progress, unit="batch", disable=progress is None, leave=False)
+    features = torch.cat([encoder.encode(part).cpu() for part in bar]) if len(images) else torch.zeros(0, 1)
+    if not bool(torch.isfinite(features).all()):
+        bad = int((~torch.isfinite(features)).any(1).nonzero()[0])
+        raise RPLibError(f"the features of image {bad} are not finite: the backbone or the trained program is damaged")
+    return features.clone()  # an inference tensor could not take part in training
+
+
+class FeatureStore:
+    """Remembers features by (encoder, image set), both by identity; several methods share one backbone's."""
+
+    def __init__(self, batch_size: int = 256) -> None:
+        self.batch_size = batch_size
+        self._features: dict[tuple[int, int], tuple[Encoder, ImageSet, Tensor]] = {}
+
+    def get(self, encoder: Encoder, image_set: ImageSet, progress: str | None = None) -> Tensor:
+        """Unit float32 (n, d) features on the CPU."""
+        key = (id(encoder), id(image_set))
+        if key not in self._features:
+            features = encode_all(encoder, image_set.images, batch_size=self.batch_size, progress=progress)
+            # The objects are kept too, so that their ids cannot be given to others.
+            self._features[key] = (encoder, image_set, features)
+        return self._features[key][2]
+
+    def forget(self, encoder: Encoder) -> None:
+        """Drop what an encoder computed, to free memory."""
+        self._features = {key: value for key, value in self._features.items() if value[0] is not encoder}

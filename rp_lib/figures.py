@@ -1,0 +1,66 @@
+"""Figures that a reader understands at a glance."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg", force=False)
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.figure import Figure
+
+from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
+from rp_lib.storage import write_atomically
+
+# Okabe and Ito's colour-blind-safe palette; a marker each, so that colour is never the only difference.
+STYLE: dict[str, tuple[str, str, str]] = {
+    "zero-shot": ("#000000", "D", "Zero-shot"),
+    "linear-probe": ("#E69F00", "s", "Linear probe"),
+    "fine-tune": ("#D55E00", "^", "Full fine-tuning"),
+    "rp": ("#0072B2", "o", "Reprogrammer (RP)"),
+    "rrp": ("#009E73", "*", "Residual Reprogrammer (RRP)"),
+}
+AXES = (
+    ("test", "accuracy", "ID accuracy (%)", "higher is better"),
+    (ALL_SHIFTS, "accuracy", "Accuracy under shift (%)", "higher is better"),
+    (ALL_OOD, "auroc", "OOD detection AUROC (%)", "higher is better"),
+    (ALL_OOD, "fpr", "OOD detection FPR at 95 % TPR (%)", "lower is better"),
+)
+
+
+def three_axes(summary: pd.DataFrame, title: str) -> Figure:
+    """Every method on the three axes (detection by two numbers), with intervals and zero-shot as reference.
+
+    Args:
+        summary: of :func:`rp_lib.evaluation.summarise`. title: says what was measured on what.
+    """
+    methods = [m for m in STYLE if m in set(summary["method"])]
+    figure, panels = plt.subplots(1, len(AXES), figsize=(13, 0.55 * len(methods) + 1.6), sharey=True, layout="constrained")
+    for panel, (data, metric, label, direction) in zip(panels, AXES, strict=True):
+        rows = summary[(summary["set"] == data) & (summary["metric"] == metric)].set_index("method")
+        if "zero-shot" in rows.index:
+            panel.axvline(100 * rows.loc["zero-shot", "value"], color="#999999", linestyle="--", linewidth=1, zorder=0)
+        for y, method in enumerate(reversed(methods)):
+            colour, marker, _ = STYLE[method]
+            value, low, high = (100 * float(rows.loc[method, c]) for c in ("value", "low", "high"))
+            panel.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="round", zorder=1)
+            panel.plot(value, y, color=colour, marker=marker, markersize=11 if marker == "*" else 8, zorder=2)
+            panel.annotate(f"{value:.1f}", (value, y), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+        panel.set_yticks(range(len(methods)), [STYLE[m][2] for m in reversed(methods)])
+        panel.set_ylim(-0.5, len(methods) - 0.2)
+        panel.set_title(label, fontsize=11)
+        panel.set_xlabel(direction, fontsize=9, color="#555555")
+        panel.margins(x=0.12)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.grid(axis="x", color="#e5e5e5", linewidth=0.8)
+        panel.set_axisbelow(True)
+    figure.suptitle(title, fontsize=12)
+    return figure
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a PNG atomically and close the figure."""
+    write_atomically(path, lambda partial: figure.savefig(partial, dpi=150, format="png"))
+    plt.close(figure)

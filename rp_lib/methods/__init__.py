@@ -1,0 +1,52 @@
+"""Methods of adapting CLIP, all behind :class:`~rp_lib.methods.base.Method`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rp_lib.clip import FrozenCLIP
+from rp_lib.errors import UnknownName
+from rp_lib.methods.base import Method, read_saved
+from rp_lib.methods.fine_tune import FineTune
+from rp_lib.methods.linear_probe import LinearProbe
+from rp_lib.methods.reprogrammer import Reprogrammer, ResidualReprogrammer
+from rp_lib.methods.zero_shot import ZeroShot
+from rp_lib.presets import Reprogramming
+
+METHODS: dict[str, type[Method]] = {m.name: m for m in (ZeroShot, LinearProbe, FineTune, Reprogrammer, ResidualReprogrammer)}
+
+
+def build_method(
+    name: str, clip: FrozenCLIP, class_names: Sequence[str], templates: Sequence[str], settings: dict[str, Any] | None = None
+) -> Method:
+    """A method by name, not yet fitted; ``settings`` as :meth:`Method.settings` returns them."""
+    if name not in METHODS:
+        raise UnknownName("method", name, METHODS)
+    settings = dict(settings or {})
+    if isinstance(settings.get("config"), dict):
+        settings["config"] = Reprogramming().changed(**settings["config"])
+    return METHODS[name](clip, class_names, templates, **settings)
+
+
+def load_method(path: str | Path, clip: FrozenCLIP, class_names: Sequence[str] | None = None) -> Method:
+    """Load what :meth:`Method.save` wrote.
+
+    Args:
+        path: the file. clip: the backbone that it was trained for.
+        class_names: if given, must equal the saved ones, in order.
+
+    Raises:
+        StorageError: missing or damaged file. RPLibError: other backbone or classes.
+    """
+    tensors, meta = read_saved(path, clip, class_names)
+    method = build_method(meta["method"], clip, meta["class_names"], meta["templates"], meta["settings"])
+    method.load_trained({name: t.to(clip.device) for name, t in tensors.items()})
+    method.trained_on = meta["trained_on"]
+    return method
+
+
+__all__ = [
+    "METHODS", "FineTune", "LinearProbe", "Method", "Reprogrammer", "ResidualReprogrammer", "ZeroShot", "build_method", "load_method",
+]  # fmt: skip

@@ -1,0 +1,297 @@
+"""Reprogrammer (RP) and Residual Reprogrammer (RRP), Geng and Chen 2024, arXiv 2403.10800."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rp_lib.benchmark import ImageSet
+from rp_lib.clip import FrozenCLIP, check_images, to_unit_range
+from rp_lib.errors import RPLibError
+from rp_lib.features import Encoder, FeatureStore
+from rp_lib.methods.base import Method
+from rp_lib.objectives import objective
+from rp_lib.presets import PAPER, Reprogramming, check_alpha
+from rp_lib.programs import ImageProgram, TextProgram
+from rp_lib.trainer import Group, Schedule, train
+
+
+class Reprogrammer(Method):
+    """Trains a border around the images and an input layer for the prompts; CLIP itself never changes.
+
+    Args:
+        config: every switch and hyper-parameter; see :class:`rp_lib.presets.Reprogramming`.
+        seed: start of the border and order of the batches. precision: see :func:`rp_lib.device.autocast_dtype`.
+    """
+
+    name = "rp"
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        config: Reprogramming = PAPER,
+        *,
+        seed: int = 1,
+        precision: str = "auto",
+    ) -> None:
+        super().__init__(clip, class_names, templates)
+        self.config, self.seed, self.precision = config, seed, precision
+        size = clip.image_size
+        self.image_program = ImageProgram(
+            size,
+            round(config.padding * size),
+            placement=config.placement,
+            init=config.border_init,
+            resolution=_pixels(config.eval_resolution, size),
+            seed=seed,
+        ).to(clip.device)
+        self.text_program = TextProgram(clip, self.class_names, self.templates, rows=config.text_rows)
+        self._class_embeddings: Tensor | None = None
+        self.as_detector = False
+
+    def fit(
+        self,
+        train_set: ImageSet,
+        val: ImageSet | None = None,
+        *,
+        store: FeatureStore | None = None,
+        checkpoint: Path | None = None,
+        progress: str | None = None,
+    ) -> Self:
+        """Train (W, Theta, b), or the part of them that is switched on."""
+        self.accept(train_set)
+        c, size = self.config, self.clip.image_size
+        schedule = Schedule(c.epochs, c.batch_size, "cosine", c.warmup_steps, self.seed, self.precision)
+        inputs = train_set.images
+        if not c.use_image_program:  # the images never change, so neither do their features
+            inputs = (store or FeatureStore()).get(self.clip, train_set)
+        self.image_program.resolution = _pixels(c.train_resolution, size)
+        task = _ReprogramTask(self, val)
+        self.history = train(task, inputs, train_set.labels, schedule, checkpoint=checkpoint, progress=progress)
+        self.image_program.resolution = _pixels(c.eval_resolution, size)
+        self._class_embeddings = None
+        return self
+
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """Itself, or the untouched backbone when there is no image program."""
+        return (self,) if self.config.use_image_program else (self.clip,)
+
+    def program_images(self, images: Tensor) -> Tensor:
+        """psi(x): uint8 or float [0, 1] images of any size -> float (n, 3, H, H) in [0, 1]."""
+        check_images(images)
+        pixels = to_unit_range(images.to(self.clip.device))
+        if self.as_detector and self.config.wrap_around_detection:
+            pixels = _wrap_to_8_bits(self.clip.normalise(pixels))
+        return self.image_program(pixels)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Unit float32 (n, d) features of programmed images."""
+        return self.clip.encode_pixels(self.program_images(images))
+
+    def class_embeddings(self) -> Tensor:
+        """Unit float32 (C, d) features of the class prompts, on the CPU; encoded once after training."""
+        if self._class_embeddings is None:
+            with torch.no_grad():
+                self._class_embeddings = self.prompt_embeddings().cpu()
+        return self._class_embeddings
+
+    def prompt_embeddings(self) -> Tensor:
+        """Unit float32 (C, d) on the device, with gradients if the text program is on."""
+        if self.config.use_text_program:
+            return self.text_program.class_embeddings()
+        return self.clip.class_embeddings(self.class_names, self.templates)
+
+    def logits_from(self, features: Tensor) -> Tensor:
+        """Inner products with the programmed prompts, times CLIP's logit scale."""
+        logits = self.clip.logit_scale * features @ self.class_embeddings().T
+        return _through_half(logits) if self.as_detector and self.config.half_precision_detection else logits
+
+    def for_detection(self) -> Method:
+        """Itself; with the released code's faulty detection script switched on, what that script computes."""
+        if not (self.config.wrap_around_detection or self.config.half_precision_detection):
+            return self
+        seen = self.copy()
+        seen.as_detector = True
+        return seen
+
+    def settings(self) -> dict[str, Any]:
+        """The configuration and the seed."""
+        return {"config": asdict(self.config), "seed": self.seed, "precision": self.precision}
+
+    def modules(self) -> nn.ModuleDict:
+        """The programs that are switched on."""
+        parts: dict[str, nn.Module] = {}
+        if self.config.use_image_program:
+            parts["image"] = self.image_program
+        if self.config.use_text_program:
+            parts["text"] = self.text_program
+        return nn.ModuleDict(parts)
+
+    def trained(self) -> dict[str, Tensor]:
+        """The border of W, Theta with its token ids, and b; nothing else."""
+        tensors = self.modules().state_dict()
+        if "image.W" in tensors:  # the inner square is never used
+            tensors["image.W"] = tensors["image.W"] * self.image_program.M
+        return tensors
+
+    def load_trained(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`trained`."""
+        expected, modules = self.trained(), self.modules()
+        wrong = [k for k in expected.keys() | tensors.keys()
+                 if k not in expected or k not in tensors or expected[k].shape != tensors[k].shape]  # fmt: skip
+        if wrong:
+            raise RPLibError(f"the saved program does not fit this configuration: {', '.join(sorted(wrong))}")
+        if "text.token_ids" in tensors and not torch.equal(tensors["text.token_ids"], expected["text.token_ids"]):
+            raise RPLibError("the saved text program was trained on other words; use the same class names and templates")
+        modules.load_state_dict(tensors)
+        self._class_embeddings = None
+
+
+class ResidualReprogrammer(Method):
+    """RRP: at inference, a share ``alpha`` of the untouched CLIP's features is mixed back in, on both sides::
+
+        f = (1 - alpha) * f_RP + alpha * f_ZS
+
+    Nothing more is trained than RP; ``alpha = 0`` is RP and ``alpha = 1`` is zero-shot.
+
+    Args:
+        config, seed, precision: of the reprogrammer inside. alpha: overrides ``config.alpha``, in [0, 1].
+    """
+
+    name = "rrp"
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        config: Reprogramming = PAPER,
+        *,
+        alpha: float | None = None,
+        seed: int = 1,
+        precision: str = "auto",
+    ) -> None:
+        super().__init__(clip, class_names, templates)
+        self.rp = Reprogrammer(clip, class_names, templates, config, seed=seed, precision=precision)
+        self.alpha = check_alpha(config.alpha if alpha is None else alpha)
+        self._zero_shot = clip.class_embeddings(self.class_names, self.templates).cpu()
+
+    @classmethod
+    def of(cls, rp: Reprogrammer, alpha: float | None = None) -> ResidualReprogrammer:
+        """The residual of a trained reprogrammer, sharing its program."""
+        made = cls(rp.clip, rp.class_names, rp.templates, rp.config, alpha=alpha, seed=rp.seed, precision=rp.precision)
+        made.rp, made.history = rp, rp.history
+        return made
+
+    def at(self, alpha: float) -> ResidualReprogrammer:
+        """The same programs at another alpha; costs no encoding."""
+        return type(self).of(self.rp, alpha)
+
+    def fit(
+        self,
+        train_set: ImageSet,
+        val: ImageSet | None = None,
+        *,
+        store: FeatureStore | None = None,
+        checkpoint: Path | None = None,
+        progress: str | None = None,
+    ) -> Self:
+        """Train the reprogrammer inside."""
+        self.rp.fit(train_set, val, store=store, checkpoint=checkpoint, progress=progress)
+        self.history = self.rp.history
+        return self
+
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """RP's encoder and the untouched backbone."""
+        return (*self.rp.encoders, self.clip)
+
+    def _mix(self, programmed: Tensor, zero_shot: Tensor) -> Tensor:
+        mixed = (1 - self.alpha) * programmed + self.alpha * zero_shot
+        return F.normalize(mixed, dim=-1) if self.rp.config.renormalise_residual else mixed
+
+    def combine(self, *features: Tensor) -> Tensor:
+        """Mix of programmed and untouched image features; of unit length unless the switch says otherwise."""
+        programmed, zero_shot = features
+        return self._mix(programmed, zero_shot)
+
+    def class_embeddings(self) -> Tensor:
+        """Mix of programmed and untouched prompt features, float32 (C, d)."""
+        return self._mix(self.rp.class_embeddings(), self._zero_shot)
+
+    def logits_from(self, features: Tensor) -> Tensor:
+        """Inner products of mixed features, times CLIP's logit scale."""
+        logits = self.clip.logit_scale * features @ self.class_embeddings().T
+        return _through_half(logits) if self.rp.as_detector and self.rp.config.half_precision_detection else logits
+
+    def for_detection(self) -> Method:
+        """See :meth:`Reprogrammer.for_detection`."""
+        seen = self.rp.for_detection()
+        return self if seen is self.rp else type(self).of(seen, self.alpha)  # type: ignore[arg-type]
+
+    def settings(self) -> dict[str, Any]:
+        """RP's settings and alpha."""
+        return {**self.rp.settings(), "alpha": self.alpha}
+
+    def trained(self) -> dict[str, Tensor]:
+        """RP's programs."""
+        return self.rp.trained()
+
+    def load_trained(self, tensors: dict[str, Tensor]) -> None:
+        """RP's programs."""
+        self.rp.load_trained(tensors)
+
+
+class _ReprogramTask:
+    def __init__(self, rp: Reprogrammer, val: ImageSet | None) -> None:
+        self.rp, self.val, self.device = rp, val, rp.clip.device
+        # A frozen text side is encoded once, not at every step.
+        self.prompts = None if rp.config.use_text_program else rp.prompt_embeddings()
+
+    def module(self) -> nn.Module:
+        return self.rp.modules()
+
+    def groups(self) -> list[Group]:
+        c, groups = self.rp.config, []
+        if c.use_image_program:
+            kind = "adam" if c.coupled_decay else "adamw"
+            groups.append(Group([self.rp.image_program.W], c.image_lr, c.image_decay, kind, (0.9, 0.999)))
+        if c.use_text_program:
+            program = self.rp.text_program
+            groups.append(Group([program.Theta, program.b], c.text_lr, c.text_decay, "adamw", (0.9, 0.98), 1e-6))
+        return groups
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        features = self.rp.encode(inputs) if self.rp.config.use_image_program else inputs
+        prompts = self.rp.prompt_embeddings() if self.prompts is None else self.prompts
+        logits = self.rp.clip.logit_scale * features.float() @ prompts.float().T
+        return objective(logits, labels, self.rp.config.objective, self.rp.config.loss)
+
+    def validate(self) -> float | None:
+        if self.val is None:
+            return None
+        self.rp._class_embeddings = None  # the prompts have moved since they were last encoded
+        return self.rp.accuracy(self.val)
+
+
+def _pixels(fraction: float | None, size: int) -> int | None:
+    return None if fraction is None else max(1, round(fraction * size))
+
+
+def _wrap_to_8_bits(normalised: Tensor) -> Tensor:
+    """What the released detection script does: normalised floats times 255 cast to 8 bits, modulo 256."""
+    return ((normalised * 255).to(torch.int64) % 256).float() / 255
+
+
+def _through_half(logits: Tensor) -> Tensor:
+    """Logits as half precision holds them."""
+    return logits.half().float()

@@ -1,0 +1,52 @@
+"""CLIP as it is: cosine similarity to the class prompts (Radford et al. 2021, arXiv 2103.00020)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+from torch import Tensor
+
+from rp_lib.benchmark import ImageSet
+from rp_lib.clip import FrozenCLIP
+from rp_lib.features import Encoder, FeatureStore
+from rp_lib.methods.base import Method
+
+
+class ZeroShot(Method):
+    """Nothing is trained; the reference for everything else."""
+
+    name = "zero-shot"
+
+    def __init__(self, clip: FrozenCLIP, class_names: Sequence[str], templates: Sequence[str]) -> None:
+        super().__init__(clip, class_names, templates)
+        self.class_embeddings = clip.class_embeddings(self.class_names, self.templates).cpu()
+
+    def fit(
+        self,
+        train: ImageSet,
+        val: ImageSet | None = None,
+        *,
+        store: FeatureStore | None = None,
+        checkpoint: Path | None = None,
+        progress: str | None = None,
+    ) -> Self:
+        """There is nothing to learn."""
+        return self
+
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """The frozen backbone."""
+        return (self.clip,)
+
+    def logits_from(self, features: Tensor) -> Tensor:
+        """Cosine similarity times CLIP's logit scale."""
+        return self.clip.logit_scale * features @ self.class_embeddings.T
+
+    def trained(self) -> dict[str, Tensor]:
+        """Nothing."""
+        return {}
+
+    def load_trained(self, tensors: dict[str, Tensor]) -> None:
+        """Nothing to load."""

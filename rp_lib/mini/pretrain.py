@@ -1,0 +1,283 @@
+"""Pre-train the mini CLIP from scratch: ``rp-lib mini pretrain``.
+
+The recipe, in the order of what it is worth:
+
+* symmetric contrastive loss (Radford et al. 2021), with every picture of the same concept in the batch
+  a positive: icons repeat, and "home" drawn by two designers is no negative pair;
+* Muon for the matrices inside the blocks (Jordan 2024, with the update scaled to AdamW's RMS as in Liu et
+  al. 2025, arXiv 2502.16982), AdamW for everything else;
+* warm-up, constant rate, linear decay to zero, so that a run can be lengthened until the decay begins;
+* during the constant phase half of the patches are dropped (Li et al. 2023, FLIP, arXiv 2212.00794);
+* augmentation that grows from nothing over the first third; strong from the start, nothing is learned;
+* bf16 autocast and the plain attention kernel: for 17 tokens it is nearly twice as fast on CPUs.
+
+A run writes ``state.pt`` (loaded with ``weights_only``) every few minutes and goes on from it after Ctrl-C or
+a kill, on the same sequence of batches: step k draws from a generator seeded with (seed, k).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from rp_lib.errors import RPLibError
+from rp_lib.mini.captions import WordTokens, caption
+from rp_lib.mini.corpus import SIZE, load_sets
+from rp_lib.mini.families import PRETRAINING
+from rp_lib.text_tower import embed, encode_embedded, end_positions
+
+CONFIG: dict[str, Any] = {
+    "embed_dim": 256,
+    "vision_cfg": {"image_size": 64, "patch_size": 16, "width": 192, "layers": 6, "head_width": 64},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 2},
+}
+# Captions longer than this are cut in pre-training: 99 % are shorter, and a fixed length keeps memory flat.
+PRETRAIN_LENGTH = 12
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result. Rates are per step; ``steps`` x ``batch`` pictures are seen."""
+
+    steps: int = 5000
+    batch: int = 512
+    lr: float = 2e-3
+    weight_decay: float = 0.1
+    warmup: int = 150
+    constant_until: float = 0.45
+    patch_dropout: float = 0.5
+    muon: bool = True
+    seed: int = 0
+    keep_at: tuple[float, ...] = (0.03, 0.12)
+
+
+class IconPairs:
+    """The pre-training families as (picture, caption) pairs, memory-mapped, sampled by weight."""
+
+    def __init__(self, corpus: Path) -> None:
+        self.arrays: list[np.ndarray] = []
+        owner, row, weight, concept_id = [], [], [], []
+        self.rows: list[tuple[str, list[str], list[str], str | None]] = []
+        concepts: dict[str, int] = {}
+        self.sets: list[str] = []
+        for prefix, meta in load_sets(corpus).items():
+            if meta["family"] not in PRETRAINING or not meta["icons"]:
+                continue
+            array = np.load(corpus / f"{prefix}.npy", mmap_mode="r", allow_pickle=False)
+            seen: dict[str, int] = {}
+            for _, concept, _, _ in meta["icons"]:
+                seen[concept] = seen.get(concept, 0) + 1
+            for i, (name, concept, style, others) in enumerate(meta["icons"]):
+                if "skin tone" in concept or "skin-tone" in name:
+                    continue  # hundreds of repeats of a few people
+                owner.append(len(self.arrays))
+                row.append(i)
+                # A set with six weights of each icon is not six sets.
+                weight.append(seen[concept] ** -0.6 * (0.4 if meta["category"] == "Logos" else 1.0))
+                concept_id.append(concepts.setdefault(concept, len(concepts)))
+                self.rows.append((concept, others, style, meta["category"]))
+            self.arrays.append(array)
+            self.sets.append(prefix)
+        if not self.rows:
+            raise RPLibError(f"the corpus in {corpus} holds none of the pre-training families: build it again")
+        self.owner, self.row = np.array(owner), np.array(row)
+        self.concept_id = torch.tensor(concept_id)
+        self._cumulative = np.cumsum(np.array(weight) / np.sum(weight))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Indices, int64 (n,), with replacement, by weight."""
+        return np.minimum(np.searchsorted(self._cumulative, rng.random(n)), len(self) - 1)
+
+    def pictures(self, index: np.ndarray, strength: float, rng: np.random.Generator) -> torch.Tensor:
+        """float32 (n, 3, 64, 64) in [0, 1], composited on a background and augmented by ``strength`` in [0, 1]."""
+        rgba = np.zeros((len(index), 4, SIZE, SIZE), np.uint8)
+        is_mono = np.zeros(len(index), bool)
+        for k, i in enumerate(index):
+            picture = self.arrays[self.owner[i]][self.row[i]]
+            if picture.ndim == 2:
+                rgba[k, 3] = picture
+                is_mono[k] = True
+            else:
+                rgba[k] = picture
+        return augment(torch.from_numpy(rgba), torch.from_numpy(is_mono), strength, rng)
+
+
+def augment(rgba: torch.Tensor, is_mono: torch.Tensor, strength: float, rng: np.random.Generator) -> torch.Tensor:
+    """Composite uint8 (n, 4, 64, 64) onto a background, with random colours, place, size, turn and noise."""
+    n = len(rgba)
+    uniform = lambda *shape: torch.from_numpy(rng.random((n, *shape), dtype=np.float32))  # noqa: E731
+    # Geometry first, on premultiplied colour, so that edges stay clean.
+    x = rgba.float() / 255
+    x[:, :3] *= x[:, 3:]
+    angle = (uniform() * 2 - 1) * math.radians(12) * strength
+    size = torch.exp((math.log(0.7) + uniform() * math.log(1.15 / 0.7)) * strength)
+    shift = (uniform(2) * 2 - 1) * 0.12 * strength
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = torch.cos(angle) / size
+    theta[:, 0, 1], theta[:, 1, 0] = -torch.sin(angle) / size, torch.sin(angle) / size
+    theta[:, :, 2] = shift
+    x = F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
+    alpha = x[:, 3:]
+    # Colours: black on white, sometimes (more and more often) anything on anything with contrast.
+    ink, paper = torch.zeros(n, 3), torch.ones(n, 3)
+    recolour = uniform() < 0.6 * strength
+    dark = uniform() < 0.5
+    a, b = uniform(3) * 0.55, 1 - uniform(3) * 0.45
+    grey = (uniform() < 0.5)[:, None]
+    a, b = torch.where(grey, a[:, :1], a), torch.where(grey, b[:, :1], b)
+    ink = torch.where(recolour[:, None], torch.where(dark[:, None], b, a), ink)
+    paper = torch.where(recolour[:, None], torch.where(dark[:, None], a, b), paper)
+    colour = torch.where(is_mono[:, None, None, None], ink[:, :, None, None] * alpha, x[:, :3])
+    out = colour + paper[:, :, None, None] * (1 - alpha)
+    noisy = n // 8  # the batch is in random order, so any eighth will do
+    if strength > 0:
+        noise = torch.from_numpy(rng.standard_normal((noisy, 3, SIZE, SIZE), dtype=np.float32))
+        out[:noisy] += noise * (0.15 * strength * uniform()[:noisy, None, None, None])
+    return out.clamp_(0, 1)
+
+
+def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, concept: torch.Tensor) -> torch.Tensor:
+    """Symmetric contrastive loss with all pairs of the same concept positive.
+
+    ``image``, ``text``: unit float (n, d); ``concept``: int (n,). Targets are uniform over the positives
+    (Yang et al. 2022, UniCL, arXiv 2204.03610); without repeats this is CLIP's loss.
+    """
+    logits = scale * image.float() @ text.float().T
+    target = (concept[:, None] == concept[None]).float()
+    target = target / target.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """Warm-up, constant, linear decay to zero."""
+    if step < recipe.warmup:
+        return recipe.lr * (step + 1) / recipe.warmup
+    decay_from = recipe.constant_until * recipe.steps
+    return recipe.lr * min(1.0, (recipe.steps - step) / max(1.0, recipe.steps - decay_from))
+
+
+def _optimisers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    matrices, decayed, rest = [], [], []
+    for name, p in model.named_parameters():
+        if "resblocks" in name and p.ndim == 2 and recipe.muon:
+            matrices.append(p)
+        elif p.ndim >= 2 and "embedding" not in name:
+            decayed.append(p)
+        else:
+            rest.append(p)
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    out: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98), fused=True)]
+    if matrices:
+        out.append(
+            torch.optim.Muon(matrices, lr=recipe.lr, weight_decay=recipe.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return out
+
+
+def pretrain(corpus: Path, out: Path, recipe: Recipe, save_every: float = 240.0, log_every: int = 20) -> None:
+    """Run (or resume) pre-training; leaves ``state.pt``, ``log.jsonl`` and ``checkpoint-*.pt`` in ``out``."""
+    from open_clip.model import CLIP
+    from tqdm import tqdm
+
+    out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(recipe.seed)
+    pairs, words = IconPairs(corpus), WordTokens()
+    # Only tokens that can occur get a row while training; the table is laid out in full when it is exported.
+    used = {0, words.start, words.end}
+    for text in (*_template_words(), *(t for c, o, s, _ in pairs.rows for t in (c, *o, *s))):
+        used.update(words.ids(text))
+    vocabulary = torch.tensor(sorted(used))
+    compact = torch.zeros(49408, dtype=torch.int64)
+    compact[vocabulary] = torch.arange(len(vocabulary))  # order is kept, so the end mark is still the largest id
+    vision = {**CONFIG["vision_cfg"], "patch_dropout": recipe.patch_dropout}
+    model = CLIP(CONFIG["embed_dim"], vision, {**CONFIG["text_cfg"], "vocab_size": len(vocabulary)})
+    optimisers = _optimisers(model, recipe)
+    step, elapsed = 0, 0.0
+    if (out / "state.pt").is_file():
+        state = torch.load(out / "state.pt", weights_only=True)
+        model.load_state_dict(state["model"])
+        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)
+        step, elapsed = state["step"], state["elapsed"]
+    (out / "recipe.json").write_text(
+        json.dumps({**asdict(recipe), "icons": len(pairs), "sets": pairs.sets, "concepts": int(pairs.concept_id.max()) + 1,
+                    "vocabulary": len(vocabulary), "torch": torch.__version__}, indent=1)
+    )
+
+    def save(name: str) -> None:
+        partial = out / f"{name}.partial"
+        torch.save(
+            {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers] if name == "state.pt" else [],
+             "step": step, "elapsed": elapsed, "vocabulary": vocabulary}, partial
+        )
+        partial.replace(out / name)
+
+    mean = torch.tensor([0.5, 0.5, 0.5])[None, :, None, None]
+    keep = {round(f * recipe.steps): f for f in recipe.keep_at}
+    last_save = started = time.monotonic()
+    bar = tqdm(total=recipe.steps, initial=step, unit="step", mininterval=10)
+    try:
+        while step < recipe.steps:
+            rng = np.random.default_rng((recipe.seed, step))
+            torch.manual_seed(recipe.seed * 1_000_003 + step)  # patch dropout draws from torch
+            strength = min(1.0, step / (recipe.steps / 3))
+            if step >= recipe.constant_until * recipe.steps:
+                model.visual.patch_dropout.prob = 0.0
+            index = pairs.draw(recipe.batch, rng)
+            image = (pairs.pictures(index, strength, rng) - mean) / 0.5
+            tokens = compact[words.batch([caption(*pairs.rows[i], rng) for i in index], PRETRAIN_LENGTH)]
+            rate = learning_rate(step, recipe)
+            for optimiser in optimisers:
+                for group in optimiser.param_groups:
+                    group["lr"] = rate
+            with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
+                image_features = model.encode_image(image, normalize=True)
+                text_features = encode_embedded(model, embed(model, tokens), end_positions(tokens))
+            loss = contrastive_loss(image_features, F.normalize(text_features.float(), dim=-1), model.logit_scale.exp(), pairs.concept_id[index])
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            if not torch.isfinite(norm):
+                raise RPLibError(f"the gradient is not finite at step {step}; resume with a lower --lr from {out}/state.pt")
+            for optimiser in optimisers:
+                optimiser.step()
+                optimiser.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                model.logit_scale.clamp_(0, math.log(100))
+            step += 1
+            bar.update()
+            now = time.monotonic()
+            if step % log_every == 0:
+                record = {"step": step, "loss": round(float(loss), 4), "lr": rate, "scale": round(float(model.logit_scale.exp()), 2),
+                          "grad_norm": round(float(norm), 3), "seconds": round(elapsed + now - started, 1)}
+                with (out / "log.jsonl").open("a") as log:
+                    log.write(json.dumps(record) + "\n")
+                bar.set_postfix(loss=record["loss"])
+            if step in keep:
+                save(f"checkpoint-{keep[step]:g}.pt")
+            if now - last_save > save_every or step == recipe.steps:
+                elapsed, started = elapsed + now - started, now
+                last_save = now
+                save("state.pt")
+    except KeyboardInterrupt:
+        elapsed += time.monotonic() - started
+        save("state.pt")
+        raise
+
+
+def _template_words() -> list[str]:
+    from rp_lib.mini import captions
+
+    return [t.replace("{}", " ").replace("{style}", " ") for t in (
+        *captions.TEMPLATES, captions.STYLED_TEMPLATE, captions.EMOJI_TEMPLATE, captions.LOGO_TEMPLATE, captions.FLAG_TEMPLATE)]

@@ -1,0 +1,142 @@
+"""Choose hyper-parameters on ID validation data only, with the same number of trials for every method.
+
+Each trial draws one value of every hyper-parameter from the method's grid (seeded), trains with one seed and
+is judged by its accuracy on ID validation images. Shifted and OOD data are never touched. All trials
+are recorded; :func:`rp_lib.demo.tuned_settings` reads the winners.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rp_lib.benchmark import Benchmark
+from rp_lib.clip import FrozenCLIP
+from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.features import FeatureStore
+from rp_lib.methods import Reprogrammer, ResidualReprogrammer, build_method
+from rp_lib.presets import PAPER
+from rp_lib.storage import write_atomically
+
+# Grids: wide enough that the winner should not sit at an edge. Those of RP are switches of its configuration.
+SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
+    "linear-probe": {
+        "lr": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+        "epochs": (25, 50, 100),
+        "batch_size": (64, 128),
+        "weight_decay": (0.0, 1e-5, 1e-4, 1e-3),
+    },
+    "fine-tune": {
+        "lr": (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3),
+        "epochs": (4, 6, 8),
+        "batch_size": (64, 128),
+        "weight_decay": (0.0, 0.1),
+        "schedule": ("steps", "cosine"),
+    },
+    "rp": {
+        "image_lr": (3e-3, 1e-2, 3e-2, 1e-1),
+        "text_lr": (1e-4, 3e-4, 1e-3, 3e-3),
+        "epochs": (6, 9, 12),
+        "batch_size": (64, 128),
+        "padding": (1 / 64, 2 / 64, 4 / 64, 6 / 64),
+        "border_init": ("normal", "zeros", "grey", "white"),
+        "image_decay": (0.0, 0.1),
+    },
+}
+ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
+
+
+def draw_trials(name: str, n: int, seed: int) -> list[dict[str, Any]]:
+    """The first ``n`` distinct settings of a seeded draw from a method's grid."""
+    if name not in SPACES:
+        raise UnknownName("method to search for", name, SPACES)
+    space = SPACES[name]
+    if n < 1 or n > np.prod([len(v) for v in space.values()]):
+        raise RPLibError(f"the number of trials for {name} must be between 1 and the size of its grid")
+    rng = np.random.default_rng(seed)
+    trials: list[dict[str, Any]] = []
+    while len(trials) < n:
+        trial = {key: values[int(rng.integers(len(values)))] for key, values in space.items()}
+        if trial not in trials:
+            trials.append(trial)
+    return trials
+
+
+def settings_of(name: str, trial: dict[str, Any]) -> dict[str, Any]:
+    """Keyword arguments for :func:`rp_lib.methods.build_method` from a trial."""
+    if name in ("rp", "rrp"):
+        alpha = trial.get("alpha", PAPER.alpha)
+        return {"config": PAPER.changed(**{k: v for k, v in trial.items() if k != "alpha"}, alpha=alpha)}
+    return dict(trial)
+
+
+def choose_alpha(rp: Reprogrammer, benchmark: Benchmark, store: FeatureStore) -> tuple[float, pd.DataFrame]:
+    """The alpha with the best ID validation accuracy, the largest of equals, and the whole sweep.
+
+    The sweep is matrix algebra on features that are there already.
+    """
+    rows = [(a, ResidualReprogrammer.of(rp, a).accuracy(benchmark.val, store)) for a in ALPHAS]
+    sweep = pd.DataFrame(rows, columns=["alpha", "val_accuracy"])
+    return float(sweep.loc[sweep["val_accuracy"] == sweep["val_accuracy"].max(), "alpha"].max()), sweep
+
+
+def search(
+    clip: FrozenCLIP,
+    benchmark: Benchmark,
+    out: Path,
+    *,
+    trials: int = 12,
+    seed: int = 0,
+    methods: tuple[str, ...] = tuple(SPACES),
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Run (or go on with) the search; every finished trial is appended to ``out`` (CSV) at once.
+
+    Returns:
+        One row per trial: ``method, trial, val_accuracy, n_val, seconds`` and the hyper-parameters.
+    """
+    done = pd.read_csv(out) if out.is_file() else pd.DataFrame(columns=["method", "trial"])
+    rows = done.to_dict("records")
+    store = FeatureStore()
+    for name in methods:
+        for number, trial in enumerate(draw_trials(name, trials, seed)):
+            if ((done["method"] == name) & (done["trial"] == number)).any():
+                continue
+            started = time.monotonic()
+            method = build_method(name, clip, benchmark.class_names, benchmark.templates, settings_of(name, trial))
+            method.fit(benchmark.train, None, store=store, progress=f"{name} trial {number + 1}/{trials}" if progress else None)
+            accuracy = method.accuracy(benchmark.val, store)
+            row = {"method": name, "trial": number, "val_accuracy": accuracy, "n_val": len(benchmark.val),
+                   "seconds": round(time.monotonic() - started, 1), **trial}  # fmt: skip
+            if isinstance(method, Reprogrammer):
+                row["alpha"] = choose_alpha(method, benchmark, store)[0]
+            rows.append(row)
+            table = pd.DataFrame(rows)
+            write_atomically(out, lambda p, t=table: t.to_csv(p, index=False, float_format="%.6g"))
+            for encoder in method.encoders:
+                if encoder is not clip:
+                    store.forget(encoder)
+    return pd.DataFrame(rows)
+
+
+def winners(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """The best trial's hyper-parameters per method (the first of equals); RRP shares RP's and adds its alpha."""
+    chosen: dict[str, dict[str, Any]] = {}
+    for name, group in table.groupby("method", sort=False):
+        row = group.sort_values("trial").loc[group["val_accuracy"].idxmax()]
+        chosen[str(name)] = {key: _plain(row[key]) for key in SPACES[str(name)]}
+        if name == "rp":
+            chosen["rrp"] = {**chosen["rp"], "alpha": float(row["alpha"])}
+    return chosen
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as CSV gives them back: whole floats of a column with gaps become ints again."""
+    if isinstance(value, str):
+        return value
+    value = float(value)
+    return int(value) if value.is_integer() and value >= 1 else value
