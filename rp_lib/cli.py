@@ -41,13 +41,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rp_lib {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, run: Command, text: str, group: argparse._SubParsersAction = commands) -> argparse.ArgumentParser:
-        sub = group.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    def add(
+        name: str, run: Command, text: str, group: argparse._SubParsersAction = commands
+    ) -> argparse.ArgumentParser:
+        sub = group.add_parser(
+            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
         sub.set_defaults(run=run)
         return sub
 
     demo = add("demo", _demo, "Train and compare every core method on the mini benchmark: one table, one figure.")
-    demo.add_argument("--out", type=Path, default=Path("results/demo"), help="folder for records, figure, trained methods")
+    demo.add_argument(
+        "--out", type=Path, default=Path("results/demo"), help="folder for records, figure, trained methods"
+    )
     demo.add_argument("--seeds", type=int, default=3, help="seeds of every trained method")
     demo.add_argument("--methods", default=",".join(_core()), help="comma-separated method names")
     demo.add_argument("--fresh", action="store_true", help="train and evaluate anew whatever is there")
@@ -57,8 +63,12 @@ def build_parser() -> argparse.ArgumentParser:
     info = add("info", _info, "Say what is installed and which device and data are in use.")
     _backbone_options(info)
 
-    look = add("search", _search, "Choose hyper-parameters on ID validation data, the same number of trials for every method.")
-    look.add_argument("--out", type=Path, default=Path("results/search.csv"), help="table of all trials; finished ones are kept")
+    look = add(
+        "search", _search, "Choose hyper-parameters on ID validation data, the same number of trials for every method."
+    )
+    look.add_argument(
+        "--out", type=Path, default=Path("results/search.csv"), help="table of all trials; finished ones are kept"
+    )
     look.add_argument("--trials", type=int, default=12, help="trials per method")
     look.add_argument("--seed", type=int, default=0, help="seed of the draw from the grids")
     _backbone_options(look)
@@ -71,15 +81,21 @@ def build_parser() -> argparse.ArgumentParser:
     corpus.add_argument("--workers", type=int, help="processes; default: one per core")
     pretrain = add("pretrain", _pretrain, "Pre-train the mini CLIP (about an hour on two cores; resumes).", steps)
     pretrain.add_argument("--corpus", type=Path, default=Path("results/corpus"), help="folder of `rp-lib mini corpus`")
-    pretrain.add_argument("--out", type=Path, default=Path("results/pretrain"), help="folder for state, log and checkpoints")
+    pretrain.add_argument(
+        "--out", type=Path, default=Path("results/pretrain"), help="folder for state, log and checkpoints"
+    )
     pretrain.add_argument("--steps", type=int, default=4200, help="optimiser steps of 512 pictures")
     pretrain.add_argument("--seed", type=int, default=0, help="seed of weights, batches and augmentation")
     pretrain.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
-    benchmark = add("benchmark", _benchmark, "Build the benchmark, its data card and contact sheet from a corpus.", steps)
+    benchmark = add(
+        "benchmark", _benchmark, "Build the benchmark, its data card and contact sheet from a corpus.", steps
+    )
     benchmark.add_argument("--corpus", type=Path, default=Path("results/corpus"), help="folder of `rp-lib mini corpus`")
     benchmark.add_argument("--out", type=Path, default=Path("results/benchmark"), help="folder for the benchmark")
     release = add("release", _release, "Export a pre-training run as float16 checkpoints with a model card.", steps)
-    release.add_argument("--run", dest="run_folder", type=Path, default=Path("results/pretrain"), help="folder of `rp-lib mini pretrain`")
+    release.add_argument(
+        "--run", dest="run_folder", type=Path, default=Path("results/pretrain"), help="folder of `rp-lib mini pretrain`"
+    )
     release.add_argument("--out", type=Path, default=Path("results/clip"), help="folder for the checkpoints")
     release.add_argument("--keep", default="0.1,0.4", help="fractions of the run to export beside the final weights")
     return parser
@@ -90,7 +106,9 @@ def _core() -> tuple[str, ...]:
 
 
 def _backbone_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", default="final", help="mini CLIP checkpoint: a name (see `rp-lib info`) or a file")
+    parser.add_argument(
+        "--checkpoint", default="final", help="mini CLIP checkpoint: a name (see `rp-lib info`) or a file"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
     parser.add_argument("--precision", default="auto", help="of training: auto, float32, bfloat16, float16")
 
@@ -114,8 +132,11 @@ def _demo(args: argparse.Namespace) -> None:
         if name not in METHODS:
             raise UnknownName("method", name, METHODS)
     clip, benchmark = _load(args)
-    print(f"{benchmark.name}: {len(benchmark.class_names)} classes, {len(benchmark.train)} training and {len(benchmark.test)} "
-          f"test images, {len(benchmark.shifts)} shifted and {len(benchmark.ood)} OOD sets; backbone {clip.name}, {clip.device}")  # fmt: skip
+    print(
+        f"{benchmark.name}: {len(benchmark.class_names)} classes, {len(benchmark.train)} training and "
+        f"{len(benchmark.test)} test images, {len(benchmark.shifts)} shifted and {len(benchmark.ood)} OOD sets; "
+        f"backbone {clip.name}, {clip.device}"
+    )
     story = run_demo(
         clip, benchmark, args.out, seeds=args.seeds, methods=methods, precision=args.precision, fresh=args.fresh,
         progress=not args.quiet,
@@ -123,10 +144,12 @@ def _demo(args: argparse.Namespace) -> None:
     print()
     print(table(story.summary))
     print(
-        f"\nPercent, mean of {args.seeds} seeds ± half of the 95 % interval (images and seeds). shift acc and AUROC, FPR95: mean over\n"
-        "sets; detector: MSP; FPR95: ID positive, threshold at 95 % TPR on the test images (convention id-positive)."
+        f"\nPercent, mean of {args.seeds} seeds ± half of the 95 % interval (images and seeds). Shift accuracy, AUROC\n"
+        "and FPR95: mean over sets; detector: MSP; FPR95: ID positive, threshold at 95 % TPR on the test images\n"
+        "(convention id-positive)."
     )
-    print(f"\n{'Reused' if story.reused else 'Wrote'} {args.out / 'records.csv'} ({len(story.records)} records) and {story.figure}")
+    verb = "Reused" if story.reused else "Wrote"
+    print(f"\n{verb} {args.out / 'records.csv'} ({len(story.records)} records) and {story.figure}")
 
 
 def _info(args: argparse.Namespace) -> None:
@@ -139,10 +162,14 @@ def _info(args: argparse.Namespace) -> None:
     print(f"rp_lib      {about['rp_lib']}" + (f" at {about['commit']}" if about["commit"] else ""))
     print(f"python      {about['python']}, {about['platform']}, {about['cpus']} cores, {about['cpu_capability']}")
     print("packages    " + ", ".join(f"{k} {v or 'missing'}" for k, v in about["packages"].items()))
-    dtype = autocast_dtype(clip.device, args.precision)
-    print(f"device      {clip.device}{' (' + about['cuda'] + ')' if about['cuda'] else ''}, training in {str(dtype or 'float32').removeprefix('torch.')}")
-    print(f"backbone    {clip.name}, {clip.image_size} px, {clip.embed_dim} features, scale {clip.logit_scale:.1f}, SHA-256 {clip.fingerprint[:12]}")
-    print("checkpoints " + ", ".join(f"{n} ({weights.index()[n]['fraction']:.0%} of pre-training)" for n in weights.names()))
+    dtype = str(autocast_dtype(clip.device, args.precision) or "float32").removeprefix("torch.")
+    print(f"device      {clip.device}{' (' + about['cuda'] + ')' if about['cuda'] else ''}, training in {dtype}")
+    print(
+        f"backbone    {clip.name}, {clip.image_size} px, {clip.embed_dim} features, scale {clip.logit_scale:.1f}, "
+        f"SHA-256 {clip.fingerprint[:12]}"
+    )
+    shipped = weights.index()
+    print("checkpoints " + ", ".join(f"{n} ({shipped[n]['fraction']:.0%} of pre-training)" for n in weights.names()))
     print(f"benchmark   {benchmark.name}, SHA-256 {benchmark.fingerprint[:12]}")
     print(benchmark.describe().to_string(index=False))
 

@@ -29,6 +29,8 @@ def check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
         shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise RPLibError(f"images must be a tensor of shape (n, 3, height, width), got {shape}")
+    if 0 in images.shape[2:]:
+        raise RPLibError(f"images of {images.shape[2]} x {images.shape[3]} pixels show nothing")
     if images.dtype == torch.uint8:
         return
     if not images.is_floating_point():
@@ -37,8 +39,8 @@ def check_images(images: Tensor) -> None:
         low, high = torch.aminmax(images)
         if not bool(low >= 0) or not bool(high <= 1):  # also true for NaN
             raise RPLibError(
-                f"float images must be finite and in [0, 1], these span [{float(low):.3g}, {float(high):.3g}]; pass raw "
-                "pixels (uint8, or divided by 255): the model normalises them itself"
+                f"float images must be finite and in [0, 1], these span [{float(low):.3g}, {float(high):.3g}]; pass "
+                "raw pixels (uint8, or divided by 255): the model normalises them itself"
             )
 
 
@@ -121,7 +123,9 @@ class FrozenCLIP:
             if tag not in tags:
                 raise UnknownName(f"pretrained tag or weight file for {name}", tag, tags)
         try:
-            model = open_clip.create_model(name, pretrained=tag, device="cpu", require_pretrained=tag is not None, **options)
+            model = open_clip.create_model(
+                name, pretrained=tag, device="cpu", require_pretrained=tag is not None, **options
+            )
         except Exception as error:  # hub, network and file errors have no common base
             raise RPLibError(
                 f"cannot load {name} / {tag}: {error}. Without a network pass a local checkpoint file as `pretrained`"
@@ -140,8 +144,10 @@ class FrozenCLIP:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over all weights and the normalisation; equal only for the same model."""
-        return tensors_sha256({**self.model.state_dict(), "mean": self._mean, "std": self._std})
+        """SHA-256 (hex) over all weights, the normalisation and the activation; equal only for the same model."""
+        # The same weights with another activation are another model, and no weight tells them apart.
+        quick = torch.tensor(any(type(m).__name__ == "QuickGELU" for m in self.model.modules()))
+        return tensors_sha256({**self.model.state_dict(), "mean": self._mean, "std": self._std, "quick_gelu": quick})
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """int64 (n, context_length) tokens on this model's device."""
@@ -163,11 +169,11 @@ class FrozenCLIP:
         return F.normalize(features.mean(1), dim=-1)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """float (n, 3, H, H) in [0, 1] -> what the image tower expects."""
+        """Map float (n, 3, H, H) in [0, 1] to what the image tower expects."""
         return (images - self._mean) / self._std
 
     def encode_pixels(self, images: Tensor) -> Tensor:
-        """Unit float32 (n, d) features of float (n, 3, H, H) in [0, 1] at ``image_size``; gradients reach the pixels."""
+        """Unit float32 (n, d) features of float (n, 3, H, H) in [0, 1]; gradients reach the pixels."""
         with computing(self.device):
             return F.normalize(self.model.visual(self.normalise(images)).float(), dim=-1)
 

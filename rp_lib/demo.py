@@ -76,7 +76,9 @@ def run_demo(
     for name in methods:
         for seed in range(1, 2 if name == "zero-shot" else seeds + 1):
             started = time.monotonic()
-            runs.append(Run(_fitted(name, seed, runs, clip, benchmark, settings, out, store, precision, fresh, progress), seed))
+            runs.append(
+                Run(_fitted(name, seed, runs, clip, benchmark, settings, out, store, precision, fresh, progress), seed)
+            )
             seconds[f"{name} {seed}"] = round(time.monotonic() - started, 1)
     identity = hashlib.sha256(
         json.dumps([benchmark.fingerprint, [r.method.metadata() for r in runs]], sort_keys=True, default=str).encode()
@@ -89,8 +91,9 @@ def run_demo(
     started = time.monotonic()
     records = evaluate(runs, benchmark, store=store, progress=progress)
     provenance = {
-        "identity": identity, "benchmark": benchmark.name, "benchmark_sha256": benchmark.fingerprint, "backbone": clip.name,
-        "backbone_sha256": clip.fingerprint, "device": str(clip.device), "precision": precision, "seeds": seeds,
+        "identity": identity, "benchmark": benchmark.name, "benchmark_sha256": benchmark.fingerprint,
+        "backbone": clip.name, "backbone_sha256": clip.fingerprint,
+        "device": str(clip.device), "precision": precision, "seeds": seeds,
         "settings": {r.method.name: r.method.settings() for r in runs},
         "seconds_to_fit": seconds, "seconds_to_evaluate": round(time.monotonic() - started, 1),
     }  # fmt: skip

@@ -49,6 +49,11 @@ def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype
     return None
 
 
+def in_float32(device: torch.device) -> torch.autocast:
+    """Suspend autocast: a cosine in bfloat16 times CLIP's scale of 100 would be off by up to 0.4."""
+    return torch.autocast(device.type, enabled=False)
+
+
 @contextlib.contextmanager
 def computing(device: torch.device, dtype: torch.dtype | None = None) -> Iterator[None]:
     """Autocast to ``dtype`` (if any); on CPUs use the plain attention kernel.

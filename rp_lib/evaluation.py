@@ -15,8 +15,9 @@ import torch
 
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.features import FeatureStore
+from rp_lib.intervals import bootstrap_ood_sets_ci, wilson_interval
 from rp_lib.methods import Method, ResidualReprogrammer
-from rp_lib.metrics import bootstrap_ood_ci, expected_calibration_error, wilson_interval
+from rp_lib.metrics import expected_calibration_error
 from rp_lib.scores import maximum_softmax_probability
 
 COLUMNS = (
@@ -72,7 +73,13 @@ def _logits(method: Method, data: ImageSet, store: FeatureStore, progress: bool)
 
 
 def _evaluate_one(
-    run: Run, benchmark: Benchmark, store: FeatureStore, tpr: float, convention: str | None, n_resamples: int, progress: bool
+    run: Run,
+    benchmark: Benchmark,
+    store: FeatureStore,
+    tpr: float,
+    convention: str | None,
+    n_resamples: int,
+    progress: bool,
 ) -> list[dict[str, object]]:
     method, seed = run.method, run.seed
     config = getattr(getattr(method, "rp", method), "config", None)
@@ -82,7 +89,19 @@ def _evaluate_one(
 
     def add(data: str, role: str, metric: str, interval: tuple[float, float, float], n: int, **more: object) -> None:
         value, low, high = interval
-        rows.append({**base, "set": data, "role": role, "metric": metric, "value": value, "low": low, "high": high, "n": n, **more})
+        rows.append(
+            {
+                **base,
+                "set": data,
+                "role": role,
+                "metric": metric,
+                "value": value,
+                "low": low,
+                "high": high,
+                "n": n,
+                **more,
+            }
+        )
 
     # Row 6 of the ledger: the released script prints RP's accuracy in RRP's column.
     judged = method.rp if isinstance(method, ResidualReprogrammer) and config.report_rp_as_rrp else method
@@ -102,20 +121,17 @@ def _evaluate_one(
     detector = method.for_detection()
     half = bool(getattr(config, "half_precision_detection", False))
     score = lambda data: maximum_softmax_probability(_logits(detector, data, store, progress), half=half)  # noqa: E731
-    id_scores = score(benchmark.test)
-    per_metric: dict[str, list[tuple[float, float, float]]] = {m: [] for m in OOD_METRICS}
-    total = 0
-    for data in benchmark.ood.values():
-        scores = score(data)
-        found = bootstrap_ood_ci(id_scores, scores, tpr=tpr, convention=convention, n_resamples=n_resamples, seed=seed)
-        total += len(scores)
-        for metric in OOD_METRICS:
-            interval = tuple(found[metric])
-            per_metric[metric].append(interval)
-            add(data.name, data.role, metric, interval, len(id_scores), n_ood=len(scores), detector="msp", convention=convention)
-    for metric, intervals in per_metric.items():
-        if intervals:
-            add(ALL_OOD, "ood", metric, _mean_interval(intervals), len(id_scores), n_ood=total, detector="msp", convention=convention)
+    if benchmark.ood:
+        id_scores, sets = score(benchmark.test), {name: score(data) for name, data in benchmark.ood.items()}
+        options = {"tpr": tpr, "convention": convention, "n_resamples": n_resamples, "seed": seed}
+        found = bootstrap_ood_sets_ci(id_scores, sets, OOD_METRICS, mean=ALL_OOD, **options)
+        roles = {name: data.role for name, data in benchmark.ood.items()} | {ALL_OOD: "ood"}
+        sizes = {name: len(scores) for name, scores in sets.items()}
+        sizes[ALL_OOD] = sum(sizes.values())
+        for name, metrics in found.items():
+            for metric, interval in metrics.items():
+                more = {"n_ood": sizes[name], "detector": "msp", "convention": convention}
+                add(name, roles[name], metric, interval, len(id_scores), **more)
     if detector is not method:
         for encoder in detector.encoders:
             if encoder is not method.clip:
@@ -124,9 +140,9 @@ def _evaluate_one(
 
 
 def _mean_interval(intervals: list[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """Mean of independent estimates, and its normal 95 % interval from theirs.
+    """Mean of estimates, and its normal 95 % interval from theirs, taken as independent.
 
-    The OOD sets share the ID scores, so for them the interval is slightly too narrow; the per-set ones are not.
+    Shifts that are derived from the same pictures (dark, corrupted) are not quite: theirs is slightly too narrow.
     """
     values = np.array(intervals)
     half = np.sqrt((((values[:, 2] - values[:, 1]) / 2) ** 2).sum()) / len(values)

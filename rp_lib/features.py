@@ -19,20 +19,23 @@ class Encoder(Protocol):
         """Unit float32 (n, d) features of uint8 or float [0, 1] images (n, 3, h, w)."""
 
 
-@torch.inference_mode()
 def encode_all(encoder: Encoder, images: Tensor, *, batch_size: int = 256, progress: str | None = None) -> Tensor:
     """Unit float32 (n, d) features on the CPU, batch by batch, without gradients.
 
     Raises:
-        RPLibError: a feature is not finite.
+        RPLibError: there are no images, or a feature is not finite.
     """
+    if not len(images):
+        raise RPLibError("there are no images to encode")
     parts = images.split(batch_size)
     bar = tqdm(parts, desc=progress, unit="batch", disable=progress is None, leave=False)
-    features = torch.cat([encoder.encode(part).cpu() for part in bar]) if len(images) else torch.zeros(0, 1)
+    # Not inference_mode: its tensors could take no part in training.
+    with torch.no_grad():
+        features = torch.cat([encoder.encode(part).cpu() for part in bar])
     if not bool(torch.isfinite(features).all()):
         bad = int((~torch.isfinite(features)).any(1).nonzero()[0])
         raise RPLibError(f"the features of image {bad} are not finite: the backbone or the trained program is damaged")
-    return features.clone()  # an inference tensor could not take part in training
+    return features
 
 
 class FeatureStore:

@@ -37,7 +37,9 @@ def three_axes(summary: pd.DataFrame, title: str) -> Figure:
         summary: of :func:`rp_lib.evaluation.summarise`. title: says what was measured on what.
     """
     methods = [m for m in STYLE if m in set(summary["method"])]
-    figure, panels = plt.subplots(1, len(AXES), figsize=(13, 0.55 * len(methods) + 1.6), sharey=True, layout="constrained")
+    figure, panels = plt.subplots(
+        1, len(AXES), figsize=(13, 0.55 * len(methods) + 1.6), sharey=True, layout="constrained"
+    )
     for panel, (data, metric, label, direction) in zip(panels, AXES, strict=True):
         rows = summary[(summary["set"] == data) & (summary["metric"] == metric)].set_index("method")
         if "zero-shot" in rows.index:

@@ -55,7 +55,9 @@ class Reprogramming:
         if not (self.use_image_program or self.use_text_program):
             raise RPLibError("nothing to train: switch the image program or the text program on")
         if not 0 <= self.padding < 0.5:
-            raise RPLibError(f"padding is a fraction of the input side on each side, 0 <= padding < 0.5, got {self.padding}")
+            raise RPLibError(
+                f"padding is a fraction of the input side on each side, 0 <= padding < 0.5, got {self.padding}"
+            )
         check_alpha(self.alpha)
 
     def changed(self, **switches: object) -> Reprogramming:

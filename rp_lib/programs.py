@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.clip import FrozenCLIP, resize
+from rp_lib.device import computing
 from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.text_tower import cut_padding, encode_embedded, end_positions, text_part
 
@@ -64,7 +65,8 @@ class ImageProgram(nn.Module):
             raise UnknownName("placement", placement, PLACEMENTS)
         if padding < 0 or 2 * padding >= image_size:
             raise RPLibError(
-                f"a padding of {padding} on each side of {image_size} pixels leaves no image; use 0 to {(image_size - 1) // 2}"
+                f"a padding of {padding} on each side of {image_size} pixels leaves no image; "
+                f"use 0 to {(image_size - 1) // 2}"
             )
         self.image_size, self.padding, self.placement, self.resolution = image_size, padding, placement, resolution
         mask = torch.ones(image_size, image_size)
@@ -147,7 +149,7 @@ class TextProgram(nn.Module):
         Positions beyond the class prompts' length keep CLIP's own positional embedding.
         """
         part = text_part(self._clip[0].model)
-        where = torch.searchsorted(self.token_ids, tokens).clamp(max=len(self.token_ids) - 1)
+        where = torch.searchsorted(self.token_ids, tokens.contiguous()).clamp(max=len(self.token_ids) - 1)
         trained = (self.token_ids[where] == tokens)[..., None]
         rows = torch.where(trained, self.Theta[where], part.token_embedding(tokens).float())
         length = tokens.shape[1]
@@ -159,10 +161,16 @@ class TextProgram(nn.Module):
     def encode(self, tokens: Tensor) -> Tensor:
         """Unit float32 (n, d) features of int (n, length) tokens through the program."""
         tokens = cut_padding(tokens)
-        features = encode_embedded(self._clip[0].model, self(tokens), end_positions(tokens))
+        with computing(self._clip[0].device):
+            features = encode_embedded(self._clip[0].model, self(tokens), end_positions(tokens))
         return F.normalize(features.float(), dim=-1)
 
-    def class_embeddings(self) -> Tensor:
-        """Unit float32 (C, d) features of the programmed class prompts; each distinct prompt is encoded once."""
-        features = self.encode(self.tokens).view(*self.shape, -1)
+    def class_embeddings(self, classes: Tensor | None = None) -> Tensor:
+        """Unit float32 (C, d) features of the programmed class prompts; each distinct prompt is encoded once.
+
+        ``classes`` (int (k,)) limits them to some classes, (k, d): a batch needs no prompts of classes it lacks.
+        """
+        tokens = self.tokens.view(*self.shape, -1)
+        tokens = tokens if classes is None else tokens[classes]
+        features = self.encode(tokens.flatten(0, 1)).view(*tokens.shape[:2], -1)
         return F.normalize(features.mean(1), dim=-1)

@@ -47,9 +47,16 @@ def commit() -> str | None:
     if not (root / ".git").exists():
         return None
     try:
-        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=10)
+        head = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        )
         dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--", "rp_lib"], cwd=root, capture_output=True, text=True, check=True, timeout=10
+            ["git", "status", "--porcelain", "--", "rp_lib"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         )
     except (OSError, subprocess.SubprocessError):
         return None
@@ -78,4 +85,6 @@ def load_records(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
     try:
         return pd.read_csv(path), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise StorageError(f"{path} or the JSON beside it is missing or damaged ({error}); run the command again") from error
+        raise StorageError(
+            f"{path} or the JSON beside it is missing or damaged ({error}); run the command again"
+        ) from error

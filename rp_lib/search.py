@@ -79,7 +79,8 @@ def choose_alpha(rp: Reprogrammer, benchmark: Benchmark, store: FeatureStore) ->
 
     The sweep is matrix algebra on features that are there already.
     """
-    rows = [(a, ResidualReprogrammer.of(rp, a).accuracy(benchmark.val, store)) for a in ALPHAS]
+    residual = ResidualReprogrammer.of(rp)
+    rows = [(a, residual.at(a).accuracy(benchmark.val, store)) for a in ALPHAS]
     sweep = pd.DataFrame(rows, columns=["alpha", "val_accuracy"])
     return float(sweep.loc[sweep["val_accuracy"] == sweep["val_accuracy"].max(), "alpha"].max()), sweep
 
@@ -108,7 +109,9 @@ def search(
                 continue
             started = time.monotonic()
             method = build_method(name, clip, benchmark.class_names, benchmark.templates, settings_of(name, trial))
-            method.fit(benchmark.train, None, store=store, progress=f"{name} trial {number + 1}/{trials}" if progress else None)
+            method.fit(
+                benchmark.train, None, store=store, progress=f"{name} trial {number + 1}/{trials}" if progress else None
+            )
             accuracy = method.accuracy(benchmark.val, store)
             row = {"method": name, "trial": number, "val_accuracy": accuracy, "n_val": len(benchmark.val),
                    "seconds": round(time.monotonic() - started, 1), **trial}  # fmt: skip

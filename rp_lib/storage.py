@@ -6,6 +6,7 @@ target and renamed when it is whole, so a full disk or Ctrl-C leaves the previou
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -13,7 +14,6 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
@@ -46,7 +46,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             f"cannot write {path} ({error.strerror or error}); choose another output folder or mend its permissions"
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # a file where the folder should be; its error is raised above
+            partial.unlink(missing_ok=True)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
@@ -55,10 +56,11 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
         {key: json.dumps(value) for key, value in metadata.items()},
     )
-    write_atomically(path, lambda partial: _write_synced(partial, payload))
+    write_atomically(path, lambda partial: write_synced(partial, payload))
 
 
-def _write_synced(path: Path, payload: bytes) -> None:
+def write_synced(path: Path, payload: bytes | memoryview) -> None:
+    """Write a file and wait until the disk has it; a full disk raises OSError with its true errno."""
     with path.open("wb") as file:
         file.write(payload)
         file.flush()

@@ -26,11 +26,16 @@ def text_part(model: nn.Module) -> Any:
     ]
     if missing:
         raise RPLibError(
-            f"this text tower ({type(part).__name__}) has no {', '.join(missing)}; text programs need one of open_clip's "
-            "causal text transformers, such as those of the ViT-B-32, ViT-L-14 or RN50 models"
+            f"this text tower ({type(part).__name__}) has no {', '.join(missing)}; text programs need one of "
+            "open_clip's causal text transformers, such as those of the ViT-B-32, ViT-L-14 or RN50 models"
         )
-    if getattr(part, "text_pool_type", getattr(part, "pool_type", "argmax")) not in ("argmax", "eos"):
-        raise RPLibError("only text towers that read their feature at the end mark are supported")
+    pool = getattr(part, "text_pool_type", getattr(part, "pool_type", "argmax"))
+    end_id = getattr(part, "text_eos_id", getattr(part, "eos_id", None))
+    at_end = pool == "argmax" or (pool == "eos" and end_id == part.token_embedding.num_embeddings - 1)
+    if not at_end or getattr(part, "cls_emb", None) is not None:  # CoCa reads an extra token behind the text
+        raise RPLibError(
+            "only text towers that read their feature at the end mark, the largest token id, are supported"
+        )
     return part
 
 

@@ -8,6 +8,7 @@ due, and a run that was interrupted goes on exactly where it stopped.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import math
 import signal
@@ -23,7 +24,7 @@ from tqdm import tqdm
 
 from rp_lib.device import autocast_dtype, computing
 from rp_lib.errors import RPLibError, UnknownName
-from rp_lib.storage import StorageError, tensors_sha256, write_atomically
+from rp_lib.storage import StorageError, tensors_sha256, write_atomically, write_synced
 
 log = logging.getLogger(__name__)
 SCHEDULES = ("constant", "cosine", "steps")
@@ -62,6 +63,9 @@ class Task(Protocol):
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss of a batch on ``device``."""
+
+    def identity(self) -> str:
+        """Everything beside data and schedule that the run depends on; a checkpoint of another run is refused."""
 
     def validate(self) -> float | None:
         """Accuracy on validation data as a fraction, or None if there is none."""
@@ -157,6 +161,7 @@ def train(
         schedule: epochs, batch size, rates, seed, precision.
         checkpoint: file to write after every ``checkpoint_every`` epochs and on Ctrl-C, and to resume from if
             it is there; removed when the run is whole.
+        checkpoint_every: epochs from one checkpoint to the next.
         progress: label of a progress bar on stderr; None shows none.
         on_epoch: called after each epoch with (epochs done, history).
 
@@ -171,7 +176,11 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     sizes = [len(b) for b in batches(len(labels), schedule.batch_size, 0, 0)]
     total = schedule.epochs * len(sizes)
-    identity = f"{asdict(schedule)} {tensors_sha256({'inputs': inputs, 'labels': labels})}" if checkpoint else ""
+    identity = (
+        f"{asdict(schedule)} {task.identity()} {tensors_sha256({'inputs': inputs, 'labels': labels})}"
+        if checkpoint
+        else ""
+    )
     epoch, position = 0, 0
     if checkpoint is not None and checkpoint.is_file():
         epoch, position = _resume(checkpoint, identity, task, optimisers, scaler, history)
@@ -186,50 +195,55 @@ def train(
             }  # fmt: skip
             write_atomically(checkpoint, lambda partial: _torch_save(state, partial))
 
-    bar: Any = tqdm(total=total, initial=len(history.losses), desc=progress, unit="step", disable=progress is None, leave=False)
-    with bar, _interrupt_between_steps() as interrupted:
-            while epoch < schedule.epochs:
-                for index in batches(len(labels), schedule.batch_size, schedule.seed, epoch)[position:]:
-                    factor = schedule.factor(epoch * len(sizes) + position, total)
-                    for optimiser, rates in zip(optimisers, base_rates, strict=True):
-                        for group, rate in zip(optimiser.param_groups, rates, strict=True):
-                            group["lr"] = rate * factor
-                    x, y = inputs[index].to(device), labels[index].to(device)
-                    with computing(device, dtype):
-                        loss = task.loss(x, y)
-                    if not torch.isfinite(loss):
-                        raise TrainingDiverged(
-                            f"the loss became {float(loss)} at epoch {epoch + 1}, step {position + 1}: lower the learning "
-                            "rate, lengthen the warm-up or train with --precision float32, and check the images for NaN"
-                        )
-                    scaler.scale(loss).backward()
-                    for optimiser in optimisers:
-                        scaler.step(optimiser)
-                        optimiser.zero_grad(set_to_none=True)
-                    scaler.update()
-                    position += 1
-                    history.losses.append(float(loss.detach()))
-                    bar.update()
-                    if interrupted():
-                        save()
-                        raise KeyboardInterrupt
-                epoch, position = epoch + 1, 0
-                last = epoch == schedule.epochs
-                due = last or (schedule.validate_every and epoch % schedule.validate_every == 0)
-                history.accuracies.append(task.validate() if due else None)
-                if history.accuracies[-1] is not None:
-                    bar.set_postfix(val=f"{100 * history.accuracies[-1]:.1f}%")
-                if on_epoch is not None:
-                    on_epoch(epoch, history)
-                if not last and epoch % checkpoint_every == 0:
+    bar: Any = tqdm(
+        total=total, initial=len(history.losses), desc=progress, unit="step", disable=progress is None, leave=False
+    )
+    with bar, interrupt_between_steps() as interrupted:
+        while epoch < schedule.epochs:
+            for index in batches(len(labels), schedule.batch_size, schedule.seed, epoch)[position:]:
+                factor = schedule.factor(epoch * len(sizes) + position, total)
+                for optimiser, rates in zip(optimisers, base_rates, strict=True):
+                    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                        group["lr"] = rate * factor
+                x, y = inputs[index].to(device), labels[index].to(device)
+                with computing(device, dtype):
+                    loss = task.loss(x, y)
+                if not torch.isfinite(loss):
+                    raise TrainingDiverged(
+                        f"the loss became {loss.item()} at epoch {epoch + 1}, step {position + 1}: lower the learning "
+                        "rate, lengthen the warm-up or train with --precision float32, and check the images for NaN"
+                    )
+                scaler.scale(loss).backward()
+                for optimiser in optimisers:
+                    scaler.step(optimiser)
+                    optimiser.zero_grad(set_to_none=True)
+                scaler.update()
+                position += 1
+                history.losses.append(float(loss.detach()))
+                bar.update()
+                if interrupted():
                     save()
+                    raise KeyboardInterrupt
+            epoch, position = epoch + 1, 0
+            last = epoch == schedule.epochs
+            due = last or (schedule.validate_every and epoch % schedule.validate_every == 0)
+            history.accuracies.append(task.validate() if due else None)
+            if history.accuracies[-1] is not None:
+                bar.set_postfix(val=f"{100 * history.accuracies[-1]:.1f}%")
+            if on_epoch is not None:
+                on_epoch(epoch, history)
+            if interrupted():  # while validating
+                save()
+                raise KeyboardInterrupt
+            if not last and epoch % checkpoint_every == 0:
+                save()
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     return history
 
 
 @contextlib.contextmanager
-def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
+def interrupt_between_steps() -> Iterator[Callable[[], bool]]:
     """Hold Ctrl-C back until a step is whole, so that what is saved is a state the run really had.
 
     A second Ctrl-C interrupts at once. Only the main thread may handle signals; elsewhere nothing changes.
@@ -252,10 +266,10 @@ def _interrupt_between_steps() -> Iterator[Callable[[], bool]]:
 
 
 def _torch_save(state: dict[str, Any], path: Path) -> None:
-    try:
-        torch.save(state, path)
-    except RuntimeError as error:  # torch reports a full disk as a RuntimeError of its zip writer
-        raise OSError(28, f"no space left on device ({error})") from error
+    # By way of memory: torch's own file writer reports a full disk as a RuntimeError that does not name it.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_synced(path, buffer.getbuffer())
 
 
 def _resume(
@@ -275,4 +289,7 @@ def _resume(
     except StorageError:
         raise
     except Exception as error:  # a damaged zip, a missing key, a tensor of another shape
-        raise StorageError(f"{path} is damaged ({error}); remove it to start anew") from error
+        # Not torch's own message: it advises to load the file without its safeguard.
+        raise StorageError(
+            f"{path} is damaged or no rp_lib checkpoint ({type(error).__name__}); remove it to start anew"
+        ) from error

@@ -11,15 +11,22 @@ from rp_lib.errors import UnknownName
 from rp_lib.methods.base import Method, read_saved
 from rp_lib.methods.fine_tune import FineTune
 from rp_lib.methods.linear_probe import LinearProbe
-from rp_lib.methods.reprogrammer import Reprogrammer, ResidualReprogrammer
+from rp_lib.methods.reprogrammer import Reprogrammer
+from rp_lib.methods.residual import ResidualReprogrammer
 from rp_lib.methods.zero_shot import ZeroShot
 from rp_lib.presets import Reprogramming
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (ZeroShot, LinearProbe, FineTune, Reprogrammer, ResidualReprogrammer)}
+METHODS: dict[str, type[Method]] = {
+    m.name: m for m in (ZeroShot, LinearProbe, FineTune, Reprogrammer, ResidualReprogrammer)
+}
 
 
 def build_method(
-    name: str, clip: FrozenCLIP, class_names: Sequence[str], templates: Sequence[str], settings: dict[str, Any] | None = None
+    name: str,
+    clip: FrozenCLIP,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    settings: dict[str, Any] | None = None,
 ) -> Method:
     """A method by name, not yet fitted; ``settings`` as :meth:`Method.settings` returns them."""
     if name not in METHODS:
@@ -34,7 +41,8 @@ def load_method(path: str | Path, clip: FrozenCLIP, class_names: Sequence[str] |
     """Load what :meth:`Method.save` wrote.
 
     Args:
-        path: the file. clip: the backbone that it was trained for.
+        path: the file.
+        clip: the backbone that it was trained for.
         class_names: if given, must equal the saved ones, in order.
 
     Raises:
@@ -48,5 +56,6 @@ def load_method(path: str | Path, clip: FrozenCLIP, class_names: Sequence[str] |
 
 
 __all__ = [
-    "METHODS", "FineTune", "LinearProbe", "Method", "Reprogrammer", "ResidualReprogrammer", "ZeroShot", "build_method", "load_method",
+    "METHODS", "FineTune", "LinearProbe", "Method", "Reprogrammer", "ResidualReprogrammer", "ZeroShot", "build_method",
+    "load_method",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP
 from rp_lib.errors import RPLibError
 from rp_lib.features import Encoder, FeatureStore, encode_all
-from rp_lib.storage import load_tensors, save_tensors
+from rp_lib.storage import StorageError, load_tensors, save_tensors, tensors_sha256
 from rp_lib.trainer import History
 
 
@@ -124,7 +124,8 @@ class Method(ABC):
 
     def save(self, path: str | Path) -> None:
         """Write the trained part as safetensors, with the backbone's fingerprint and the classes."""
-        save_tensors(Path(path), self.trained(), self.metadata())
+        tensors = self.trained()
+        save_tensors(Path(path), tensors, {**self.metadata(), "sha256": tensors_sha256(tensors)})
 
     def accept(self, data: ImageSet) -> None:
         """Note what is trained on; raise unless its labels fit the classes."""
@@ -142,7 +143,9 @@ class Method(ABC):
         return copy.copy(self)
 
 
-def read_saved(path: str | Path, clip: FrozenCLIP, class_names: Sequence[str] | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_saved(
+    path: str | Path, clip: FrozenCLIP, class_names: Sequence[str] | None
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a saved method, after checking that they belong to this backbone and these classes.
 
     Raises:
@@ -152,16 +155,21 @@ def read_saved(path: str | Path, clip: FrozenCLIP, class_names: Sequence[str] | 
     tensors, meta = load_tensors(Path(path))
     if meta.get("format") != "rp_lib method 1":
         raise RPLibError(f"{path} holds no method saved by rp_lib")
+    if meta.get("sha256") != tensors_sha256(tensors):
+        raise StorageError(f"{path} was altered since it was saved (its SHA-256 differs); fetch or train it again")
     if meta["backbone_sha256"] != clip.fingerprint:
         raise RPLibError(
-            f"{path} was trained for the backbone {meta['backbone']!r} (SHA-256 {str(meta['backbone_sha256'])[:12]}...), not "
-            f"for {clip.name!r} ({clip.fingerprint[:12]}...): load that backbone, or train again on this one"
+            f"{path} was trained for the backbone {meta['backbone']!r} "
+            f"(SHA-256 {str(meta['backbone_sha256'])[:12]}...), not for {clip.name!r} "
+            f"({clip.fingerprint[:12]}...): load that backbone, or train again on this one"
         )
     if class_names is not None and list(class_names) != meta["class_names"]:
         saved = list(meta["class_names"])  # type: ignore[call-overload]
-        where = next((i for i, (a, b) in enumerate(zip(saved, class_names)) if a != b), min(len(saved), len(class_names)))  # noqa: B905
+        pairs = enumerate(zip(saved, class_names, strict=False))
+        where = next((i for i, (a, b) in pairs if a != b), min(len(saved), len(class_names)))
         raise RPLibError(
-            f"{path} was trained for {len(saved)} classes, you gave {len(class_names)}; they differ from index {where} on: "
-            f"{saved[where : where + 3]} against {list(class_names)[where : where + 3]}. Same classes in the same order are needed"
+            f"{path} was trained for {len(saved)} classes, you gave {len(class_names)}; they differ from index "
+            f"{where} on: {saved[where : where + 3]} against {list(class_names)[where : where + 3]}. The same classes "
+            "in the same order are needed"
         )
     return tensors, dict(meta)

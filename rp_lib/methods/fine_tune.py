@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP
-from rp_lib.device import computing
+from rp_lib.device import computing, in_float32
 from rp_lib.features import Encoder, FeatureStore
 from rp_lib.methods.base import Method
 from rp_lib.trainer import Group, Schedule, train
@@ -68,10 +68,14 @@ class FineTune(Method):
         self.accept(train_set)
         self.visual.train()
         task = _FineTuneTask(self, val)
-        self.history = train(
-            task, train_set.images, train_set.labels, self.schedule, checkpoint=checkpoint, progress=progress
-        )
-        self.visual.eval()
+        if store is not None:
+            store.forget(self)  # what it remembers was computed with the weights of before
+        try:
+            self.history = train(
+                task, train_set.images, train_set.labels, self.schedule, checkpoint=checkpoint, progress=progress
+            )
+        finally:
+            self.visual.eval()
         return self
 
     @property
@@ -123,7 +127,12 @@ class _FineTuneTask:
         return [Group(matrices, m.lr, m.weight_decay), Group(vectors, m.lr, 0.0)]
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.method.head(self.method.encode(inputs)).float(), labels)
+        features = self.method.encode(inputs)
+        with in_float32(self.device):
+            return F.cross_entropy(self.method.head(features), labels)
+
+    def identity(self) -> str:
+        return repr(self.method.metadata())
 
     def validate(self) -> float | None:
         if self.val is None:

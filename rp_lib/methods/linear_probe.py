@@ -62,7 +62,9 @@ class LinearProbe(Method):
         schedule = Schedule(self.epochs, self.batch_size, "steps", seed=self.seed, precision="float32")
         features, labels = store.get(self.clip, train_set), train_set.labels
         task = _ProbeTask(self, val, store)
-        self.history = train(task, features, labels, schedule, checkpoint=checkpoint, checkpoint_every=20, progress=progress)
+        self.history = train(
+            task, features, labels, schedule, checkpoint=checkpoint, checkpoint_every=20, progress=progress
+        )
         return self
 
     @property
@@ -103,6 +105,9 @@ class _ProbeTask:
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(self.probe.head(inputs), labels)
+
+    def identity(self) -> str:
+        return repr(self.probe.metadata())
 
     def validate(self) -> float | None:
         return None if self.val is None else self.probe.accuracy(self.val, self.store)

@@ -1,4 +1,4 @@
-"""Reprogrammer (RP) and Residual Reprogrammer (RRP), Geng and Chen 2024, arXiv 2403.10800."""
+"""Reprogrammer (RP), Geng and Chen 2024, arXiv 2403.10800."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP, check_images, to_unit_range
+from rp_lib.device import in_float32
 from rp_lib.errors import RPLibError
 from rp_lib.features import Encoder, FeatureStore
 from rp_lib.methods.base import Method
 from rp_lib.objectives import objective
-from rp_lib.presets import PAPER, Reprogramming, check_alpha
+from rp_lib.presets import PAPER, Reprogramming
 from rp_lib.programs import ImageProgram, TextProgram
 from rp_lib.trainer import Group, Schedule, train
 
@@ -71,13 +71,17 @@ class Reprogrammer(Method):
         c, size = self.config, self.clip.image_size
         schedule = Schedule(c.epochs, c.batch_size, "cosine", c.warmup_steps, self.seed, self.precision)
         inputs = train_set.images
+        store = FeatureStore() if store is None else store
+        store.forget(self)  # what it remembers was computed with the programs of before
         if not c.use_image_program:  # the images never change, so neither do their features
-            inputs = (store or FeatureStore()).get(self.clip, train_set)
+            inputs = store.get(self.clip, train_set)
+        task = _ReprogramTask(self, val, store)
         self.image_program.resolution = _pixels(c.train_resolution, size)
-        task = _ReprogramTask(self, val)
-        self.history = train(task, inputs, train_set.labels, schedule, checkpoint=checkpoint, progress=progress)
-        self.image_program.resolution = _pixels(c.eval_resolution, size)
-        self._class_embeddings = None
+        try:
+            self.history = train(task, inputs, train_set.labels, schedule, checkpoint=checkpoint, progress=progress)
+        finally:
+            self.image_program.resolution = _pixels(c.eval_resolution, size)
+            self._class_embeddings = None
         return self
 
     @property
@@ -113,7 +117,7 @@ class Reprogrammer(Method):
     def logits_from(self, features: Tensor) -> Tensor:
         """Inner products with the programmed prompts, times CLIP's logit scale."""
         logits = self.clip.logit_scale * features @ self.class_embeddings().T
-        return _through_half(logits) if self.as_detector and self.config.half_precision_detection else logits
+        return through_half(logits) if self.as_detector and self.config.half_precision_detection else logits
 
     def for_detection(self) -> Method:
         """Itself; with the released code's faulty detection script switched on, what that script computes."""
@@ -151,109 +155,16 @@ class Reprogrammer(Method):
         if wrong:
             raise RPLibError(f"the saved program does not fit this configuration: {', '.join(sorted(wrong))}")
         if "text.token_ids" in tensors and not torch.equal(tensors["text.token_ids"], expected["text.token_ids"]):
-            raise RPLibError("the saved text program was trained on other words; use the same class names and templates")
+            raise RPLibError(
+                "the saved text program was trained on other words; use the same class names and templates"
+            )
         modules.load_state_dict(tensors)
         self._class_embeddings = None
 
 
-class ResidualReprogrammer(Method):
-    """RRP: at inference, a share ``alpha`` of the untouched CLIP's features is mixed back in, on both sides::
-
-        f = (1 - alpha) * f_RP + alpha * f_ZS
-
-    Nothing more is trained than RP; ``alpha = 0`` is RP and ``alpha = 1`` is zero-shot.
-
-    Args:
-        config, seed, precision: of the reprogrammer inside. alpha: overrides ``config.alpha``, in [0, 1].
-    """
-
-    name = "rrp"
-
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        config: Reprogramming = PAPER,
-        *,
-        alpha: float | None = None,
-        seed: int = 1,
-        precision: str = "auto",
-    ) -> None:
-        super().__init__(clip, class_names, templates)
-        self.rp = Reprogrammer(clip, class_names, templates, config, seed=seed, precision=precision)
-        self.alpha = check_alpha(config.alpha if alpha is None else alpha)
-        self._zero_shot = clip.class_embeddings(self.class_names, self.templates).cpu()
-
-    @classmethod
-    def of(cls, rp: Reprogrammer, alpha: float | None = None) -> ResidualReprogrammer:
-        """The residual of a trained reprogrammer, sharing its program."""
-        made = cls(rp.clip, rp.class_names, rp.templates, rp.config, alpha=alpha, seed=rp.seed, precision=rp.precision)
-        made.rp, made.history = rp, rp.history
-        return made
-
-    def at(self, alpha: float) -> ResidualReprogrammer:
-        """The same programs at another alpha; costs no encoding."""
-        return type(self).of(self.rp, alpha)
-
-    def fit(
-        self,
-        train_set: ImageSet,
-        val: ImageSet | None = None,
-        *,
-        store: FeatureStore | None = None,
-        checkpoint: Path | None = None,
-        progress: str | None = None,
-    ) -> Self:
-        """Train the reprogrammer inside."""
-        self.rp.fit(train_set, val, store=store, checkpoint=checkpoint, progress=progress)
-        self.history = self.rp.history
-        return self
-
-    @property
-    def encoders(self) -> tuple[Encoder, ...]:
-        """RP's encoder and the untouched backbone."""
-        return (*self.rp.encoders, self.clip)
-
-    def _mix(self, programmed: Tensor, zero_shot: Tensor) -> Tensor:
-        mixed = (1 - self.alpha) * programmed + self.alpha * zero_shot
-        return F.normalize(mixed, dim=-1) if self.rp.config.renormalise_residual else mixed
-
-    def combine(self, *features: Tensor) -> Tensor:
-        """Mix of programmed and untouched image features; of unit length unless the switch says otherwise."""
-        programmed, zero_shot = features
-        return self._mix(programmed, zero_shot)
-
-    def class_embeddings(self) -> Tensor:
-        """Mix of programmed and untouched prompt features, float32 (C, d)."""
-        return self._mix(self.rp.class_embeddings(), self._zero_shot)
-
-    def logits_from(self, features: Tensor) -> Tensor:
-        """Inner products of mixed features, times CLIP's logit scale."""
-        logits = self.clip.logit_scale * features @ self.class_embeddings().T
-        return _through_half(logits) if self.rp.as_detector and self.rp.config.half_precision_detection else logits
-
-    def for_detection(self) -> Method:
-        """See :meth:`Reprogrammer.for_detection`."""
-        seen = self.rp.for_detection()
-        return self if seen is self.rp else type(self).of(seen, self.alpha)  # type: ignore[arg-type]
-
-    def settings(self) -> dict[str, Any]:
-        """RP's settings and alpha."""
-        return {**self.rp.settings(), "alpha": self.alpha}
-
-    def trained(self) -> dict[str, Tensor]:
-        """RP's programs."""
-        return self.rp.trained()
-
-    def load_trained(self, tensors: dict[str, Tensor]) -> None:
-        """RP's programs."""
-        self.rp.load_trained(tensors)
-
-
 class _ReprogramTask:
-    def __init__(self, rp: Reprogrammer, val: ImageSet | None) -> None:
-        self.rp, self.val, self.device = rp, val, rp.clip.device
+    def __init__(self, rp: Reprogrammer, val: ImageSet | None, store: FeatureStore) -> None:
+        self.rp, self.val, self.store, self.device = rp, val, store, rp.clip.device
         # A frozen text side is encoded once, not at every step.
         self.prompts = None if rp.config.use_text_program else rp.prompt_embeddings()
 
@@ -271,16 +182,32 @@ class _ReprogramTask:
         return groups
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        features = self.rp.encode(inputs) if self.rp.config.use_image_program else inputs
-        prompts = self.rp.prompt_embeddings() if self.prompts is None else self.prompts
-        logits = self.rp.clip.logit_scale * features.float() @ prompts.float().T
-        return objective(logits, labels, self.rp.config.objective, self.rp.config.loss)
+        c = self.rp.config
+        features = self.rp.encode(inputs) if c.use_image_program else inputs
+        if self.prompts is not None:
+            prompts = self.prompts
+        elif c.objective == "class":
+            prompts = self.rp.prompt_embeddings()
+        else:  # contrastive: prompts of classes that the batch lacks count nothing, so they are not encoded
+            present, labels = labels.unique(return_inverse=True)
+            prompts = self.rp.text_program.class_embeddings(present)
+        with in_float32(self.device):
+            logits = self.rp.clip.logit_scale * features.float() @ prompts.float().T
+            return objective(logits, labels, c.objective, c.loss)
+
+    def identity(self) -> str:
+        return repr(self.rp.metadata())
 
     def validate(self) -> float | None:
         if self.val is None:
             return None
-        self.rp._class_embeddings = None  # the prompts have moved since they were last encoded
-        return self.rp.accuracy(self.val)
+        rp, size = self.rp, self.rp.clip.image_size
+        rp._class_embeddings = None  # the prompts have moved since they were last encoded
+        rp.image_program.resolution = _pixels(rp.config.eval_resolution, size)
+        # A trained border moves too; only the features of the untouched encoder may be remembered.
+        value = rp.accuracy(self.val, None if rp.config.use_image_program else self.store)
+        rp.image_program.resolution = _pixels(rp.config.train_resolution, size)
+        return value
 
 
 def _pixels(fraction: float | None, size: int) -> int | None:
@@ -292,6 +219,6 @@ def _wrap_to_8_bits(normalised: Tensor) -> Tensor:
     return ((normalised * 255).to(torch.int64) % 256).float() / 255
 
 
-def _through_half(logits: Tensor) -> Tensor:
+def through_half(logits: Tensor) -> Tensor:
     """Logits as half precision holds them."""
     return logits.half().float()

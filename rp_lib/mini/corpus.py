@@ -50,7 +50,9 @@ def fetch_iconify(folder: Path, version: str = NPM_VERSION) -> Path:
         return package
     npm = shutil.which("npm")
     if npm is None:
-        raise MissingDependency("npm", "install Node.js, which brings npm, or pass --iconify FOLDER with an unpacked copy")
+        raise MissingDependency(
+            "npm", "install Node.js, which brings npm, or pass --iconify FOLDER with an unpacked copy"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     run = subprocess.run(
         [npm, "pack", "--silent", f"{NPM_PACKAGE}@{version}"], cwd=folder, capture_output=True, text=True, check=False
@@ -61,7 +63,11 @@ def fetch_iconify(folder: Path, version: str = NPM_VERSION) -> Path:
     partial = package.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
     with tarfile.open(archive) as tar:
-        wanted = [m for m in tar if m.isfile() and (m.name.startswith("package/json/") or m.name == "package/collections.json")]
+        wanted = [
+            m
+            for m in tar
+            if m.isfile() and (m.name.startswith("package/json/") or m.name == "package/collections.json")
+        ]
         tar.extractall(partial, members=wanted, filter="data")  # "data" refuses members outside the folder
     (partial / "package").rename(package)
     shutil.rmtree(partial)

@@ -31,9 +31,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from rp_lib.errors import RPLibError
 from rp_lib.mini.captions import WordTokens, caption
-from rp_lib.mini.corpus import SIZE, load_sets
-from rp_lib.mini.families import PRETRAINING
+from rp_lib.mini.icon_pairs import IconPairs
 from rp_lib.text_tower import embed, encode_embedded, end_positions
+from rp_lib.trainer import interrupt_between_steps
 
 CONFIG: dict[str, Any] = {
     "embed_dim": 256,
@@ -48,107 +48,21 @@ PRETRAIN_LENGTH = 12
 class Recipe:
     """Everything that decides the result. Rates are per step; ``steps`` x ``batch`` pictures are seen."""
 
-    steps: int = 5000
+    steps: int = 4700
     batch: int = 512
     lr: float = 2e-3
     weight_decay: float = 0.1
-    warmup: int = 150
+    warmup: int = 100
     constant_until: float = 0.45
     patch_dropout: float = 0.5
     muon: bool = True
     seed: int = 0
-    keep_at: tuple[float, ...] = (0.03, 0.12)
+    keep_at: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
 
 
-class IconPairs:
-    """The pre-training families as (picture, caption) pairs, memory-mapped, sampled by weight."""
-
-    def __init__(self, corpus: Path) -> None:
-        self.arrays: list[np.ndarray] = []
-        owner, row, weight, concept_id = [], [], [], []
-        self.rows: list[tuple[str, list[str], list[str], str | None]] = []
-        concepts: dict[str, int] = {}
-        self.sets: list[str] = []
-        for prefix, meta in load_sets(corpus).items():
-            if meta["family"] not in PRETRAINING or not meta["icons"]:
-                continue
-            array = np.load(corpus / f"{prefix}.npy", mmap_mode="r", allow_pickle=False)
-            seen: dict[str, int] = {}
-            for _, concept, _, _ in meta["icons"]:
-                seen[concept] = seen.get(concept, 0) + 1
-            for i, (name, concept, style, others) in enumerate(meta["icons"]):
-                if "skin tone" in concept or "skin-tone" in name:
-                    continue  # hundreds of repeats of a few people
-                owner.append(len(self.arrays))
-                row.append(i)
-                # A set with six weights of each icon is not six sets.
-                weight.append(seen[concept] ** -0.6 * (0.4 if meta["category"] == "Logos" else 1.0))
-                concept_id.append(concepts.setdefault(concept, len(concepts)))
-                self.rows.append((concept, others, style, meta["category"]))
-            self.arrays.append(array)
-            self.sets.append(prefix)
-        if not self.rows:
-            raise RPLibError(f"the corpus in {corpus} holds none of the pre-training families: build it again")
-        self.owner, self.row = np.array(owner), np.array(row)
-        self.concept_id = torch.tensor(concept_id)
-        self._cumulative = np.cumsum(np.array(weight) / np.sum(weight))
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def draw(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Indices, int64 (n,), with replacement, by weight."""
-        return np.minimum(np.searchsorted(self._cumulative, rng.random(n)), len(self) - 1)
-
-    def pictures(self, index: np.ndarray, strength: float, rng: np.random.Generator) -> torch.Tensor:
-        """float32 (n, 3, 64, 64) in [0, 1], composited on a background and augmented by ``strength`` in [0, 1]."""
-        rgba = np.zeros((len(index), 4, SIZE, SIZE), np.uint8)
-        is_mono = np.zeros(len(index), bool)
-        for k, i in enumerate(index):
-            picture = self.arrays[self.owner[i]][self.row[i]]
-            if picture.ndim == 2:
-                rgba[k, 3] = picture
-                is_mono[k] = True
-            else:
-                rgba[k] = picture
-        return augment(torch.from_numpy(rgba), torch.from_numpy(is_mono), strength, rng)
-
-
-def augment(rgba: torch.Tensor, is_mono: torch.Tensor, strength: float, rng: np.random.Generator) -> torch.Tensor:
-    """Composite uint8 (n, 4, 64, 64) onto a background, with random colours, place, size, turn and noise."""
-    n = len(rgba)
-    uniform = lambda *shape: torch.from_numpy(rng.random((n, *shape), dtype=np.float32))  # noqa: E731
-    # Geometry first, on premultiplied colour, so that edges stay clean.
-    x = rgba.float() / 255
-    x[:, :3] *= x[:, 3:]
-    angle = (uniform() * 2 - 1) * math.radians(12) * strength
-    size = torch.exp((math.log(0.7) + uniform() * math.log(1.15 / 0.7)) * strength)
-    shift = (uniform(2) * 2 - 1) * 0.12 * strength
-    theta = torch.zeros(n, 2, 3)
-    theta[:, 0, 0] = theta[:, 1, 1] = torch.cos(angle) / size
-    theta[:, 0, 1], theta[:, 1, 0] = -torch.sin(angle) / size, torch.sin(angle) / size
-    theta[:, :, 2] = shift
-    x = F.grid_sample(x, F.affine_grid(theta, list(x.shape), align_corners=False), align_corners=False)
-    alpha = x[:, 3:]
-    # Colours: black on white, sometimes (more and more often) anything on anything with contrast.
-    ink, paper = torch.zeros(n, 3), torch.ones(n, 3)
-    recolour = uniform() < 0.6 * strength
-    dark = uniform() < 0.5
-    a, b = uniform(3) * 0.55, 1 - uniform(3) * 0.45
-    grey = (uniform() < 0.5)[:, None]
-    a, b = torch.where(grey, a[:, :1], a), torch.where(grey, b[:, :1], b)
-    ink = torch.where(recolour[:, None], torch.where(dark[:, None], b, a), ink)
-    paper = torch.where(recolour[:, None], torch.where(dark[:, None], a, b), paper)
-    colour = torch.where(is_mono[:, None, None, None], ink[:, :, None, None] * alpha, x[:, :3])
-    out = colour + paper[:, :, None, None] * (1 - alpha)
-    noisy = n // 8  # the batch is in random order, so any eighth will do
-    if strength > 0:
-        noise = torch.from_numpy(rng.standard_normal((noisy, 3, SIZE, SIZE), dtype=np.float32))
-        out[:noisy] += noise * (0.15 * strength * uniform()[:noisy, None, None, None])
-    return out.clamp_(0, 1)
-
-
-def contrastive_loss(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, concept: torch.Tensor) -> torch.Tensor:
+def contrastive_loss(
+    image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, concept: torch.Tensor
+) -> torch.Tensor:
     """Symmetric contrastive loss with all pairs of the same concept positive.
 
     ``image``, ``text``: unit float (n, d); ``concept``: int (n,). Targets are uniform over the positives
@@ -212,23 +126,37 @@ def pretrain(corpus: Path, out: Path, recipe: Recipe, save_every: float = 240.0,
             optimiser.load_state_dict(saved)
         step, elapsed = state["step"], state["elapsed"]
     (out / "recipe.json").write_text(
-        json.dumps({**asdict(recipe), "icons": len(pairs), "sets": pairs.sets, "concepts": int(pairs.concept_id.max()) + 1,
-                    "vocabulary": len(vocabulary), "torch": torch.__version__}, indent=1)
+        json.dumps(
+            {
+                **asdict(recipe),
+                "icons": len(pairs),
+                "sets": pairs.sets,
+                "concepts": int(pairs.concept_id.max()) + 1,
+                "vocabulary": len(vocabulary),
+                "torch": torch.__version__,
+            },
+            indent=1,
+        )
     )
 
     def save(name: str) -> None:
         partial = out / f"{name}.partial"
         torch.save(
-            {"model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers] if name == "state.pt" else [],
-             "step": step, "elapsed": elapsed, "vocabulary": vocabulary}, partial
+            {
+                "model": model.state_dict(),
+                "optimisers": [o.state_dict() for o in optimisers] if name == "state.pt" else [],
+                "step": step,
+                "elapsed": elapsed,
+                "vocabulary": vocabulary,
+            },
+            partial,
         )
         partial.replace(out / name)
 
-    mean = torch.tensor([0.5, 0.5, 0.5])[None, :, None, None]
     keep = {round(f * recipe.steps): f for f in recipe.keep_at}
     last_save = started = time.monotonic()
     bar = tqdm(total=recipe.steps, initial=step, unit="step", mininterval=10)
-    try:
+    with bar, interrupt_between_steps() as interrupted:
         while step < recipe.steps:
             rng = np.random.default_rng((recipe.seed, step))
             torch.manual_seed(recipe.seed * 1_000_003 + step)  # patch dropout draws from torch
@@ -236,7 +164,7 @@ def pretrain(corpus: Path, out: Path, recipe: Recipe, save_every: float = 240.0,
             if step >= recipe.constant_until * recipe.steps:
                 model.visual.patch_dropout.prob = 0.0
             index = pairs.draw(recipe.batch, rng)
-            image = (pairs.pictures(index, strength, rng) - mean) / 0.5
+            image = (pairs.pictures(index, strength, rng) - 0.5) / 0.5
             tokens = compact[words.batch([caption(*pairs.rows[i], rng) for i in index], PRETRAIN_LENGTH)]
             rate = learning_rate(step, recipe)
             for optimiser in optimisers:
@@ -245,11 +173,18 @@ def pretrain(corpus: Path, out: Path, recipe: Recipe, save_every: float = 240.0,
             with sdpa_kernel(SDPBackend.MATH), torch.autocast("cpu", torch.bfloat16):
                 image_features = model.encode_image(image, normalize=True)
                 text_features = encode_embedded(model, embed(model, tokens), end_positions(tokens))
-            loss = contrastive_loss(image_features, F.normalize(text_features.float(), dim=-1), model.logit_scale.exp(), pairs.concept_id[index])
+            loss = contrastive_loss(
+                image_features,
+                F.normalize(text_features.float(), dim=-1),
+                model.logit_scale.exp(),
+                pairs.concept_id[index],
+            )
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             if not torch.isfinite(norm):
-                raise RPLibError(f"the gradient is not finite at step {step}; resume with a lower --lr from {out}/state.pt")
+                raise RPLibError(
+                    f"the gradient is not finite at step {step}; resume with a lower --lr from {out}/state.pt"
+                )
             for optimiser in optimisers:
                 optimiser.step()
                 optimiser.zero_grad(set_to_none=True)
@@ -259,25 +194,37 @@ def pretrain(corpus: Path, out: Path, recipe: Recipe, save_every: float = 240.0,
             bar.update()
             now = time.monotonic()
             if step % log_every == 0:
-                record = {"step": step, "loss": round(float(loss), 4), "lr": rate, "scale": round(float(model.logit_scale.exp()), 2),
-                          "grad_norm": round(float(norm), 3), "seconds": round(elapsed + now - started, 1)}
+                record = {
+                    "step": step,
+                    "loss": round(float(loss), 4),
+                    "lr": rate,
+                    "scale": round(float(model.logit_scale.exp()), 2),
+                    "grad_norm": round(float(norm), 3),
+                    "seconds": round(elapsed + now - started, 1),
+                }
                 with (out / "log.jsonl").open("a") as log:
                     log.write(json.dumps(record) + "\n")
                 bar.set_postfix(loss=record["loss"])
             if step in keep:
                 save(f"checkpoint-{keep[step]:g}.pt")
-            if now - last_save > save_every or step == recipe.steps:
+            if now - last_save > save_every or step == recipe.steps or interrupted():
                 elapsed, started = elapsed + now - started, now
                 last_save = now
                 save("state.pt")
-    except KeyboardInterrupt:
-        elapsed += time.monotonic() - started
-        save("state.pt")
-        raise
+                if interrupted():
+                    raise KeyboardInterrupt
 
 
 def _template_words() -> list[str]:
     from rp_lib.mini import captions
 
-    return [t.replace("{}", " ").replace("{style}", " ") for t in (
-        *captions.TEMPLATES, captions.STYLED_TEMPLATE, captions.EMOJI_TEMPLATE, captions.LOGO_TEMPLATE, captions.FLAG_TEMPLATE)]
+    return [
+        t.replace("{}", " ").replace("{style}", " ")
+        for t in (
+            *captions.TEMPLATES,
+            captions.STYLED_TEMPLATE,
+            captions.EMOJI_TEMPLATE,
+            captions.LOGO_TEMPLATE,
+            captions.FLAG_TEMPLATE,
+        )
+    ]

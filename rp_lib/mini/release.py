@@ -15,8 +15,8 @@ from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
 from rp_lib.errors import RPLibError
 from rp_lib.features import FeatureStore
+from rp_lib.intervals import wilson_interval
 from rp_lib.methods import ZeroShot
-from rp_lib.metrics import wilson_interval
 from rp_lib.mini import weights
 from rp_lib.mini.pretrain import CONFIG
 from rp_lib.storage import file_sha256, write_atomically
@@ -31,7 +31,9 @@ def release(run: Path, out: Path, keep: tuple[float, ...]) -> None:
     recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
     final = torch.load(run / "state.pt", weights_only=True)
     if final["step"] < recipe["steps"]:
-        raise RPLibError(f"{run} stopped at step {final['step']} of {recipe['steps']}: run `rp-lib mini pretrain` to its end")
+        raise RPLibError(
+            f"{run} stopped at step {final['step']} of {recipe['steps']}: run `rp-lib mini pretrain` to its end"
+        )
     benchmark = Benchmark.mini()
     entries: dict[str, dict[str, Any]] = {}
 
@@ -47,7 +49,8 @@ def release(run: Path, out: Path, keep: tuple[float, ...]) -> None:
         if not path.is_file():
             there = ", ".join(sorted(p.stem.removeprefix("checkpoint-") for p in run.glob("checkpoint-*.pt")))
             raise RPLibError(f"{run} kept no checkpoint at {fraction:g}; it has {there}")
-        add(f"at-{round(100 * fraction)}-percent", torch.load(path, weights_only=True), fraction, words)
+        state = torch.load(path, weights_only=True)
+        add(f"at-{round(100 * state['step'] / recipe['steps'])}-percent", state, state["step"] / recipe["steps"], words)
     write_atomically(out / "index.json", lambda p: p.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8"))
     weights.index.cache_clear()
     log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -75,12 +78,21 @@ def _draw_curve(log: list[dict[str, Any]], recipe: dict[str, Any], path: Path) -
     panel.plot(seen, [r["loss"] for r in log], color="#0072B2", linewidth=0.8)
     panel.axvline(recipe["constant_until"] * recipe["steps"] * recipe["batch"] / 1e6, color="#999999", linestyle="--")
     panel.annotate("whole images, decay to zero from here", (0.46, 0.93), xycoords="axes fraction", fontsize=9)
-    panel.set(xlabel="pictures seen (millions)", ylabel="contrastive loss of the batch (nats)", title="Pre-training of the mini CLIP")
+    panel.set(
+        xlabel="pictures seen (millions)",
+        ylabel="contrastive loss of the batch (nats)",
+        title="Pre-training of the mini CLIP",
+    )
     save_figure(figure, path)
 
 
 def _card(
-    recipe: dict[str, Any], seconds: float, entries: dict[str, Any], out: Path, benchmark: Benchmark, log: list[dict[str, Any]]
+    recipe: dict[str, Any],
+    seconds: float,
+    entries: dict[str, Any],
+    out: Path,
+    benchmark: Benchmark,
+    log: list[dict[str, Any]],
 ) -> str:
     names = sorted(entries, key=lambda n: entries[n]["fraction"])
     sets = [benchmark.test, *benchmark.shifts.values()]
@@ -88,7 +100,9 @@ def _card(
     for name in names:
         clip = weights.load(str(out / f"{name}.safetensors"))
         method, store = ZeroShot(clip, benchmark.class_names, benchmark.templates), FeatureStore()
-        table.append(f"| {name} | {entries[name]['fraction']:.0%} | " + " | ".join(_cell(method, s, store) for s in sets) + " |")
+        table.append(
+            f"| {name} | {entries[name]['fraction']:.0%} | " + " | ".join(_cell(method, s, store) for s in sets) + " |"
+        )
     failures = _failures(method, benchmark.test, store)
     return f"""# The mini CLIP
 
@@ -145,6 +159,11 @@ def _failures(method: ZeroShot, data: ImageSet, store: FeatureStore) -> str:
         wrong = guess[mine & (guess != c)]
         if len(wrong):
             other = int(wrong.mode().values)
-            rows.append((1 - len(wrong) / int(mine.sum()), name, int(mine.sum()), names[other], int((wrong == other).sum())))
-    lines = [f"- {name}: {100 * acc:.0f} % of {n} recognised, most often taken for {other} ({k})" for acc, name, n, other, k in sorted(rows)[:6]]
+            rows.append(
+                (1 - len(wrong) / int(mine.sum()), name, int(mine.sum()), names[other], int((wrong == other).sum()))
+            )
+    lines = [
+        f"- {name}: {100 * acc:.0f} % of {n} recognised, most often taken for {other} ({k})"
+        for acc, name, n, other, k in sorted(rows)[:6]
+    ]
     return "The weakest classes on `test`:\n\n" + "\n".join(lines) + "\n"

@@ -45,7 +45,11 @@ def export(state: dict[str, Any], config: dict[str, Any], path: Path, keep_token
         kept = torch.isin(ids, keep_tokens)
         rows, ids = rows[kept], ids[kept]
     tensors = {name: t.half() for name, t in tensors.items()}
-    tensors |= {"token_rows": rows.half(), "token_ids": ids.int(), "other_row": state["model"]["token_embedding.weight"].mean(0).half()}
+    tensors |= {
+        "token_rows": rows.half(),
+        "token_ids": ids.int(),
+        "other_row": state["model"]["token_embedding.weight"].mean(0).half(),
+    }
     save_tensors(path, tensors, {"config": config, "step": state["step"]})
 
 
@@ -65,12 +69,16 @@ def load(checkpoint: str = "final", device: torch.device | str = "cpu", folder: 
         if not path.is_file():
             raise StorageError(f"{path} is missing; install rp_lib again")
         if file_sha256(path) != entry["sha256"]:
-            raise StorageError(f"{path} is truncated or altered (its SHA-256 is not the shipped one); install rp_lib again")
+            raise StorageError(
+                f"{path} is truncated or altered (its SHA-256 is not the shipped one); install rp_lib again"
+            )
     tensors, metadata = load_tensors(path)
     return from_tensors(tensors, metadata, f"mini:{path.stem}", device)
 
 
-def from_tensors(tensors: dict[str, Tensor], metadata: dict[str, Any], name: str, device: torch.device | str) -> FrozenCLIP:
+def from_tensors(
+    tensors: dict[str, Tensor], metadata: dict[str, Any], name: str, device: torch.device | str
+) -> FrozenCLIP:
     """Build the model from the tensors of a checkpoint file."""
     from open_clip.model import CLIP
     from open_clip.tokenizer import SimpleTokenizer

@@ -1,0 +1,224 @@
+"""What methods are trained and judged on: image sets with a role, and a benchmark made of them.
+
+A benchmark has the three axes of the paper: ID classification (train, val, test), the same classes under
+covariate shift (``shifts``), and semantic OOD pictures that show none of the classes (``ood``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from rp_lib.corruptions import corrupt
+from rp_lib.errors import RPLibError, UnknownName
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+ROLES = ("train", "val", "test", "shift", "near-ood", "far-ood")
+OOD_ROLES = ("near-ood", "far-ood")
+# The mini benchmark's derived shifts; images are drawn from its test set.
+MINI_CORRUPTIONS = ("gaussian_noise", "gaussian_blur", "contrast", "pixelate")
+MINI_SEVERITIES = (1, 3, 5)
+MINI_CORRUPTED_IMAGES = 300
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of one role.
+
+    Attributes:
+        name: what records and figures call it.
+        role: one of :data:`ROLES`.
+        images: uint8 (n, 3, h, w), 0 to 255.
+        labels: int64 (n,) class numbers; None for OOD sets.
+        groups: int64 (n,), which images are not independent (here: the family of designers that drew them), for
+            clustered intervals; by default every image is a group of its own.
+        styles: how each image is drawn, length n, or None where that is not known.
+
+    Raises:
+        RPLibError: a shape, dtype, role or length that does not fit.
+    """
+
+    name: str
+    role: str
+    images: Tensor
+    labels: Tensor | None
+    groups: Tensor = None  # type: ignore[assignment]
+    styles: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise UnknownName("role", self.role, ROLES)
+        images, n = self.images, len(self.images)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise RPLibError(
+                f"the images of {self.name!r} must be uint8 of shape (n, 3, h, w), got "
+                f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+            )
+        if self.groups is None:
+            object.__setattr__(self, "groups", torch.arange(n))
+        if self.labels is None and self.role not in OOD_ROLES:
+            raise RPLibError(f"{self.name!r} has the role {self.role!r} and needs labels")
+        if self.labels is not None and self.role in OOD_ROLES:
+            raise RPLibError(f"{self.name!r} is OOD: its images show none of the classes, so they take no labels")
+        for what, values in (("labels", self.labels), ("groups", self.groups)):
+            if values is not None and (values.dtype != torch.int64 or values.shape != (n,)):
+                raise RPLibError(
+                    f"the {what} of {self.name!r} must be int64 of shape ({n},), got "
+                    f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}"
+                )
+        if self.styles is not None and len(self.styles) != n:
+            raise RPLibError(f"{self.name!r} has {n} images but {len(self.styles)} styles")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, index: Tensor | Sequence[int], name: str | None = None) -> ImageSet:
+        """The images at ``index``: int64 positions (m,) or a bool mask (n,)."""
+        index = torch.as_tensor(index)
+        if index.dtype == torch.bool:
+            if index.shape != (len(self),):
+                raise RPLibError(f"a mask for {self.name!r} must have shape ({len(self)},), got {tuple(index.shape)}")
+            index = index.nonzero()[:, 0]
+        index = index.long()
+        return ImageSet(
+            name=name or self.name,
+            role=self.role,
+            images=self.images[index],
+            labels=None if self.labels is None else self.labels[index],
+            groups=self.groups[index],
+            styles=None if self.styles is None else [self.styles[i] for i in index.tolist()],
+        )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over images, labels and groups: the same data, the same fingerprint."""
+        digest = hashlib.sha256()
+        for values in (self.images, self.labels, self.groups):
+            if values is None:
+                digest.update(b"none")
+                continue
+            digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
+            digest.update(values.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class Benchmark:
+    """Classes, their prompts, and the image sets of all three axes.
+
+    Attributes:
+        name: e.g. ``"mini"``.
+        class_names: as they stand in prompts; no two alike.
+        templates: prompts with one ``{}`` for the class name; several are averaged.
+        train, val, test: ID image sets.
+        shifts: the same classes, drawn, coloured or stored differently; by name.
+        ood: images that show none of the classes; by name.
+
+    Raises:
+        RPLibError: a class twice or without training images, a label out of range, a set in the wrong place.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    train: ImageSet
+    val: ImageSet
+    test: ImageSet
+    shifts: Mapping[str, ImageSet] = field(default_factory=dict)
+    ood: Mapping[str, ImageSet] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        twice = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
+        if twice:
+            raise RPLibError(f"benchmark {self.name!r} has the class {twice[0]!r} twice")
+        if not self.templates or any(template.count("{}") != 1 for template in self.templates):
+            raise RPLibError(f"each prompt template needs one {{}} for the class name, got {list(self.templates)}")
+        places = [("train", self.train, ("train",)), ("val", self.val, ("val",)), ("test", self.test, ("test",))]
+        places += [(name, images, ("shift",)) for name, images in self.shifts.items()]
+        places += [(name, images, OOD_ROLES) for name, images in self.ood.items()]
+        for place, images, roles in places:
+            if images.role not in roles:
+                raise RPLibError(
+                    f"{place!r} of benchmark {self.name!r} must have the role {roles[0]!r}, not {images.role!r}"
+                )
+            if images.labels is not None and len(images):
+                low, high = int(images.labels.min()), int(images.labels.max())
+                if low < 0 or high >= len(self.class_names):
+                    raise RPLibError(
+                        f"{images.name!r} has labels {low} to {high} but there are only {len(self.class_names)} classes"
+                    )
+        counts = torch.bincount(self.train.labels, minlength=len(self.class_names))
+        for name, count in zip(self.class_names, counts.tolist(), strict=True):
+            if not count:
+                raise RPLibError(f"class {name!r} of benchmark {self.name!r} has no training image")
+
+    @property
+    def sets(self) -> tuple[ImageSet, ...]:
+        """Every image set: train, val, test, shifts, OOD."""
+        return (self.train, self.val, self.test, *self.shifts.values(), *self.ood.values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over classes, prompts and all data."""
+        parts = [self.class_names, self.templates, [(s.name, s.role, s.fingerprint) for s in self.sets]]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+    def describe(self) -> pd.DataFrame:
+        """One row per image set: set, role, n, classes (present; 0 for OOD), families (groups)."""
+        import pandas as pd
+
+        return pd.DataFrame(
+            [
+                {
+                    "set": images.name,
+                    "role": images.role,
+                    "n": len(images),
+                    "classes": 0 if images.labels is None else len(images.labels.unique()),
+                    "families": len(images.groups.unique()),
+                }
+                for images in self.sets
+            ]
+        )
+
+    @classmethod
+    def mini(cls, path: Path | str | None = None) -> Benchmark:
+        """The shipped benchmark of icons, or one that ``rp-lib mini benchmark`` wrote to ``path``.
+
+        ``dark`` (the test images inverted) and ``corrupted-SEVERITY`` (the same 300 test images under each of
+        :data:`MINI_CORRUPTIONS`) are derived here and not stored.
+
+        Raises:
+            RPLibError: a file is missing, truncated or altered.
+        """
+        from rp_lib.mini.sheets import FOLDER, read_benchmark
+
+        stored = read_benchmark(Path(path) if path is not None else FOLDER)
+        sets = {name: ImageSet(name, s.role, s.images, s.labels, s.groups, s.styles) for name, s in stored.sets.items()}
+        train, val, test = (sets.pop(name) for name in ("train", "val", "test"))
+        shifts = {name: images for name, images in sets.items() if images.role == "shift"}
+        shifts["dark"] = ImageSet("dark", "shift", 255 - test.images, test.labels, test.groups, test.styles)
+        shifts |= {f"corrupted-{severity}": _corrupted(test, severity) for severity in MINI_SEVERITIES}
+        ood = {name: images for name, images in sets.items() if images.role in OOD_ROLES}
+        return cls("mini", stored.class_names, stored.templates, train, val, test, shifts, ood)
+
+
+def _corrupted(test: ImageSet, severity: int) -> ImageSet:
+    """The same test images under each of the mini benchmark's corruptions, one after the other."""
+    chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:MINI_CORRUPTED_IMAGES].sort().values
+    clean = test.subset(chosen)
+    images = torch.cat([corrupt(clean.images, name, severity, seed=i) for i, name in enumerate(MINI_CORRUPTIONS)])
+    times = len(MINI_CORRUPTIONS)
+    styles = None if clean.styles is None else clean.styles * times
+    return ImageSet(
+        f"corrupted-{severity}", "shift", images, clean.labels.repeat(times), clean.groups.repeat(times), styles
+    )

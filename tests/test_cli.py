@@ -1,0 +1,82 @@
+import subprocess
+import sys
+
+import pytest
+
+from rp_lib import cli
+from rp_lib.errors import RPLibError
+
+
+def run(*args, **more):
+    return subprocess.run([sys.executable, "-m", "rp_lib", *args], capture_output=True, text=True, timeout=300, **more)
+
+
+def parsers(parser):
+    import argparse
+
+    yield parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for sub in action.choices.values():
+                yield from parsers(sub)
+
+
+def test_help_is_complete():
+    for parser in parsers(cli.build_parser()):
+        for action in parser._actions:
+            if action.option_strings and "--help" not in action.option_strings:
+                assert action.help, f"{parser.prog} {action.option_strings} has no help"
+    done = run("--help")
+    assert done.returncode == 0
+    for command in ("demo", "info", "search", "mini"):
+        assert command in done.stdout
+
+
+def test_info_names_versions_device_checkpoints_and_data(capsys):
+    assert cli.main(["info"]) == 0
+    said = capsys.readouterr().out
+    for word in ("rp_lib", "torch", "device", "checkpoints", "final", "benchmark", "second-draw", "near"):
+        assert word in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "--methods", "rp,fine-tuen"], "did you mean fine-tune"),
+        (["info", "--checkpoint", "fnal"], "did you mean final"),
+        (["info", "--checkpoint", "/nowhere/x.safetensors"], "does not exist"),
+        (["info", "--device", "cuda:77"], "--device cpu"),
+        (["info", "--precision", "float23"], "did you mean float32"),
+        (["demo", "--seeds", "0"], "at least one seed"),
+        (["mini", "pretrain", "--corpus", "/nowhere"], "rp-lib mini corpus"),
+    ],
+)
+def test_bad_input_says_what_to_do_and_fails(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr()
+    assert message in said.err and "Traceback" not in said.err
+
+
+def test_output_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert cli.main(["demo", "--quiet", "--methods", "zero-shot", "--out", str(tmp_path / "file" / "out")]) == 2
+    assert "choose another output folder" in capsys.readouterr().err
+
+
+def test_interrupt_exits_130_and_says_how_to_go_on(monkeypatch, capsys):
+    def interrupted(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_info", interrupted)
+    assert cli.main(["info"]) == 130
+    assert "goes on from there" in capsys.readouterr().err
+
+
+def test_errors_of_the_library_become_exit_codes(monkeypatch, capsys):
+    def fails(args):
+        raise RPLibError("do this instead")
+
+    monkeypatch.setattr(cli, "_info", fails)
+    assert cli.main(["info"]) == 2
+    assert capsys.readouterr().err == "rp-lib: do this instead\n"

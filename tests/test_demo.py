@@ -1,0 +1,87 @@
+import time
+
+import pandas as pd
+import pytest
+
+from rp_lib.demo import run_demo, table, tuned_settings
+from rp_lib.errors import RPLibError
+from rp_lib.figures import AXES, STYLE, three_axes
+from rp_lib.methods import METHODS
+from rp_lib.presets import PAPER
+from rp_lib.records import load_records
+
+QUICK = {
+    "linear-probe": {"epochs": 2},
+    "fine-tune": {"epochs": 1, "batch_size": 8},
+    "rp": {"config": PAPER.changed(epochs=1, batch_size=8)},
+    "rrp": {"config": PAPER.changed(epochs=1, batch_size=8, alpha=0.5)},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo")
+
+
+def tell(clip, benchmark, out, **more):
+    return run_demo(clip, benchmark, out, seeds=2, settings=QUICK, precision="float32", progress=False, **more)
+
+
+def test_demo_writes_records_figure_and_trained_methods(tiny_clip, tiny_benchmark, folder):
+    story = tell(tiny_clip, tiny_benchmark, folder)
+    assert not story.reused
+    seeds = story.records.groupby("method")["seed"].nunique().to_dict()
+    assert seeds == {"zero-shot": 1, "linear-probe": 2, "fine-tune": 2, "rp": 2, "rrp": 2}
+    assert story.figure.read_bytes().startswith(b"\x89PNG") and story.figure.stat().st_size > 10_000
+    records, about = load_records(folder / "records.csv")
+    assert len(records) == len(story.records) == about["rows"]
+    assert about["benchmark_sha256"] == tiny_benchmark.fingerprint and about["backbone_sha256"] == tiny_clip.fingerprint
+    assert about["settings"]["rrp"]["alpha"] == 0.5
+    assert sorted(p.name for p in (folder / "trained").iterdir()) == sorted(
+        f"{m}-seed{s}.safetensors" for m in ("linear-probe", "fine-tune", "rp") for s in (1, 2)
+    )
+    text = table(story.summary)
+    assert len(text.splitlines()) == 6 and "rrp" in text and "±" in text
+
+
+def test_second_run_reuses_what_is_there(tiny_clip, tiny_benchmark, folder, monkeypatch):
+    first = tell(tiny_clip, tiny_benchmark, folder)
+    for method in ("FineTune", "Reprogrammer", "LinearProbe"):
+        monkeypatch.setattr(f"rp_lib.methods.{method}.fit", lambda *a, **k: pytest.fail("trained again"))
+    started = time.monotonic()
+    story = tell(tiny_clip, tiny_benchmark, folder)
+    assert story.reused and time.monotonic() - started < 30
+    pd.testing.assert_frame_equal(first.summary, story.summary, check_dtype=False, rtol=1e-4)
+
+
+def test_other_settings_are_not_taken_for_the_same(tiny_clip, tiny_benchmark, folder):
+    tell(tiny_clip, tiny_benchmark, folder)
+    other = {**QUICK, "linear-probe": {"epochs": 3}}
+    story = run_demo(tiny_clip, tiny_benchmark, folder, seeds=2, settings=other, precision="float32", progress=False)
+    assert not story.reused
+
+
+def test_no_seed_is_refused(tiny_clip, tiny_benchmark, tmp_path):
+    with pytest.raises(RPLibError, match="seed"):
+        run_demo(tiny_clip, tiny_benchmark, tmp_path, seeds=0, settings=QUICK)
+
+
+def test_recorded_search_has_a_winner_for_every_method_with_the_same_budget():
+    from rp_lib.demo import SEARCH
+
+    assert set(tuned_settings()) == set(METHODS)
+    trials = pd.read_csv(SEARCH).groupby("method").size()
+    assert trials.nunique() == 1 and trials.iloc[0] >= 8
+
+
+def test_figure_shows_every_method_on_every_axis(tiny_clip, tiny_benchmark, folder):
+    summary = tell(tiny_clip, tiny_benchmark, folder).summary
+    figure = three_axes(summary, "a title")
+    assert [a.get_title() for a in figure.axes] == [label for _, _, label, _ in AXES]
+    for axis, (data, metric, _, _) in zip(figure.axes, AXES, strict=True):
+        shown = sorted(float(t.get_text()) for t in axis.texts)
+        rows = summary[(summary["set"] == data) & (summary["metric"] == metric)]
+        assert shown == pytest.approx(sorted(round(100 * v, 1) for v in rows["value"]), abs=0.051)
+    labels = {t.get_text() for t in figure.axes[0].get_yticklabels()}
+    assert labels == {label for _, _, label in STYLE.values()}
+    assert len({c for c, _, _ in STYLE.values()}) == len({m for _, m, _ in STYLE.values()}) == len(STYLE)

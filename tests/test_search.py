@@ -1,0 +1,62 @@
+import pandas as pd
+import pytest
+
+from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.features import FeatureStore
+from rp_lib.methods import Reprogrammer, ResidualReprogrammer
+from rp_lib.presets import PAPER
+from rp_lib.search import SPACES, choose_alpha, draw_trials, search, settings_of, winners
+
+
+def test_trials_are_distinct_seeded_and_inside_the_grid():
+    for name, space in SPACES.items():
+        trials = draw_trials(name, 8, seed=3)
+        assert trials == draw_trials(name, 8, seed=3) != draw_trials(name, 8, seed=4)
+        assert trials == draw_trials(name, 12, seed=3)[:8]
+        assert all(trials.count(t) == 1 for t in trials)
+        assert all(t[key] in space[key] for t in trials for key in space)
+    with pytest.raises(UnknownName, match="fine-tune"):
+        draw_trials("finetune", 2, 0)
+    with pytest.raises(RPLibError, match="number of trials"):
+        draw_trials("rp", 0, 0)
+
+
+def test_search_uses_validation_data_only_and_resumes(tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
+    seen = []
+    get = FeatureStore.get
+    monkeypatch.setattr(
+        FeatureStore, "get", lambda self, e, data, progress=None: seen.append(data.role) or get(self, e, data)
+    )
+    out = tmp_path / "search.csv"
+    first = search(tiny_clip, tiny_benchmark, out, trials=2, methods=("linear-probe",), progress=False)
+    assert set(seen) <= {"train", "val"} and len(first) == 2
+    kept = out.read_text()
+    again = search(tiny_clip, tiny_benchmark, out, trials=3, methods=("linear-probe",), progress=False)
+    assert len(again) == 3 and out.read_text().startswith(kept[:40])
+    assert list(again["trial"]) == [0, 1, 2] and again["val_accuracy"][:2].tolist() == first["val_accuracy"].tolist()
+
+
+def test_winner_is_the_best_and_the_first_of_equals():
+    rows = [{"method": "linear-probe", "trial": i, "val_accuracy": a, **t}
+            for i, (a, t) in enumerate(zip((0.5, 0.7, 0.7), draw_trials("linear-probe", 3, 0), strict=True))]  # fmt: skip
+    rows += [{"method": "rp", "trial": 0, "val_accuracy": 0.1, "alpha": 0.3, **draw_trials("rp", 1, 0)[0]}]
+    chosen = winners(pd.read_csv(_csv(rows)))
+    assert chosen["linear-probe"] == draw_trials("linear-probe", 3, 0)[1]
+    assert chosen["rrp"] == {**chosen["rp"], "alpha": 0.3}
+    config = settings_of("rrp", chosen["rrp"])["config"]
+    assert config.alpha == 0.3 and config.image_lr == chosen["rp"]["image_lr"] and isinstance(config.epochs, int)
+
+
+def _csv(rows):
+    import io
+
+    return io.StringIO(pd.DataFrame(rows).to_csv(index=False))
+
+
+def test_alpha_is_the_largest_of_the_best(tiny_clip, tiny_benchmark):
+    rp = Reprogrammer(tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates, PAPER)
+    alpha, sweep = choose_alpha(rp, tiny_benchmark, FeatureStore())
+    best = sweep[sweep.val_accuracy == sweep.val_accuracy.max()]
+    assert alpha == best.alpha.max() and len(sweep) == 21
+    direct = ResidualReprogrammer.of(rp, 0.35).accuracy(tiny_benchmark.val)
+    assert sweep.set_index("alpha").loc[0.35, "val_accuracy"] == pytest.approx(direct)
