@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from rp_lib.corruptions import corrupt
+from rp_lib.corruptions import RECIPE_VERSION, corrupt
 from rp_lib.errors import RPLibError, UnknownName
 
 if TYPE_CHECKING:
@@ -43,6 +43,10 @@ class ImageSet:
         groups: int64 (n,), which images are not independent (here: the family of designers that drew them), for
             clustered intervals; by default every image is a group of its own.
         styles: how each image is drawn, length n, or None where that is not known.
+        sources: int64 (n,), which images show the same picture: a set derived from another (inverted, corrupted)
+            says from which of its images; by default every image is its own. Intervals resample sources.
+        derived_from: recipe of a derived set. It stands for the pixels in the fingerprint, because the last bit of
+            computed pixels differs between processors.
 
     Raises:
         RPLibError: a shape, dtype, role or length that does not fit.
@@ -54,6 +58,8 @@ class ImageSet:
     labels: Tensor | None
     groups: Tensor = None  # type: ignore[assignment]
     styles: list[str] | None = None
+    sources: Tensor = None  # type: ignore[assignment]
+    derived_from: str | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -66,11 +72,13 @@ class ImageSet:
             )
         if self.groups is None:
             object.__setattr__(self, "groups", torch.arange(n))
+        if self.sources is None:
+            object.__setattr__(self, "sources", torch.arange(n))
         if self.labels is None and self.role not in OOD_ROLES:
             raise RPLibError(f"{self.name!r} has the role {self.role!r} and needs labels")
         if self.labels is not None and self.role in OOD_ROLES:
             raise RPLibError(f"{self.name!r} is OOD: its images show none of the classes, so they take no labels")
-        for what, values in (("labels", self.labels), ("groups", self.groups)):
+        for what, values in (("labels", self.labels), ("groups", self.groups), ("sources", self.sources)):
             if values is not None and (values.dtype != torch.int64 or values.shape != (n,)):
                 raise RPLibError(
                     f"the {what} of {self.name!r} must be int64 of shape ({n},), got "
@@ -97,13 +105,16 @@ class ImageSet:
             labels=None if self.labels is None else self.labels[index],
             groups=self.groups[index],
             styles=None if self.styles is None else [self.styles[i] for i in index.tolist()],
+            sources=self.sources[index],
+            derived_from=None if self.derived_from is None else f"{self.derived_from} at {index.tolist()}",
         )
 
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 (hex) over images, labels and groups: the same data, the same fingerprint."""
         digest = hashlib.sha256()
-        for values in (self.images, self.labels, self.groups):
+        digest.update(f"{self.derived_from}".encode())
+        for values in (None if self.derived_from else self.images, self.labels, self.groups):
             if values is None:
                 digest.update(b"none")
                 continue
@@ -206,7 +217,10 @@ class Benchmark:
         sets = {name: ImageSet(name, s.role, s.images, s.labels, s.groups, s.styles) for name, s in stored.sets.items()}
         train, val, test = (sets.pop(name) for name in ("train", "val", "test"))
         shifts = {name: images for name, images in sets.items() if images.role == "shift"}
-        shifts["dark"] = ImageSet("dark", "shift", 255 - test.images, test.labels, test.groups, test.styles)
+        dark = f"255 - {test.fingerprint}"
+        shifts["dark"] = ImageSet(
+            "dark", "shift", 255 - test.images, test.labels, test.groups, test.styles, derived_from=dark
+        )
         shifts |= {f"corrupted-{severity}": _corrupted(test, severity) for severity in MINI_SEVERITIES}
         ood = {name: images for name, images in sets.items() if images.role in OOD_ROLES}
         return cls("mini", stored.class_names, stored.templates, train, val, test, shifts, ood)
@@ -220,5 +234,7 @@ def _corrupted(test: ImageSet, severity: int) -> ImageSet:
     times = len(MINI_CORRUPTIONS)
     styles = None if clean.styles is None else clean.styles * times
     return ImageSet(
-        f"corrupted-{severity}", "shift", images, clean.labels.repeat(times), clean.groups.repeat(times), styles
-    )
+        f"corrupted-{severity}", "shift", images, clean.labels.repeat(times), clean.groups.repeat(times), styles,
+        sources=chosen.repeat(times),
+        derived_from=f"{MINI_CORRUPTIONS} {RECIPE_VERSION} of {clean.fingerprint} at severity {severity}",
+    )  # fmt: skip

@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RPLibError as error:
         print(f"rp-lib: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        print(f"rp-lib: {error}; check that the path exists and can be read and written", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nrp-lib: interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
         return 130
@@ -57,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seeds", type=int, default=3, help="seeds of every trained method")
     demo.add_argument("--methods", default=",".join(_core()), help="comma-separated method names")
     demo.add_argument("--fresh", action="store_true", help="train and evaluate anew whatever is there")
+    demo.add_argument("--details", action="store_true", help="also print accuracy and AUROC of every single set")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     _backbone_options(demo)
 
@@ -79,14 +83,16 @@ def build_parser() -> argparse.ArgumentParser:
     corpus.add_argument("--out", type=Path, default=Path("results/corpus"), help="folder for the corpus")
     corpus.add_argument("--iconify", type=Path, help="an unpacked @iconify/json; default: fetched with npm pack")
     corpus.add_argument("--workers", type=int, help="processes; default: one per core")
-    pretrain = add("pretrain", _pretrain, "Pre-train the mini CLIP (about an hour on two cores; resumes).", steps)
+    pretrain = add("pretrain", _pretrain, "Pre-train the mini CLIP (one to two hours on two cores; resumes).", steps)
     pretrain.add_argument("--corpus", type=Path, default=Path("results/corpus"), help="folder of `rp-lib mini corpus`")
     pretrain.add_argument(
         "--out", type=Path, default=Path("results/pretrain"), help="folder for state, log and checkpoints"
     )
-    pretrain.add_argument("--steps", type=int, default=4200, help="optimiser steps of 512 pictures")
-    pretrain.add_argument("--seed", type=int, default=0, help="seed of weights, batches and augmentation")
-    pretrain.add_argument("--lr", type=float, default=2e-3, help="peak learning rate")
+    pretrain.add_argument("--recipe", default="main", help="main (from scratch) or polish (goes on from --start)")
+    pretrain.add_argument("--start", type=Path, help="state.pt of a finished run whose weights begin this one")
+    pretrain.add_argument("--steps", type=int, help="optimiser steps of 512 pictures, instead of the recipe's")
+    pretrain.add_argument("--seed", type=int, help="seed of weights, batches, augmentation, instead of the recipe's")
+    pretrain.add_argument("--lr", type=float, help="peak learning rate, instead of the recipe's")
     benchmark = add(
         "benchmark", _benchmark, "Build the benchmark, its data card and contact sheet from a corpus.", steps
     )
@@ -94,14 +100,21 @@ def build_parser() -> argparse.ArgumentParser:
     benchmark.add_argument("--out", type=Path, default=Path("results/benchmark"), help="folder for the benchmark")
     release = add("release", _release, "Export a pre-training run as float16 checkpoints with a model card.", steps)
     release.add_argument(
-        "--run", dest="run_folder", type=Path, default=Path("results/pretrain"), help="folder of `rp-lib mini pretrain`"
+        "--run",
+        dest="runs",
+        type=Path,
+        nargs="+",
+        default=[Path("results/pretrain"), Path("results/polish")],
+        help="folders of the stages of `rp-lib mini pretrain`, in order",
     )
     release.add_argument("--out", type=Path, default=Path("results/clip"), help="folder for the checkpoints")
     release.add_argument("--keep", default="0.1,0.4", help="fractions of the run to export beside the final weights")
+    release.add_argument("--note", default="", help="a sentence about this run for the model card")
     return parser
 
 
 def _core() -> tuple[str, ...]:
+    # rp_lib.demo.CORE, without importing torch for a --help.
     return ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
 
 
@@ -124,10 +137,12 @@ def _load(args: argparse.Namespace) -> tuple:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from rp_lib.demo import run_demo, table
+    from rp_lib.demo import details, run_demo, table
     from rp_lib.methods import METHODS
 
-    methods = tuple(name.strip() for name in args.methods.split(",") if name.strip())
+    methods = tuple(dict.fromkeys(name.strip() for name in args.methods.split(",") if name.strip()))
+    if not methods:
+        raise RPLibError(f"--methods names no method; known: {', '.join(METHODS)}")
     for name in methods:
         if name not in METHODS:
             raise UnknownName("method", name, METHODS)
@@ -148,6 +163,8 @@ def _demo(args: argparse.Namespace) -> None:
         "and FPR95: mean over sets; detector: MSP; FPR95: ID positive, threshold at 95 % TPR on the test images\n"
         "(convention id-positive)."
     )
+    if args.details:
+        print("\n" + details(story.summary))
     verb = "Reused" if story.reused else "Wrote"
     print(f"\n{verb} {args.out / 'records.csv'} ({len(story.records)} records) and {story.figure}")
 
@@ -178,7 +195,7 @@ def _search(args: argparse.Namespace) -> None:
     from rp_lib.search import search, winners
 
     clip, benchmark = _load(args)
-    found = search(clip, benchmark, args.out, trials=args.trials, seed=args.seed)
+    found = search(clip, benchmark, args.out, trials=args.trials, seed=args.seed, precision=args.precision)
     print(found.to_string(index=False))
     for name, settings in winners(found).items():
         print(f"{name}: {settings}")
@@ -191,9 +208,16 @@ def _corpus(args: argparse.Namespace) -> None:
 
 
 def _pretrain(args: argparse.Namespace) -> None:
-    from rp_lib.mini.pretrain import Recipe, pretrain
+    from dataclasses import replace
 
-    pretrain(args.corpus, args.out, Recipe(steps=args.steps, seed=args.seed, lr=args.lr))
+    from rp_lib.mini.pretrain import RECIPES, pretrain
+
+    if args.recipe not in RECIPES:
+        raise UnknownName("recipe", args.recipe, RECIPES)
+    if args.recipe == "polish" and args.start is None:
+        raise RPLibError("the polish recipe goes on from a finished run: pass --start RUN/state.pt")
+    changes = {k: v for k in ("steps", "seed", "lr") if (v := getattr(args, k)) is not None}
+    pretrain(args.corpus, args.out, replace(RECIPES[args.recipe], **changes), args.start)
 
 
 def _benchmark(args: argparse.Namespace) -> None:
@@ -205,4 +229,8 @@ def _benchmark(args: argparse.Namespace) -> None:
 def _release(args: argparse.Namespace) -> None:
     from rp_lib.mini.release import release
 
-    release(args.run_folder, args.out, tuple(float(f) for f in args.keep.split(",") if f))
+    try:
+        keep = tuple(float(f) for f in args.keep.split(",") if f)
+    except ValueError as error:
+        raise RPLibError(f"--keep takes fractions such as 0.1,0.4, got {args.keep!r}") from error
+    release(tuple(args.runs), args.out, keep, args.note)

@@ -16,6 +16,8 @@ from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from rp_lib.errors import RPLibError, UnknownName
 
+# Raise it when a strength below changes: it stands for the pixels in fingerprints of corrupted sets.
+RECIPE_VERSION = 1
 SEVERITIES = (1, 2, 3, 4, 5)
 # One strength per severity; lengths are fractions of the image's side.
 _NOISE = (0.08, 0.14, 0.20, 0.28, 0.38)  # standard deviation, of the range 0 to 1

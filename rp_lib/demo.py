@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,10 @@ from rp_lib.features import FeatureStore
 from rp_lib.figures import STYLE, save_figure, three_axes
 from rp_lib.methods import Method, Reprogrammer, ResidualReprogrammer, build_method, load_method
 from rp_lib.records import load_records, save_records
-from rp_lib.search import settings_of, winners
-from rp_lib.storage import StorageError
+from rp_lib.search import read_trials, settings_of, winners
+from rp_lib.storage import StorageError, file_sha256
 
+log = logging.getLogger(__name__)
 SEARCH = Path(__file__).resolve().parent / "assets" / "mini" / "search.csv"
 CORE = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
 
@@ -30,7 +32,8 @@ def tuned_settings(path: Path = SEARCH) -> dict[str, dict[str, Any]]:
     """Hyper-parameters that the recorded search chose, by method, as :func:`build_method` takes them."""
     if not path.is_file():
         raise StorageError(f"{path} is missing; install rp_lib again or run `rp-lib search`")
-    return {name: settings_of(name, trial) for name, trial in winners(pd.read_csv(path)).items()} | {"zero-shot": {}}
+    found = winners(pd.DataFrame(read_trials(path)))
+    return {name: settings_of(name, trial) for name, trial in found.items()} | {"zero-shot": {}}
 
 
 @dataclass(frozen=True)
@@ -79,30 +82,33 @@ def run_demo(
             runs.append(
                 Run(_fitted(name, seed, runs, clip, benchmark, settings, out, store, precision, fresh, progress), seed)
             )
-            seconds[f"{name} {seed}"] = round(time.monotonic() - started, 1)
+            trained = bool(runs[-1].method.history.losses) and name != "rrp"
+            seconds[f"{name} {seed}"] = round(time.monotonic() - started, 1) if trained else None
     identity = hashlib.sha256(
         json.dumps([benchmark.fingerprint, [r.method.metadata() for r in runs]], sort_keys=True, default=str).encode()
     ).hexdigest()
+    title = (
+        f"{benchmark.name} with {clip.name}: mean of {seeds} seeds, bars are 95 % intervals over images and seeds; "
+        "dashed: zero-shot"
+    )
     path, figure_path = out / "records.csv", out / "three_axes.png"
     if not fresh and path.is_file() and path.with_suffix(".json").is_file():
         records, about = load_records(path)
-        if about.get("identity") == identity and figure_path.is_file():
-            return Story(records, summarise(records), figure_path, True)
+        if about.get("identity") == identity and about.get("records_sha256") == file_sha256(path):
+            summary = summarise(records)
+            save_figure(three_axes(summary, title), figure_path)
+            return Story(records, summary, figure_path, True)
     started = time.monotonic()
     records = evaluate(runs, benchmark, store=store, progress=progress)
     provenance = {
         "identity": identity, "benchmark": benchmark.name, "benchmark_sha256": benchmark.fingerprint,
         "backbone": clip.name, "backbone_sha256": clip.fingerprint,
         "device": str(clip.device), "precision": precision, "seeds": seeds,
-        "settings": {r.method.name: r.method.settings() for r in runs},
+        "settings": {r.method.name: {k: v for k, v in r.method.settings().items() if k != "seed"} for r in runs},
         "seconds_to_fit": seconds, "seconds_to_evaluate": round(time.monotonic() - started, 1),
     }  # fmt: skip
     save_records(records, path, provenance)
     summary = summarise(records)
-    title = (
-        f"{benchmark.name} with {clip.name}: mean of {seeds} seeds, bars are 95 % intervals over images and seeds; "
-        "dashed: zero-shot"
-    )
     save_figure(three_axes(summary, title), figure_path)
     return Story(records, summary, figure_path, False)
 
@@ -125,38 +131,74 @@ def _fitted(
             return ResidualReprogrammer.of(same[0], method.alpha)
     method.trained_on = benchmark.train.fingerprint
     path = out / "trained" / f"{name}-seed{seed}.safetensors"
-    if path.is_file() and not fresh:
-        kept = load_method(path, clip)
-        if kept.metadata() == method.metadata():
-            return kept
+    checkpoint = path.with_suffix(".checkpoint")
+    if fresh:
+        checkpoint.unlink(missing_ok=True)
+    elif path.is_file():
+        try:
+            kept = load_method(path, clip)
+        except RPLibError as error:  # of another backbone or version, or damaged: train it again
+            log.warning("%s; training again", error)
+        else:
+            if kept.metadata() == method.metadata():
+                return kept
     method.fit(
         benchmark.train,
         benchmark.val,
         store=store,
-        checkpoint=path.with_suffix(".checkpoint"),
+        checkpoint=checkpoint,
         progress=f"{name}, seed {seed}" if progress else None,
     )
     method.save(path)
     return method
 
 
-def table(summary: pd.DataFrame) -> str:
-    """The summary as text: methods x axes, percent, with the half-width of the 95 % interval."""
-    columns = (
-        ("ID acc", "test", "accuracy"),
-        ("shift acc", ALL_SHIFTS, "accuracy"),
-        ("AUROC", ALL_OOD, "auroc"),
-        ("FPR95", ALL_OOD, "fpr"),
-        ("ECE", "test", "ece"),
-    )
+COLUMNS = (
+    ("ID acc", "test", "accuracy"),
+    ("shift acc", ALL_SHIFTS, "accuracy"),
+    ("AUROC", ALL_OOD, "auroc"),
+    ("FPR95", ALL_OOD, "fpr"),
+    ("ECE", "test", "ece"),
+)
+
+
+def _cells(summary: pd.DataFrame) -> dict[str, list[str]]:
+    """Per method, the columns as text: percent, with the half-width of the 95 % interval where there is one."""
     methods = [m for m in STYLE if m in set(summary["method"])] + sorted(set(summary["method"]) - set(STYLE))
     indexed = summary.set_index(["method", "set", "metric"])
-    lines = ["".join(["method".ljust(16), *(h.rjust(16) for h, _, _ in columns)])]
+    rows = {}
     for method in methods:
         cells = []
-        for _, data, metric in columns:
+        for _, data, metric in COLUMNS:
+            if (method, data, metric) not in indexed.index:
+                cells.append("-")
+                continue
             row = indexed.loc[(method, data, metric)]
             half = 100 * (row["high"] - row["low"]) / 2
-            cells.append(f"{100 * row['value']:.1f}" + (f" ± {half:.1f}" if half == half else "      "))
-        lines.append("".join([method.ljust(16), *(c.rjust(16) for c in cells)]))
+            cells.append(f"{100 * row['value']:.1f}" + (f" ± {half:.1f}" if half == half else ""))
+        rows[method] = cells
+    return rows
+
+
+def table(summary: pd.DataFrame) -> str:
+    """The summary as text for a terminal: methods x axes."""
+    lines = ["".join(["method".ljust(14), *(head.rjust(13) for head, _, _ in COLUMNS)])]
+    lines += ["".join([method.ljust(14), *(c.rjust(13) for c in cells)]) for method, cells in _cells(summary).items()]
     return "\n".join(lines)
+
+
+def markdown(summary: pd.DataFrame) -> str:
+    """The same table for the README."""
+    lines = ["| method | " + " | ".join(head for head, _, _ in COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
+    lines += [f"| {STYLE[m][2] if m in STYLE else m} | " + " | ".join(c) + " |" for m, c in _cells(summary).items()]
+    return "\n".join(lines)
+
+
+def details(summary: pd.DataFrame) -> str:
+    """Accuracy of every labelled set and AUROC of every OOD set, percent, means over seeds."""
+    wanted = summary[summary["metric"].isin(["accuracy", "auroc"])]
+    order = list(dict.fromkeys(wanted["set"]))
+    pivot = (100 * wanted.pivot(index="set", columns="method", values="value")).loc[order]
+    methods = [m for m in STYLE if m in pivot.columns]
+    kind = wanted.drop_duplicates("set").set_index("set").loc[order, "metric"]
+    return pivot[methods].assign(metric=kind).to_string(float_format=lambda v: f"{v:.1f}")

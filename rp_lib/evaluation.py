@@ -15,15 +15,15 @@ import torch
 
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.features import FeatureStore
-from rp_lib.intervals import bootstrap_ood_sets_ci, wilson_interval
+from rp_lib.intervals import bootstrap_ci, bootstrap_ood_sets_ci, wilson_interval
 from rp_lib.methods import Method, ResidualReprogrammer
-from rp_lib.metrics import expected_calibration_error
+from rp_lib.metrics import calibration_gaps
 from rp_lib.scores import maximum_softmax_probability
 
 COLUMNS = (
     "method", "seed", "alpha", "set", "role", "metric", "value", "low", "high", "n", "n_ood", "detector", "convention",
 )  # fmt: skip
-OOD_METRICS = ("auroc", "fpr", "aupr_in", "aupr_out", "detection_error")
+RECORDED = ("auroc", "fpr", "aupr_in", "aupr_out", "detection_error")
 ALL_SHIFTS, ALL_OOD = "mean of shifts", "mean of OOD sets"
 
 
@@ -52,7 +52,8 @@ def evaluate(
         store: features that are there already; what is computed here is added.
         tpr: the true positive rate at which FPR is read. convention: of the OOD metrics, see
             :data:`rp_lib.metrics.CONVENTIONS`; None takes what a method's configuration says.
-        n_resamples: bootstrap resamples of the detection intervals (accuracy uses Wilson's interval).
+        n_resamples: bootstrap resamples of the detection and calibration intervals. Intervals are over pictures;
+            pictures of one designer are alike, so for other designers expect more spread.
         progress: show bars.
 
     Returns:
@@ -105,18 +106,19 @@ def _evaluate_one(
 
     # Row 6 of the ledger: the released script prints RP's accuracy in RRP's column.
     judged = method.rp if isinstance(method, ResidualReprogrammer) and config.report_rp_as_rrp else method
-    accuracies = []
+    shifted = []
     for data in (benchmark.test, *benchmark.shifts.values()):
         logits = _logits(judged, data, store, progress)
         correct = (logits.argmax(1) == data.labels).numpy()
-        interval = tuple(wilson_interval(int(correct.sum()), len(correct)))
-        add(data.name, data.role, "accuracy", interval, len(correct))
-        error = expected_calibration_error(logits.double().softmax(1).numpy(), data.labels.numpy())
-        add(data.name, data.role, "ece", (error, np.nan, np.nan), len(correct))
+        add(data.name, data.role, "accuracy", _accuracy_interval(correct, data, seed), len(correct))
+        gaps = calibration_gaps(logits.double().softmax(1).numpy(), data.labels.numpy())
+        error = bootstrap_ci(gaps, _calibration_error, n_resamples=n_resamples, seed=seed)
+        add(data.name, data.role, "ece", tuple(error), len(correct))
         if data.role == "shift":
-            accuracies.append((interval, len(correct)))
-    if accuracies:
-        add(ALL_SHIFTS, "shift", "accuracy", _mean_interval([a for a, _ in accuracies]), sum(n for _, n in accuracies))
+            shifted.append((correct, data))
+    if shifted:
+        n = sum(len(correct) for correct, _ in shifted)
+        add(ALL_SHIFTS, "shift", "accuracy", _mean_accuracy_interval(shifted, seed), n)
 
     detector = method.for_detection()
     half = bool(getattr(config, "half_precision_detection", False))
@@ -124,7 +126,7 @@ def _evaluate_one(
     if benchmark.ood:
         id_scores, sets = score(benchmark.test), {name: score(data) for name, data in benchmark.ood.items()}
         options = {"tpr": tpr, "convention": convention, "n_resamples": n_resamples, "seed": seed}
-        found = bootstrap_ood_sets_ci(id_scores, sets, OOD_METRICS, mean=ALL_OOD, **options)
+        found = bootstrap_ood_sets_ci(id_scores, sets, RECORDED, mean=ALL_OOD, **options)
         roles = {name: data.role for name, data in benchmark.ood.items()} | {ALL_OOD: "ood"}
         sizes = {name: len(scores) for name, scores in sets.items()}
         sizes[ALL_OOD] = sum(sizes.values())
@@ -139,15 +141,38 @@ def _evaluate_one(
     return rows
 
 
-def _mean_interval(intervals: list[tuple[float, float, float]]) -> tuple[float, float, float]:
-    """Mean of estimates, and its normal 95 % interval from theirs, taken as independent.
+def _calibration_error(index: np.ndarray, gap: np.ndarray) -> float:
+    return float(np.abs(np.bincount(index, weights=gap)).sum() / len(gap))
 
-    Shifts that are derived from the same pictures (dark, corrupted) are not quite: theirs is slightly too narrow.
+
+def _accuracy_interval(correct: np.ndarray, data: ImageSet, seed: int) -> tuple[float, float, float]:
+    """Wilson's interval; where pictures repeat (one picture under four corruptions), a bootstrap of pictures."""
+    sources = data.sources.numpy()
+    if len(np.unique(sources)) == len(sources):
+        return tuple(wilson_interval(int(correct.sum()), len(correct)))
+    return tuple(bootstrap_ci(correct.astype(float), clusters=sources, seed=seed))
+
+
+def _mean_accuracy_interval(
+    shifted: list[tuple[np.ndarray, ImageSet]], seed: int, n_resamples: int = 1000
+) -> tuple[float, float, float]:
+    """Mean accuracy over sets, each weighing the same, and its percentile bootstrap interval.
+
+    Sets derived from the test pictures share each resample of them: their errors do not average out.
     """
-    values = np.array(intervals)
-    half = np.sqrt((((values[:, 2] - values[:, 1]) / 2) ** 2).sum()) / len(values)
-    mean = float(values[:, 0].mean())
-    return mean, mean - half, mean + half
+    rng = np.random.default_rng(seed)
+    size = 1 + max(int(data.sources.max()) for _, data in shifted)
+    resampled = np.empty((n_resamples, len(shifted)))
+    for row in range(n_resamples):
+        shared = np.bincount(rng.integers(0, size, size), minlength=size)
+        for column, (correct, data) in enumerate(shifted):
+            if data.derived_from:
+                weight = shared[data.sources.numpy()]
+                resampled[row, column] = (weight * correct).sum() / max(1, weight.sum())
+            else:
+                resampled[row, column] = correct[rng.integers(0, len(correct), len(correct))].mean()
+    low, high = np.quantile(resampled.mean(1), (0.025, 0.975))
+    return float(np.mean([correct.mean() for correct, _ in shifted])), float(low), float(high)
 
 
 def summarise(records: pd.DataFrame) -> pd.DataFrame:
@@ -157,7 +182,8 @@ def summarise(records: pd.DataFrame) -> pd.DataFrame:
     training does: variance = mean image variance + seed variance / number of seeds.
 
     Returns:
-        One row per method, set and metric: ``value, low, high, seeds, n, n_ood``.
+        One row per method, alpha, set and metric: ``value, low, high, seeds, n, n_ood``. The interval is a normal
+        approximation; with two or three seeds their part of it is rough.
     """
 
     def one(group: pd.DataFrame) -> pd.Series:
@@ -169,5 +195,5 @@ def summarise(records: pd.DataFrame) -> pd.DataFrame:
         return pd.Series({"value": mean, "low": mean - half, "high": mean + half, "seeds": seeds,
                           "n": group["n"].iloc[0], "n_ood": group["n_ood"].iloc[0]})  # fmt: skip
 
-    keys = ["method", "set", "role", "metric"]
-    return records.groupby(keys, sort=False).apply(one, include_groups=False).reset_index()
+    keys = ["method", "alpha", "set", "role", "metric"]  # one method at two alphas is two rows, not two seeds
+    return records.groupby(keys, sort=False, dropna=False).apply(one, include_groups=False).reset_index()

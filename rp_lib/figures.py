@@ -4,10 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg", force=False)
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
@@ -37,10 +33,11 @@ def three_axes(summary: pd.DataFrame, title: str) -> Figure:
         summary: of :func:`rp_lib.evaluation.summarise`. title: says what was measured on what.
     """
     methods = [m for m in STYLE if m in set(summary["method"])]
-    figure, panels = plt.subplots(
-        1, len(AXES), figsize=(13, 0.55 * len(methods) + 1.6), sharey=True, layout="constrained"
-    )
-    for panel, (data, metric, label, direction) in zip(panels, AXES, strict=True):
+    # Not through pyplot: that would keep the figure alive, and pick a backend for whoever imports this.
+    axes = [a for a in AXES if ((summary["set"] == a[0]) & (summary["metric"] == a[1])).any()]
+    figure = Figure(figsize=(13, 0.55 * len(methods) + 1.6), layout="constrained")
+    panels = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
+    for panel, (data, metric, label, direction) in zip(panels, axes, strict=True):
         rows = summary[(summary["set"] == data) & (summary["metric"] == metric)].set_index("method")
         if "zero-shot" in rows.index:
             panel.axvline(100 * rows.loc["zero-shot", "value"], color="#999999", linestyle="--", linewidth=1, zorder=0)
@@ -63,6 +60,5 @@ def three_axes(summary: pd.DataFrame, title: str) -> Figure:
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a PNG atomically and close the figure."""
+    """Write a PNG atomically."""
     write_atomically(path, lambda partial: figure.savefig(partial, dpi=150, format="png"))
-    plt.close(figure)

@@ -93,6 +93,16 @@ def expected_calibration_error(probabilities: Any, labels: Any, *, bins: int = 1
     Raises:
         ValueError: empty input, NaN, logits instead of probabilities, a wrong shape or label, or ``bins`` < 1.
     """
+    index, gap = calibration_gaps(probabilities, labels, bins=bins)
+    # |sum of gaps| = bin size * |accuracy - mean confidence|, so empty bins need no special case.
+    return float(np.abs(np.bincount(index, weights=gap, minlength=bins)).sum() / len(gap))
+
+
+def calibration_gaps(probabilities: Any, labels: Any, *, bins: int = 15) -> tuple[Array, Array]:
+    """What :func:`expected_calibration_error` averages: int (n,) bins and float64 (n,) gaps correct - confidence.
+
+    A resample of samples is a resample of these pairs, so bootstrapping needs the probabilities only once.
+    """
     probabilities = floats(probabilities, "probabilities", ndim=(2,))
     labels = floats(labels, "labels")
     same_length(probabilities, labels)
@@ -106,8 +116,7 @@ def expected_calibration_error(probabilities: Any, labels: Any, *, bins: int = 1
     gap = (probabilities.argmax(axis=1) == labels) - confidence
     # side="left" puts a confidence on an edge into the lower bin, as the paper's intervals (a, b] do.
     index = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
-    # |sum of gaps| = bin size * |accuracy - mean confidence|, so empty bins need no special case.
-    return float(np.abs(np.bincount(index, weights=gap, minlength=bins)).sum() / len(labels))
+    return index, gap
 
 
 # Curves: `tp` and `fp` are the numbers of ID and OOD samples with score >= each distinct score, highest first. Counting

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 
 from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.metrics import CONVENTIONS
 from rp_lib.objectives import LOSSES, OBJECTIVES
 from rp_lib.programs import BORDER_INITS, PLACEMENTS, TEXT_ROWS
 
@@ -24,7 +25,7 @@ class Reprogramming:
     use_text_program: bool = True
     padding: float = 16 / 224  # border on each side; a 192 window in 224 pixels
     placement: str = "pad"  # row 1: "overlay" paints over the image
-    half_precision_detection: bool = False  # row 7: features in float16 for detection
+    half_precision_detection: bool = False  # row 7: logits and probabilities in float16 for detection
     wrap_around_detection: bool = False  # row 2: normalised images cast to 8 bits, values wrap
     renormalise_residual: bool = True  # row 5: mixed features are not renormalised
     report_rp_as_rrp: bool = False  # row 6: the 'RRP accuracy' column is RP's
@@ -48,7 +49,7 @@ class Reprogramming:
     def __post_init__(self) -> None:
         for field, known in (
             ("placement", PLACEMENTS), ("objective", OBJECTIVES), ("loss", LOSSES),
-            ("text_rows", TEXT_ROWS), ("border_init", BORDER_INITS),
+            ("text_rows", TEXT_ROWS), ("border_init", BORDER_INITS), ("convention", CONVENTIONS),
         ):  # fmt: skip
             if getattr(self, field) not in known:
                 raise UnknownName(field.replace("_", " "), getattr(self, field), known)

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 
 from rp_lib._version import __version__
-from rp_lib.storage import StorageError, write_atomically
+from rp_lib.storage import StorageError, file_sha256, write_atomically
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pandas", "scikit-learn", "safetensors")
 
@@ -65,14 +65,15 @@ def commit() -> str | None:
 
 def save_records(records: pd.DataFrame, path: Path, provenance: dict[str, Any]) -> None:
     """Write ``path`` (CSV) and, beside it, ``path.json`` with environment, command, time and ``provenance``."""
+    write_atomically(path, lambda p: records.to_csv(p, index=False, float_format="%.6g"))
     about = {
         **provenance,
+        "records_sha256": file_sha256(path),
         "environment": environment(),
         "command": " ".join(Path(a).name if i == 0 else a for i, a in enumerate(sys.argv)),
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "rows": len(records),
     }
-    write_atomically(path, lambda p: records.to_csv(p, index=False, float_format="%.6g"))
     write_atomically(path.with_suffix(".json"), lambda p: p.write_text(json.dumps(about, indent=1, default=str) + "\n"))
 
 

@@ -20,7 +20,7 @@ from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.features import FeatureStore
 from rp_lib.methods import Reprogrammer, ResidualReprogrammer, build_method
 from rp_lib.presets import PAPER
-from rp_lib.storage import write_atomically
+from rp_lib.storage import StorageError, write_atomically
 
 # Grids: wide enough that the winner should not sit at an edge. Those of RP are switches of its configuration.
 SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -93,6 +93,7 @@ def search(
     trials: int = 12,
     seed: int = 0,
     methods: tuple[str, ...] = tuple(SPACES),
+    precision: str = "auto",
     progress: bool = True,
 ) -> pd.DataFrame:
     """Run (or go on with) the search; every finished trial is appended to ``out`` (CSV) at once.
@@ -100,37 +101,63 @@ def search(
     Returns:
         One row per trial: ``method, trial, val_accuracy, n_val, seconds`` and the hyper-parameters.
     """
-    done = pd.read_csv(out) if out.is_file() else pd.DataFrame(columns=["method", "trial"])
-    rows = done.to_dict("records")
+    # A trial counts as done only if it is the same trial: same draw, backbone and data.
+    key = {"search_seed": seed, "backbone": clip.fingerprint[:16], "data": benchmark.fingerprint[:16]}
+    drawn = {name: draw_trials(name, trials, seed) for name in methods}
+    rows = [row for row in read_trials(out) if _same(row, key, drawn)] if out.is_file() else []
+    done = {(row["method"], int(row["trial"])) for row in rows}
     store = FeatureStore()
     for name in methods:
-        for number, trial in enumerate(draw_trials(name, trials, seed)):
-            if ((done["method"] == name) & (done["trial"] == number)).any():
+        for number, trial in enumerate(drawn[name]):
+            if (name, number) in done:
                 continue
             started = time.monotonic()
-            method = build_method(name, clip, benchmark.class_names, benchmark.templates, settings_of(name, trial))
-            method.fit(
-                benchmark.train, None, store=store, progress=f"{name} trial {number + 1}/{trials}" if progress else None
-            )
-            accuracy = method.accuracy(benchmark.val, store)
-            row = {"method": name, "trial": number, "val_accuracy": accuracy, "n_val": len(benchmark.val),
-                   "seconds": round(time.monotonic() - started, 1), **trial}  # fmt: skip
+            settings = settings_of(name, trial) | ({} if name == "linear-probe" else {"precision": precision})
+            method = build_method(name, clip, benchmark.class_names, benchmark.templates, settings)
+            label = f"{name} trial {number + 1}/{trials}" if progress else None
+            method.fit(benchmark.train, None, store=store, progress=label)
+            row = {
+                "method": name, "trial": number, "val_accuracy": method.accuracy(benchmark.val, store),
+                "n_val": len(benchmark.val), "seconds": round(time.monotonic() - started, 1), **trial,
+            }  # fmt: skip
             if isinstance(method, Reprogrammer):
                 row["alpha"] = choose_alpha(method, benchmark, store)[0]
-            rows.append(row)
+            rows.append({**row, **key})
             table = pd.DataFrame(rows)
-            write_atomically(out, lambda p, t=table: t.to_csv(p, index=False, float_format="%.6g"))
+            write_atomically(out, lambda p, t=table: t.to_csv(p, index=False))
             for encoder in method.encoders:
                 if encoder is not clip:
                     store.forget(encoder)
     return pd.DataFrame(rows)
 
 
+def read_trials(path: Path) -> list[dict[str, Any]]:
+    """Rows of a recorded search.
+
+    Raises:
+        StorageError: the table is empty, truncated or altered beyond reading.
+    """
+    try:
+        table = pd.read_csv(path)
+        table = table.astype({"trial": int, "val_accuracy": float, "method": str})
+    except (OSError, ValueError, KeyError) as error:
+        raise StorageError(f"{path} is no table of trials ({error}); remove it, or install rp_lib again") from error
+    return table.to_dict("records")
+
+
+def _same(row: dict[str, Any], key: dict[str, Any], drawn: dict[str, list[dict[str, Any]]]) -> bool:
+    trials = drawn.get(row["method"], [])
+    if any(str(row.get(name)) != str(value) for name, value in key.items()) or row["trial"] >= len(trials):
+        return False
+    return all(_plain(row.get(name)) == value for name, value in trials[row["trial"]].items())
+
+
 def winners(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """The best trial's hyper-parameters per method (the first of equals); RRP shares RP's and adds its alpha."""
     chosen: dict[str, dict[str, Any]] = {}
     for name, group in table.groupby("method", sort=False):
-        row = group.sort_values("trial").loc[group["val_accuracy"].idxmax()]
+        ordered = group.sort_values("trial")
+        row = ordered.loc[ordered["val_accuracy"].idxmax()]
         chosen[str(name)] = {key: _plain(row[key]) for key in SPACES[str(name)]}
         if name == "rp":
             chosen["rrp"] = {**chosen["rp"], "alpha": float(row["alpha"])}

@@ -8,7 +8,6 @@ due, and a run that was interrupted goes on exactly where it stopped.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import math
 import signal
@@ -24,7 +23,7 @@ from tqdm import tqdm
 
 from rp_lib.device import autocast_dtype, computing
 from rp_lib.errors import RPLibError, UnknownName
-from rp_lib.storage import StorageError, tensors_sha256, write_atomically, write_synced
+from rp_lib.storage import StorageError, tensors_sha256, torch_save, write_atomically
 
 log = logging.getLogger(__name__)
 SCHEDULES = ("constant", "cosine", "steps")
@@ -193,12 +192,13 @@ def train(
                 "optimisers": [o.state_dict() for o in optimisers], "epoch": epoch, "position": position,
                 "losses": history.losses, "accuracies": history.accuracies,
             }  # fmt: skip
-            write_atomically(checkpoint, lambda partial: _torch_save(state, partial))
+            write_atomically(checkpoint, lambda partial: torch_save(state, partial))
 
     bar: Any = tqdm(
         total=total, initial=len(history.losses), desc=progress, unit="step", disable=progress is None, leave=False
     )
-    with bar, interrupt_between_steps() as interrupted:
+    cuda = [device] if device.type == "cuda" else []
+    with bar, interrupt_between_steps() as interrupted, torch.random.fork_rng(cuda):
         while epoch < schedule.epochs:
             for index in batches(len(labels), schedule.batch_size, schedule.seed, epoch)[position:]:
                 factor = schedule.factor(epoch * len(sizes) + position, total)
@@ -206,6 +206,8 @@ def train(
                     for group, rate in zip(optimiser.param_groups, rates, strict=True):
                         group["lr"] = rate * factor
                 x, y = inputs[index].to(device), labels[index].to(device)
+                # For towers with dropout: a step draws from (seed, step) alone, so a resumed run repeats it.
+                torch.manual_seed(schedule.seed * 1_000_003 + epoch * len(sizes) + position)
                 with computing(device, dtype):
                     loss = task.loss(x, y)
                 if not torch.isfinite(loss):
@@ -263,13 +265,6 @@ def interrupt_between_steps() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(pressed)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _torch_save(state: dict[str, Any], path: Path) -> None:
-    # By way of memory: torch's own file writer reports a full disk as a RuntimeError that does not name it.
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write_synced(path, buffer.getbuffer())
 
 
 def _resume(

@@ -48,6 +48,12 @@ def test_info_names_versions_device_checkpoints_and_data(capsys):
         (["info", "--device", "cuda:77"], "--device cpu"),
         (["info", "--precision", "float23"], "did you mean float32"),
         (["demo", "--seeds", "0"], "at least one seed"),
+        (["demo", "--methods", ","], "names no method"),
+        (["mini", "pretrain", "--recipe", "polsh"], "did you mean polish"),
+        (["mini", "pretrain", "--recipe", "polish"], "--start"),
+        (["mini", "release", "--keep", "abc"], "fractions such as"),
+        (["mini", "release", "--run", "/nowhere"], "holds no pre-training run"),
+        (["mini", "corpus", "--iconify", "/nowhere", "--out", "corpus"], "collections.json"),
         (["mini", "pretrain", "--corpus", "/nowhere"], "rp-lib mini corpus"),
     ],
 )

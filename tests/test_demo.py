@@ -85,3 +85,28 @@ def test_figure_shows_every_method_on_every_axis(tiny_clip, tiny_benchmark, fold
     labels = {t.get_text() for t in figure.axes[0].get_yticklabels()}
     assert labels == {label for _, _, label in STYLE.values()}
     assert len({c for c, _, _ in STYLE.values()}) == len({m for _, m, _ in STYLE.values()}) == len(STYLE)
+
+
+def test_foreign_or_damaged_trained_methods_are_trained_again(tiny_clip, tiny_benchmark, folder, tmp_path):
+    import shutil
+
+    from conftest import make_clip
+
+    shutil.copytree(folder, tmp_path / "demo")
+    for file in (tmp_path / "demo" / "trained").glob("linear-probe*"):
+        file.write_bytes(file.read_bytes()[:-7])
+    assert not tell(make_clip(5), tiny_benchmark, tmp_path / "demo").reused
+
+
+def test_fresh_trains_anew_even_over_a_checkpoint(tiny_clip, tiny_benchmark, tmp_path):
+    tell(tiny_clip, tiny_benchmark, tmp_path)
+    (tmp_path / "trained" / "rp-seed1.checkpoint").write_bytes(b"of an interrupted run")
+    story = tell(tiny_clip, tiny_benchmark, tmp_path, fresh=True)
+    assert not story.reused and not list(tmp_path.rglob("*.checkpoint"))
+
+
+def test_altered_records_are_not_reused(tiny_clip, tiny_benchmark, tmp_path):
+    tell(tiny_clip, tiny_benchmark, tmp_path)
+    records = tmp_path / "records.csv"
+    records.write_text(records.read_text().replace("zero-shot", "best-shot", 1))
+    assert not tell(tiny_clip, tiny_benchmark, tmp_path).reused

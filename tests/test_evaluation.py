@@ -103,3 +103,29 @@ def test_released_switches_reach_the_records(tiny_clip, tiny_benchmark):
     fixed.load_trained(rp.trained())
     again = evaluate([Run(ResidualReprogrammer.of(fixed, 0.9), 1)], tiny_benchmark, n_resamples=5)
     assert again.set_index(["set", "metric"]).loc[("test", "accuracy"), "value"] == pytest.approx(honest)
+
+
+def test_two_alphas_are_two_rows_not_two_seeds(runs, tiny_benchmark):
+    sweep = [Run(runs[2].method.at(a), 1) for a in (0.1, 0.9)]
+    summary = summarise(evaluate(sweep, tiny_benchmark, n_resamples=5))
+    assert sorted(summary["alpha"].unique()) == [0.1, 0.9] and (summary["seeds"] == 1).all()
+    assert len(summarise(evaluate(runs[:1], tiny_benchmark, n_resamples=5)))  # no alpha: still there
+
+
+def test_repeated_pictures_do_not_narrow_the_interval():
+    from rp_lib.benchmark import ImageSet
+    from rp_lib.evaluation import _accuracy_interval, _mean_accuracy_interval
+
+    g = torch.Generator().manual_seed(0)
+    correct = (torch.rand(200, generator=g) < 0.7).numpy()
+    image = torch.zeros(200, 3, 2, 2, dtype=torch.uint8)
+    once = ImageSet("once", "shift", image, torch.zeros(200, dtype=torch.int64))
+    sources = torch.arange(200).repeat(4)
+    four = ImageSet("four", "shift", image.repeat(4, 1, 1, 1), torch.zeros(800, dtype=torch.int64), sources=sources,
+                    derived_from="once")  # fmt: skip
+    width = lambda i: i[2] - i[1]  # noqa: E731
+    single, repeated = _accuracy_interval(correct, once, 0), _accuracy_interval(np.tile(correct, 4), four, 0)
+    assert width(repeated) == pytest.approx(width(single), rel=0.15)
+    alone = _mean_accuracy_interval([(correct, once)], 0)
+    shared = _mean_accuracy_interval([(np.tile(correct, 4), four)] * 3, 0)
+    assert width(shared) == pytest.approx(width(alone), rel=0.15)

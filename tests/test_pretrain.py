@@ -1,5 +1,6 @@
 import json
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from rp_lib.mini import weights
 from rp_lib.mini.captions import WordTokens, caption
 from rp_lib.mini.icon_pairs import IconPairs, augment
 from rp_lib.mini.pretrain import CONFIG, Recipe, contrastive_loss, learning_rate, pretrain
+from rp_lib.storage import StorageError
 
 RECIPE = Recipe(steps=6, batch=8, warmup=2, keep_at=(0.5,), seed=3)
 
@@ -30,6 +32,7 @@ def corpus(tmp_path_factory):
         icons = [[n, n.split("-")[1], ["outline"], ["home"] if "house" in n else []] for n in names]
         meta = {"set": prefix, "family": family, "coloured": coloured, "category": None, "icons": icons}
         (folder / f"{prefix}.json").write_text(json.dumps(meta))
+    (folder / "ATTRIBUTION.md").write_text("written last")
     return folder
 
 
@@ -127,3 +130,39 @@ def test_exported_checkpoint_gives_the_trained_model(corpus, tmp_path):
     table = weights.load(str(tmp_path / "few.safetensors")).model.token_embedding.weight
     torch.testing.assert_close(table[few], state["model"]["token_embedding.weight"][:5].half().float())
     assert torch.equal(table[ids[6]], table[ids[7]])
+
+
+def test_state_of_another_recipe_is_refused(corpus, tmp_path):
+    pretrain(corpus, tmp_path, RECIPE)
+    with pytest.raises(StorageError, match="another recipe"):
+        pretrain(corpus, tmp_path, replace(RECIPE, seed=4))
+    (tmp_path / "state.pt").write_bytes(b"not a state")
+    with pytest.raises(StorageError, match="damaged"):
+        pretrain(corpus, tmp_path, RECIPE)
+
+
+def test_second_stage_starts_from_the_first(corpus, tmp_path):
+    pretrain(corpus, tmp_path / "one", RECIPE)
+    first = torch.load(tmp_path / "one" / "state.pt", weights_only=True)["model"]
+    frozen = replace(RECIPE, steps=1, lr=0.0, seed=9)
+    pretrain(corpus, tmp_path / "two", frozen, start=tmp_path / "one" / "state.pt")
+    second = torch.load(tmp_path / "two" / "state.pt", weights_only=True)["model"]
+    assert all(torch.equal(first[k], v) for k, v in second.items() if k != "logit_scale")
+
+
+def test_coloured_pictures_are_drawn_as_often_as_asked(corpus):
+    share = {}
+    for factor in (1.0, 3.0):
+        pairs = IconPairs(corpus, coloured=factor)
+        drawn = pairs.draw(4000, np.random.default_rng(0))
+        share[factor] = np.mean([pairs.arrays[pairs.owner[i]].ndim == 4 for i in drawn])
+    assert share[1.0] == pytest.approx(0.5, abs=0.03) and share[3.0] == pytest.approx(0.75, abs=0.03)
+
+
+def test_unfinished_corpus_is_refused(corpus, tmp_path):
+    import shutil
+
+    shutil.copytree(corpus, tmp_path / "cut")
+    (tmp_path / "cut" / "ATTRIBUTION.md").unlink()
+    with pytest.raises(RPLibError, match="no finished icon corpus"):
+        IconPairs(tmp_path / "cut")

@@ -60,3 +60,24 @@ def test_alpha_is_the_largest_of_the_best(tiny_clip, tiny_benchmark):
     assert alpha == best.alpha.max() and len(sweep) == 21
     direct = ResidualReprogrammer.of(rp, 0.35).accuracy(tiny_benchmark.val)
     assert sweep.set_index("alpha").loc[0.35, "val_accuracy"] == pytest.approx(direct)
+
+
+def test_another_seed_backbone_or_data_is_searched_anew(tiny_clip, tiny_benchmark, tmp_path):
+    out = tmp_path / "search.csv"
+    options = {"trials": 1, "methods": ("linear-probe",), "progress": False}
+    first = search(tiny_clip, tiny_benchmark, out, **options)
+    kept = search(tiny_clip, tiny_benchmark, out, **options)
+    assert kept["seconds"].tolist() == first["seconds"].tolist() and len(kept) == 1
+    other = search(tiny_clip, tiny_benchmark, out, seed=1, **options)
+    assert len(other) == 1 and other["search_seed"].tolist() == [1]
+    assert other["lr"].tolist() == [draw_trials("linear-probe", 1, 1)[0]["lr"]]
+
+
+@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "method,trial,val_accuracy\nrp,x,y\n"])
+def test_damaged_table_of_trials_says_so(tmp_path, content):
+    from rp_lib.demo import tuned_settings
+    from rp_lib.storage import StorageError
+
+    (tmp_path / "search.csv").write_text(content)
+    with pytest.raises(StorageError, match="no table of trials"):
+        tuned_settings(tmp_path / "search.csv")

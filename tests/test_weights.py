@@ -58,6 +58,10 @@ def test_damaged_weights_are_refused(tmp_path, damage):
         weights.load("final", folder=tmp_path / "clip")
     with pytest.raises(StorageError, match="install rp_lib again"):
         weights.index(tmp_path / "nowhere")
+    weights.index.cache_clear()
+    (tmp_path / "clip" / "index.json").write_text('{"final": {')
+    with pytest.raises(StorageError, match="install rp_lib again"):
+        weights.index(tmp_path / "clip")
 
 
 def test_unknown_checkpoint_names_the_nearest():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +61,10 @@ class Method(ABC):
         checkpoint: Path | None = None,
         progress: str | None = None,
     ) -> Self:
-        """Learn from labelled images; ``val`` is only watched. See :func:`rp_lib.trainer.train` for the rest."""
+        """Learn from labelled images; ``val`` is only watched. See :func:`rp_lib.trainer.train` for the rest.
+
+        A second call goes on from what the first one learnt; build a new method to start anew.
+        """
 
     @property
     @abstractmethod
@@ -124,8 +129,8 @@ class Method(ABC):
 
     def save(self, path: str | Path) -> None:
         """Write the trained part as safetensors, with the backbone's fingerprint and the classes."""
-        tensors = self.trained()
-        save_tensors(Path(path), tensors, {**self.metadata(), "sha256": tensors_sha256(tensors)})
+        tensors, metadata = self.trained(), self.metadata()
+        save_tensors(Path(path), tensors, {**metadata, "sha256": _seal(tensors, metadata)})
 
     def accept(self, data: ImageSet) -> None:
         """Note what is trained on; raise unless its labels fit the classes."""
@@ -143,6 +148,12 @@ class Method(ABC):
         return copy.copy(self)
 
 
+def _seal(tensors: dict[str, Tensor], metadata: dict[str, object]) -> str:
+    """SHA-256 (hex) over what is saved, so that a changed weight, class or alpha is noticed."""
+    text = json.dumps(metadata, sort_keys=True)
+    return hashlib.sha256(f"{tensors_sha256(tensors)} {text}".encode()).hexdigest()
+
+
 def read_saved(
     path: str | Path, clip: FrozenCLIP, class_names: Sequence[str] | None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -155,7 +166,7 @@ def read_saved(
     tensors, meta = load_tensors(Path(path))
     if meta.get("format") != "rp_lib method 1":
         raise RPLibError(f"{path} holds no method saved by rp_lib")
-    if meta.get("sha256") != tensors_sha256(tensors):
+    if meta.pop("sha256", None) != _seal(tensors, meta):
         raise StorageError(f"{path} was altered since it was saved (its SHA-256 differs); fetch or train it again")
     if meta["backbone_sha256"] != clip.fingerprint:
         raise RPLibError(

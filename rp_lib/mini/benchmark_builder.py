@@ -147,7 +147,7 @@ def _split(pools: dict[str, Pool], removed: dict[str, Counter[str]]) -> tuple[di
     """Deal the ID pool's families to the splits, and take the duotone pictures out of it."""
     for name, pool in pools.items():
         unique = first_of_each(pool.signatures, EXACT)
-        removed[name]["same picture twice inside a set"] += int((~unique).sum())
+        removed[name]["exact copy of another candidate"] += int((~unique).sum())
         pools[name] = pool.keep(unique)
     everything = pools["id"]
     styles = np.array(measured_style(everything.ink))

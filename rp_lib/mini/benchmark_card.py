@@ -85,7 +85,7 @@ def _card(
     lines += _table(["set", "what it is", "pictures", "classes", "families", "drawn (measured)"], rows)
     lines += [
         "Derived when the benchmark is loaded: `dark` (the test pictures inverted) and `corrupted-1`, `-3`, `-5` "
-        "(the same test pictures under four corruptions each).", "",
+        "(the same 300 test pictures under four corruptions each).", "",
         *limits, "",
         "## Pictures of each class", "",
     ]  # fmt: skip
@@ -140,9 +140,6 @@ def _card(
 
 def _contact_sheet(stored: StoredBenchmark, path: Path) -> None:
     """One row of labelled examples per set; the same classes in every labelled row where the data has them."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
     n_classes = len(stored.class_names)

@@ -60,7 +60,7 @@ ID_CLASSES: dict[str, tuple[str, ...]] = {
     "skull": ("skull crossbones", "skull and crossbones", "skull simple", "death skull"),
     "star": ("white medium star", "star simple", "star full", "star shape", "favorite star"),
     "sun": ("sunny", "sun bright", "sun simple", "sun dim", "sun high"),
-    "telephone": ("phone", "telephone receiver", "phone call", "handset", "phone handset", "call", "landline",
+    "phone": ("telephone", "telephone receiver", "phone call", "handset", "phone handset", "call", "landline",
                   "phone ring", "phone calling"),
     "train": ("locomotive", "steam locomotive", "high speed train", "train simple", "train front", "bullet train",
               "high speed train with bullet nose", "railway", "railway car", "tram", "subway", "train regional"),

@@ -13,6 +13,7 @@ where it stopped and never leaves a set that looks complete and is not.
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -158,6 +159,12 @@ def build_corpus(package: Path, out: Path, workers: int | None = None) -> None:
     """Rasterise every allowed set of an unpacked ``@iconify/json`` into ``out`` (see the module docstring)."""
     from tqdm import tqdm
 
+    if importlib.util.find_spec("resvg_py") is None:
+        raise MissingDependency("resvg_py", 'pip install -e ".[corpus]"')
+    if not (package / "collections.json").is_file():
+        raise RPLibError(f"{package} holds no unpacked @iconify/json (collections.json is missing)")
+    if workers is not None and workers < 1:
+        raise RPLibError("at least one worker is needed")
     collections = json.loads((package / "collections.json").read_text(encoding="utf-8"))
     allowed = {p: info for p, info in collections.items() if is_allowed(info)}
     out.mkdir(parents=True, exist_ok=True)
@@ -197,9 +204,9 @@ def load_sets(corpus: Path) -> dict[str, dict[str, Any]]:
     """Metadata of every set in a built corpus, by prefix.
 
     Raises:
-        RPLibError: there is no corpus in the folder.
+        RPLibError: there is no corpus in the folder, or its build was interrupted.
     """
+    if not (corpus / "ATTRIBUTION.md").is_file():  # written last
+        raise RPLibError(f"no finished icon corpus in {corpus}: build it with `rp-lib mini corpus --out {corpus}`")
     found = {p.stem: json.loads(p.read_text(encoding="utf-8")) for p in sorted(corpus.glob("*.json"))}
-    if not found:
-        raise RPLibError(f"no icon corpus in {corpus}: build it with `rp-lib mini corpus --out {corpus}`")
     return found

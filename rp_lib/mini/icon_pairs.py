@@ -17,7 +17,7 @@ from rp_lib.mini.families import PRETRAINING
 class IconPairs:
     """The pre-training families as (picture, caption) pairs, memory-mapped, sampled by weight."""
 
-    def __init__(self, corpus: Path) -> None:
+    def __init__(self, corpus: Path, coloured: float = 1.0) -> None:
         self.arrays: list[np.ndarray] = []
         owner, row, weight, concept_id = [], [], [], []
         self.rows: list[tuple[str, list[str], list[str], str | None]] = []
@@ -36,7 +36,8 @@ class IconPairs:
                 owner.append(len(self.arrays))
                 row.append(i)
                 # A set with six weights of each icon is not six sets.
-                weight.append(seen[concept] ** -0.6 * (0.4 if meta["category"] == "Logos" else 1.0))
+                common = 0.4 if meta["category"] == "Logos" else coloured if meta["coloured"] else 1.0
+                weight.append(seen[concept] ** -0.6 * common)
                 concept_id.append(concepts.setdefault(concept, len(concepts)))
                 self.rows.append((concept, others, style, meta["category"]))
             self.arrays.append(array)

@@ -16,7 +16,7 @@ THRESHOLD = 0.97
 
 
 def coverage(pictures: np.ndarray) -> np.ndarray:
-    """Ink of each picture: uint8 (n, 64, 64) as is; of RGBA (n, 4, 64, 64) the alpha times darkness or hue contrast."""
+    """Ink of each picture: uint8 (n, 64, 64) as is; of RGBA (n, 4, 64, 64) the alpha times darkness."""
     if pictures.ndim == 3:
         return pictures
     rgb = pictures[:, :3].astype(np.float32)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rp_lib.errors import RPLibError
 from rp_lib.mini.captions import WordTokens, caption
 from rp_lib.mini.icon_pairs import IconPairs
+from rp_lib.storage import StorageError, torch_save, write_atomically
 from rp_lib.text_tower import embed, encode_embedded, end_positions
 from rp_lib.trainer import interrupt_between_steps
 
@@ -48,7 +50,7 @@ PRETRAIN_LENGTH = 12
 class Recipe:
     """Everything that decides the result. Rates are per step; ``steps`` x ``batch`` pictures are seen."""
 
-    steps: int = 4700
+    steps: int = 4200
     batch: int = 512
     lr: float = 2e-3
     weight_decay: float = 0.1
@@ -57,7 +59,19 @@ class Recipe:
     patch_dropout: float = 0.5
     muon: bool = True
     seed: int = 0
+    augment_over: float = 1 / 3  # of the run, until augmentation has its full strength; 0 starts with it
+    coloured: float = 1.0  # how much more often a picture of a coloured set is drawn
     keep_at: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
+
+
+# "main" from scratch; "polish" goes on from its end and shows coloured sets more often, which are few.
+RECIPES = {
+    "main": Recipe(),
+    "polish": Recipe(
+        steps=1000, lr=1.2e-3, warmup=40, constant_until=0.0, patch_dropout=0.0, augment_over=0.0, coloured=3.0,
+        seed=1, keep_at=(),
+    ),
+}  # fmt: skip
 
 
 def contrastive_loss(
@@ -100,14 +114,24 @@ def _optimisers(model: torch.nn.Module, recipe: Recipe) -> list[torch.optim.Opti
     return out
 
 
-def pretrain(corpus: Path, out: Path, recipe: Recipe, save_every: float = 240.0, log_every: int = 20) -> None:
-    """Run (or resume) pre-training; leaves ``state.pt``, ``log.jsonl`` and ``checkpoint-*.pt`` in ``out``."""
+def pretrain(
+    corpus: Path,
+    out: Path,
+    recipe: Recipe,
+    start: Path | None = None,
+    save_every: float = 240.0,
+    log_every: int = 20,
+) -> None:
+    """Run (or resume) pre-training; leaves ``state.pt``, ``log.jsonl`` and ``checkpoint-*.pt`` in ``out``.
+
+    ``start`` is the ``state.pt`` of a finished run on the same corpus: its weights (not its optimiser) begin this one.
+    """
     from open_clip.model import CLIP
     from tqdm import tqdm
 
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    pairs, words = IconPairs(corpus), WordTokens()
+    pairs, words = IconPairs(corpus, recipe.coloured), WordTokens()
     # Only tokens that can occur get a row while training; the table is laid out in full when it is exported.
     used = {0, words.start, words.end}
     for text in (*_template_words(), *(t for c, o, s, _ in pairs.rows for t in (c, *o, *s))):
@@ -120,11 +144,13 @@ def pretrain(corpus: Path, out: Path, recipe: Recipe, save_every: float = 240.0,
     optimisers = _optimisers(model, recipe)
     step, elapsed = 0, 0.0
     if (out / "state.pt").is_file():
-        state = torch.load(out / "state.pt", weights_only=True)
+        state = _read_state(out / "state.pt", recipe, vocabulary)
         model.load_state_dict(state["model"])
         for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
             optimiser.load_state_dict(saved)
         step, elapsed = state["step"], state["elapsed"]
+    elif start is not None:
+        model.load_state_dict(_read_state(start, None, vocabulary)["model"])
     (out / "recipe.json").write_text(
         json.dumps(
             {
@@ -134,24 +160,19 @@ def pretrain(corpus: Path, out: Path, recipe: Recipe, save_every: float = 240.0,
                 "concepts": int(pairs.concept_id.max()) + 1,
                 "vocabulary": len(vocabulary),
                 "torch": torch.__version__,
+                "cpus": os.cpu_count(),
             },
             indent=1,
         )
     )
 
     def save(name: str) -> None:
-        partial = out / f"{name}.partial"
-        torch.save(
-            {
-                "model": model.state_dict(),
-                "optimisers": [o.state_dict() for o in optimisers] if name == "state.pt" else [],
-                "step": step,
-                "elapsed": elapsed,
-                "vocabulary": vocabulary,
-            },
-            partial,
-        )
-        partial.replace(out / name)
+        whole = name == "state.pt"
+        state = {
+            "model": model.state_dict(), "optimisers": [o.state_dict() for o in optimisers] if whole else [],
+            "step": step, "elapsed": elapsed, "vocabulary": vocabulary, "recipe": _identity(recipe),
+        }  # fmt: skip
+        write_atomically(out / name, lambda partial: torch_save(state, partial))
 
     keep = {round(f * recipe.steps): f for f in recipe.keep_at}
     last_save = started = time.monotonic()
@@ -160,7 +181,9 @@ def pretrain(corpus: Path, out: Path, recipe: Recipe, save_every: float = 240.0,
         while step < recipe.steps:
             rng = np.random.default_rng((recipe.seed, step))
             torch.manual_seed(recipe.seed * 1_000_003 + step)  # patch dropout draws from torch
-            strength = min(1.0, step / (recipe.steps / 3))
+            strength = (
+                1.0 if step >= recipe.augment_over * recipe.steps else step / (recipe.augment_over * recipe.steps)
+            )
             if step >= recipe.constant_until * recipe.steps:
                 model.visual.patch_dropout.prob = 0.0
             index = pairs.draw(recipe.batch, rng)
@@ -213,6 +236,23 @@ def pretrain(corpus: Path, out: Path, recipe: Recipe, save_every: float = 240.0,
                 save("state.pt")
                 if interrupted():
                     raise KeyboardInterrupt
+
+
+def _identity(recipe: Recipe) -> str:
+    """What must not change on resuming; the length may, until the decay begins."""
+    return repr(sorted((k, v) for k, v in asdict(recipe).items() if k not in ("steps", "keep_at")))
+
+
+def _read_state(path: Path, recipe: Recipe | None, vocabulary: torch.Tensor) -> dict[str, Any]:
+    try:
+        state = torch.load(path, weights_only=True)
+        same = recipe is None or state.get("recipe", _identity(recipe)) == _identity(recipe)
+        same = same and torch.equal(state["vocabulary"], vocabulary)
+    except Exception as error:  # a damaged zip or a missing key
+        raise StorageError(f"{path} is damaged; remove it to start anew") from error
+    if not same:
+        raise StorageError(f"{path} belongs to a run with another recipe or corpus; choose another --out or remove it")
+    return state
 
 
 def _template_words() -> list[str]:

@@ -22,41 +22,57 @@ from rp_lib.mini.pretrain import CONFIG
 from rp_lib.storage import file_sha256, write_atomically
 
 
-def release(run: Path, out: Path, keep: tuple[float, ...]) -> None:
-    """Export ``run`` (see ``rp-lib mini pretrain``) to ``out``.
+def release(runs: tuple[Path, ...], out: Path, keep: tuple[float, ...], note: str = "") -> None:
+    """Export pre-training (see ``rp-lib mini pretrain``) to ``out``.
+
+    Args:
+        runs: folders of the stages, each started from the one before; the last gives the final weights.
+        out: folder for the checkpoints, the index, the curve and the card.
+        keep: which kept checkpoints of the first stage to export, as fractions of that stage.
+        note: a sentence about these runs for the card.
 
     Raises:
-        RPLibError: the run is not finished, or has no checkpoint at a wanted fraction.
+        RPLibError: a run is missing or not finished, or kept no checkpoint at a wanted fraction.
     """
-    recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
-    final = torch.load(run / "state.pt", weights_only=True)
-    if final["step"] < recipe["steps"]:
-        raise RPLibError(
-            f"{run} stopped at step {final['step']} of {recipe['steps']}: run `rp-lib mini pretrain` to its end"
-        )
+    stages = [_read_stage(run) for run in runs]
+    total = sum(stage["steps"] for stage in stages)
     benchmark = Benchmark.mini()
     entries: dict[str, dict[str, Any]] = {}
 
     def add(name: str, state: dict[str, Any], fraction: float, tokens: torch.Tensor | None) -> None:
         path = out / f"{name}.safetensors"
         weights.export(state, CONFIG, path, tokens)
-        entries[name] = {"file": path.name, "sha256": file_sha256(path), "fraction": fraction, "step": state["step"]}
+        entries[name] = {"file": path.name, "sha256": file_sha256(path), "fraction": fraction}
 
-    add("final", final, 1.0, None)
+    add("final", torch.load(runs[-1] / "state.pt", weights_only=True), 1.0, None)
     words = _benchmark_tokens(weights.load(str(out / "final.safetensors")), benchmark)
     for fraction in keep:
-        path = run / f"checkpoint-{fraction:g}.pt"
+        path = runs[0] / f"checkpoint-{fraction:g}.pt"
         if not path.is_file():
-            there = ", ".join(sorted(p.stem.removeprefix("checkpoint-") for p in run.glob("checkpoint-*.pt")))
-            raise RPLibError(f"{run} kept no checkpoint at {fraction:g}; it has {there}")
+            there = ", ".join(sorted(p.stem.removeprefix("checkpoint-") for p in runs[0].glob("checkpoint-*.pt")))
+            raise RPLibError(f"{runs[0]} kept no checkpoint at {fraction:g}; it has {there}")
         state = torch.load(path, weights_only=True)
-        add(f"at-{round(100 * state['step'] / recipe['steps'])}-percent", state, state["step"] / recipe["steps"], words)
+        share = state["step"] / total
+        add(f"at-{round(100 * share)}-percent", state, share, words)
     write_atomically(out / "index.json", lambda p: p.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8"))
     weights.index.cache_clear()
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    _draw_curve(log, recipe, out / "training_curve.png")
-    card = _card(recipe, final["elapsed"], entries, out, benchmark, log)
+    _draw_curve(stages, out / "training_curve.png")
+    card = _card(stages, entries, out, benchmark, note)
     write_atomically(out / "MODEL_CARD.md", lambda p: p.write_text(card, encoding="utf-8"))
+
+
+def _read_stage(run: Path) -> dict[str, Any]:
+    """Recipe, seconds and log of a finished run."""
+    if not (run / "state.pt").is_file():
+        raise RPLibError(f"{run} holds no pre-training run: make one with `rp-lib mini pretrain --out {run}`")
+    recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
+    state = torch.load(run / "state.pt", weights_only=True)
+    if state["step"] < recipe["steps"]:
+        raise RPLibError(f"{run} stopped at step {state['step']} of {recipe['steps']}: run it to its end")
+    lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    # A run that was killed repeats the steps since its last state; the later record counts.
+    log = [r for _, r in sorted({r["step"]: r for r in map(json.loads, lines)}.items())]
+    return {**recipe, "seconds": state["elapsed"], "log": log}
 
 
 def _benchmark_tokens(clip: FrozenCLIP, benchmark: Benchmark) -> torch.Tensor:
@@ -68,32 +84,47 @@ def _benchmark_tokens(clip: FrozenCLIP, benchmark: Benchmark) -> torch.Tensor:
     return clip.tokenize([t.format(w) for w in words for t in templates]).unique().cpu()
 
 
-def _draw_curve(log: list[dict[str, Any]], recipe: dict[str, Any], path: Path) -> None:
-    import matplotlib.pyplot as plt
+def _draw_curve(stages: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
 
     from rp_lib.figures import save_figure
 
-    figure, panel = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    seen = [r["step"] * recipe["batch"] / 1e6 for r in log]
-    panel.plot(seen, [r["loss"] for r in log], color="#0072B2", linewidth=0.8)
-    panel.axvline(recipe["constant_until"] * recipe["steps"] * recipe["batch"] / 1e6, color="#999999", linestyle="--")
-    panel.annotate("whole images, decay to zero from here", (0.46, 0.93), xycoords="axes fraction", fontsize=9)
-    panel.set(
-        xlabel="pictures seen (millions)",
-        ylabel="contrastive loss of the batch (nats)",
-        title="Pre-training of the mini CLIP",
-    )
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    panel = figure.subplots()
+    before = 0.0
+    for stage, colour in zip(stages, ("#0072B2", "#D55E00", "#009E73"), strict=False):
+        seen = [before + r["step"] * stage["batch"] / 1e6 for r in stage["log"]]
+        panel.plot(seen, [r["loss"] for r in stage["log"]], color=colour, linewidth=0.8)
+        if stage["constant_until"] > 0:
+            panel.axvline(
+                before + stage["constant_until"] * stage["steps"] * stage["batch"] / 1e6, color="#999999", ls="--"
+            )
+        before += stage["steps"] * stage["batch"] / 1e6
+    panel.set(xlabel="pictures seen (millions)", ylabel="contrastive loss of the batch (nats)")
+    panel.set_title("Pre-training; dashed: whole images from here on, the rate decays")
     save_figure(figure, path)
 
 
-def _card(
-    recipe: dict[str, Any],
-    seconds: float,
-    entries: dict[str, Any],
-    out: Path,
-    benchmark: Benchmark,
-    log: list[dict[str, Any]],
-) -> str:
+def _stage_text(number: int, stage: dict[str, Any]) -> str:
+    s = stage
+    last = s["log"][-10:]
+    parts = [
+        f"**Stage {number}**: {s['steps']:,} steps of {s['batch']} = {s['steps'] * s['batch'] / 1e6:.2f} million pictures, "
+        f"peak rate {s['lr']:g} after {s['warmup']} steps of warm-up, constant until {s['constant_until']:.0%}, then linearly "
+        f"to zero; weight decay {s['weight_decay']:g}; seed {s['seed']}",
+        f"{s['patch_dropout']:.0%} of the patches dropped during the constant phase" if s["patch_dropout"] else "whole images",
+        "augmentation (place, size, turn, colours, noise) grows from nothing over the first third"
+        if s.get("augment_over", 1 / 3) else "full augmentation from the start",
+    ]  # fmt: skip
+    if s.get("coloured", 1) != 1:
+        parts.append(f"coloured sets drawn {s['coloured']:g} times as often")
+    took = f"it took {s['seconds'] / 60:.0f} minutes on {s.get('cpus', 2)} CPU cores that had other work too"
+    loss = f"the loss ended at {sum(r['loss'] for r in last) / len(last):.2f} (mean of the last {len(last)} logged)"
+    return "; ".join([*parts, took, loss]) + "."
+
+
+def _card(stages: list[dict[str, Any]], entries: dict[str, Any], out: Path, benchmark: Benchmark, note: str) -> str:
+    recipe = stages[0]
     names = sorted(entries, key=lambda n: entries[n]["fraction"])
     sets = [benchmark.test, *benchmark.shifts.values()]
     table = []
@@ -117,12 +148,12 @@ Input: RGB in [0, 1], normalised with mean and standard deviation 0.5.
 author and licence. No family of sets in the benchmark was seen in pre-training. The weights are released under the MIT licence.
 
 ## Recipe
-Symmetric contrastive loss with all pictures of one name as positives; Muon for the block matrices, AdamW for the rest, peak rate \
-{recipe["lr"]:g}, weight decay {recipe["weight_decay"]:g}, {recipe["warmup"]} steps of warm-up, constant to {recipe["constant_until"]:.0%}, \
-linear decay to zero; batch {recipe["batch"]}, {recipe["steps"]:,} steps = {recipe["steps"] * recipe["batch"] / 1e6:.2f} million pictures; \
-{recipe["patch_dropout"]:.0%} of the patches dropped during the constant phase; augmentation (place, size, turn, colours, noise) grows \
-over the first third; bf16 autocast; seed {recipe["seed"]}; torch {recipe["torch"]}. It took {seconds / 60:.0f} minutes on two CPU cores. \
-The final batch loss was {sum(r["loss"] for r in log[-10:]) / len(log[-10:]):.2f} (mean of the last {len(log[-10:])} logged).
+Symmetric contrastive loss with all pictures of one name as positives; Muon for the block matrices, AdamW for the rest; bf16 autocast; \
+torch {recipe["torch"]}.
+
+{chr(10).join("* " + _stage_text(i + 1, stage) for i, stage in enumerate(stages))}
+
+{note}
 
 ![Batch loss against millions of pictures seen: it falls steadily, faster once whole images are shown and the rate decays](training_curve.png)
 

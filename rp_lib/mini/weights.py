@@ -29,7 +29,13 @@ def index(folder: Path = FOLDER) -> dict[str, Any]:
     path = folder / "index.json"
     if not path.is_file():
         raise StorageError(f"the mini CLIP is not there ({path} is missing); install rp_lib again")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        for entry in entries.values():
+            _ = entry["file"], entry["sha256"], entry["fraction"]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StorageError(f"{path} is truncated or altered; install rp_lib again") from error
+    return entries
 
 
 def names(folder: Path = FOLDER) -> tuple[str, ...]:

@@ -1,0 +1,59 @@
+"""The README's numbers are those of the shipped records, and its commands are those that CI runs."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from rp_lib.benchmark import Benchmark
+from rp_lib.clip import FrozenCLIP
+from rp_lib.demo import CORE, markdown
+from rp_lib.evaluation import summarise
+from rp_lib.records import load_records
+
+ROOT = Path(__file__).resolve().parent.parent
+SHIPPED = ROOT / "rp_lib" / "assets" / "mini" / "demo" / "records.csv"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def shipped():
+    return load_records(SHIPPED)
+
+
+def test_table_is_that_of_the_shipped_records(shipped):
+    assert markdown(summarise(shipped[0])) in README
+
+
+def test_shipped_records_belong_to_the_shipped_model_and_data(shipped):
+    records, about = shipped
+    assert about["backbone_sha256"] == FrozenCLIP.mini().fingerprint
+    assert about["benchmark_sha256"] == Benchmark.mini().fingerprint
+    assert set(records["method"]) == set(CORE) and about["seeds"] >= 3
+
+
+def test_commands_files_and_links_are_there():
+    commands = [line for line in README.splitlines() if line.startswith("python3 -m venv .venv && ")]
+    assert len(commands) == 2 and "rp-lib demo" in commands[0] and commands[1].endswith(".venv/bin/pytest")
+    assert "pytest" in (ROOT / ".ci" / "run").read_text()
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), target
+    for name in re.findall(r"`(rp_lib/[\w/.]+)`", README):
+        assert (ROOT / name).exists(), name
+
+
+def test_no_placeholder_is_left():
+    assert "<!--" not in README
+
+
+def test_figure_has_alt_text():
+    images = re.findall(r"!\[([^]]*)\]\(([^)]+)\)", README)
+    assert images and all(len(alt) > 40 for alt, _ in images)
+
+
+def test_model_card_numbers_are_those_of_the_index():
+    folder = ROOT / "rp_lib" / "assets" / "mini" / "clip"
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for name, entry in json.loads((folder / "index.json").read_text()).items():
+        assert f"| {name} | {entry['fraction']:.0%} |" in card
