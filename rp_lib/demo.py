@@ -21,7 +21,7 @@ from rp_lib.figures import STYLE, save_figure, three_axes
 from rp_lib.methods import Method, Reprogrammer, ResidualReprogrammer, build_method, load_method
 from rp_lib.records import load_records, save_records
 from rp_lib.search import read_trials, settings_of, winners
-from rp_lib.storage import StorageError, file_sha256
+from rp_lib.storage import StorageError, check_writable, file_sha256
 
 log = logging.getLogger(__name__)
 SEARCH = Path(__file__).resolve().parent / "assets" / "mini" / "search.csv"
@@ -75,6 +75,7 @@ def run_demo(
     if seeds < 1:
         raise RPLibError("at least one seed is needed")
     settings = tuned_settings() if settings is None else settings
+    check_writable(out)  # now, not after minutes of training
     store, runs, seconds = FeatureStore(), [], {}
     for name in methods:
         for seed in range(1, 2 if name == "zero-shot" else seeds + 1):
@@ -88,8 +89,8 @@ def run_demo(
         json.dumps([benchmark.fingerprint, [r.method.metadata() for r in runs]], sort_keys=True, default=str).encode()
     ).hexdigest()
     title = (
-        f"{benchmark.name} with {clip.name}: mean of {seeds} seeds, bars are 95 % intervals over images and seeds; "
-        "dashed: zero-shot"
+        f"{benchmark.name} benchmark, backbone {clip.name}: mean of {seeds} seeds, bars are 95 % intervals over "
+        "images and seeds; dashed: zero-shot"
     )
     path, figure_path = out / "records.csv", out / "three_axes.png"
     if not fresh and path.is_file() and path.with_suffix(".json").is_file():

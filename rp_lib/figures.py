@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 
 from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
 from rp_lib.storage import write_atomically
@@ -18,11 +19,12 @@ STYLE: dict[str, tuple[str, str, str]] = {
     "rp": ("#0072B2", "o", "Reprogrammer (RP)"),
     "rrp": ("#009E73", "*", "Residual Reprogrammer (RRP)"),
 }
+HALO = [withStroke(linewidth=3, foreground="white")]  # numbers stay readable on the reference line
 AXES = (
     ("test", "accuracy", "ID accuracy (%)", "higher is better"),
     (ALL_SHIFTS, "accuracy", "Accuracy under shift (%)", "higher is better"),
-    (ALL_OOD, "auroc", "OOD detection AUROC (%)", "higher is better"),
-    (ALL_OOD, "fpr", "OOD detection FPR at 95 % TPR (%)", "lower is better"),
+    (ALL_OOD, "auroc", "OOD AUROC (%)", "higher is better"),
+    (ALL_OOD, "fpr", "OOD FPR at 95 % TPR (%)", "lower is better"),
 )
 
 
@@ -46,7 +48,15 @@ def three_axes(summary: pd.DataFrame, title: str) -> Figure:
             value, low, high = (100 * float(rows.loc[method, c]) for c in ("value", "low", "high"))
             panel.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="round", zorder=1)
             panel.plot(value, y, color=colour, marker=marker, markersize=11 if marker == "*" else 8, zorder=2)
-            panel.annotate(f"{value:.1f}", (value, y), (0, 8), textcoords="offset points", ha="center", fontsize=9)
+            panel.annotate(
+                f"{value:.1f}",
+                (value, y),
+                (0, 8),
+                textcoords="offset points",
+                ha="center",
+                fontsize=9,
+                path_effects=HALO,
+            )
         panel.set_yticks(range(len(methods)), [STYLE[m][2] for m in reversed(methods)])
         panel.set_ylim(-0.5, len(methods) - 0.2)
         panel.set_title(label, fontsize=11)

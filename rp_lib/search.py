@@ -75,14 +75,18 @@ def settings_of(name: str, trial: dict[str, Any]) -> dict[str, Any]:
 
 
 def choose_alpha(rp: Reprogrammer, benchmark: Benchmark, store: FeatureStore) -> tuple[float, pd.DataFrame]:
-    """The alpha with the best ID validation accuracy, the largest of equals, and the whole sweep.
+    """The largest alpha whose ID validation accuracy is within one standard error of the best, and the whole sweep.
 
+    The residual is there to keep what CLIP knows, which ID data cannot see; so among alphas that ID validation data
+    cannot tell apart, the one nearest to zero-shot is taken (the one-standard-error rule of Breiman et al. 1984).
     The sweep is matrix algebra on features that are there already.
     """
     residual = ResidualReprogrammer.of(rp)
     rows = [(a, residual.at(a).accuracy(benchmark.val, store)) for a in ALPHAS]
     sweep = pd.DataFrame(rows, columns=["alpha", "val_accuracy"])
-    return float(sweep.loc[sweep["val_accuracy"] == sweep["val_accuracy"].max(), "alpha"].max()), sweep
+    best = float(sweep["val_accuracy"].max())
+    error = float(np.sqrt(best * (1 - best) / len(benchmark.val)))
+    return float(sweep.loc[sweep["val_accuracy"] >= best - error, "alpha"].max()), sweep
 
 
 def search(

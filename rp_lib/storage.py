@@ -53,6 +53,13 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
             partial.unlink(missing_ok=True)
 
 
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` if needed and raise :class:`StorageError` unless a file can be written in it."""
+    probe = folder / ".writable"
+    write_atomically(probe, lambda partial: partial.touch())
+    probe.unlink(missing_ok=True)
+
+
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
     """Save named tensors and JSON-able metadata as one safetensors file, atomically."""
     payload = serialise(

@@ -74,6 +74,7 @@ def corpus(tmp_path_factory):
     logos = {**some(1, "acme", "bolt"), "looks-like-a-house": copy}
     write_set(folder, "simple-icons", "by-simple-icons-collaborators", logos, "Logos")
     write_set(folder, "seen-bell", "icons8", {"bell": copy})
+    (folder / "ATTRIBUTION.md").write_text("written last")
     return folder
 
 

@@ -64,6 +64,28 @@ def test_bad_input_says_what_to_do_and_fails(arguments, message, capsys, tmp_pat
     assert message in said.err and "Traceback" not in said.err
 
 
+def test_demo_prints_a_table_and_writes_its_files(tmp_path, capsys):
+    out = tmp_path / "demo"
+    arguments = [
+        "demo",
+        "--quiet",
+        "--details",
+        "--seeds",
+        "1",
+        "--methods",
+        "zero-shot,linear-probe",
+        "--out",
+        str(out),
+    ]
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().out
+    for word in ("zero-shot", "linear-probe", "±", "emoji", "logos", "Wrote", "id-positive"):
+        assert word in said
+    assert {p.name for p in out.iterdir()} == {"records.csv", "records.json", "three_axes.png", "trained"}
+    assert cli.main(arguments) == 0
+    assert "Reused" in capsys.readouterr().out
+
+
 def test_output_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert cli.main(["demo", "--quiet", "--methods", "zero-shot", "--out", str(tmp_path / "file" / "out")]) == 2

@@ -51,7 +51,8 @@ def test_records_are_tidy_and_right(runs, tiny_benchmark: Benchmark):
         assert (mine.n > 0).all() and mine.loc[(ALL_OOD, "auroc"), "n_ood"] == sum(
             map(len, tiny_benchmark.ood.values())
         )
-        known = mine.dropna(subset=["low"])
+        # On a few images the bootstrap of a minimum is biased down and that of absolute gaps up: not these two.
+        known = mine.drop(["detection_error", "ece"], level="metric")
         assert ((known.low <= known.value + 1e-9) & (known.value <= known.high + 1e-9)).all()
 
 

@@ -1,4 +1,5 @@
 import copy
+import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -267,7 +268,18 @@ def test_metadata_is_readable_without_the_library(fitted: dict[str, Method], tmp
     with safe_open(tmp_path / "m", "pt") as file:
         meta = {k: json.loads(v) for k, v in file.metadata().items()}
     assert meta["method"] == "rrp" and meta["settings"]["alpha"] == 0.3 and meta["settings"]["config"] == asdict(SHORT)
-    assert meta["sha256"] == tensors_sha256(fitted["rrp"].trained())
+    said = {k: v for k, v in meta.items() if k != "sha256"}
+    content = f"{tensors_sha256(fitted['rrp'].trained())} {json.dumps(said, sort_keys=True)}"
+    assert meta["sha256"] == hashlib.sha256(content.encode()).hexdigest()
+
+
+def test_altered_alpha_in_the_header_is_noticed(fitted: dict[str, Method], tmp_path: Path, clip: FrozenCLIP):
+    fitted["rrp"].save(tmp_path / "m")
+    data = (tmp_path / "m").read_bytes()
+    assert data.count(b'\\"alpha\\": 0.3') >= 1
+    (tmp_path / "m").write_bytes(data.replace(b'\\"alpha\\": 0.3', b'\\"alpha\\": 0.9'))
+    with pytest.raises(RPLibError, match="altered"):
+        load_method(tmp_path / "m", clip)
 
 
 # Each of them --------------------------------------------------------------------------------------------

@@ -53,11 +53,12 @@ def _csv(rows):
     return io.StringIO(pd.DataFrame(rows).to_csv(index=False))
 
 
-def test_alpha_is_the_largest_of_the_best(tiny_clip, tiny_benchmark):
+def test_alpha_is_the_largest_within_one_standard_error(tiny_clip, tiny_benchmark):
     rp = Reprogrammer(tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates, PAPER)
     alpha, sweep = choose_alpha(rp, tiny_benchmark, FeatureStore())
-    best = sweep[sweep.val_accuracy == sweep.val_accuracy.max()]
-    assert alpha == best.alpha.max() and len(sweep) == 21
+    best = sweep.val_accuracy.max()
+    error = (best * (1 - best) / len(tiny_benchmark.val)) ** 0.5
+    assert alpha == sweep[sweep.val_accuracy >= best - error].alpha.max() and len(sweep) == 21
     direct = ResidualReprogrammer.of(rp, 0.35).accuracy(tiny_benchmark.val)
     assert sweep.set_index("alpha").loc[0.35, "val_accuracy"] == pytest.approx(direct)
 
