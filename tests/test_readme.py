@@ -57,3 +57,12 @@ def test_model_card_numbers_are_those_of_the_index():
     card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
     for name, entry in json.loads((folder / "index.json").read_text()).items():
         assert f"| {name} | {entry['fraction']:.0%} |" in card
+
+
+def test_zero_shot_numbers_are_those_of_the_model_card():
+    card = (ROOT / "rp_lib" / "assets" / "mini" / "clip" / "MODEL_CARD.md").read_text(encoding="utf-8")
+    final = next(line for line in card.splitlines() if line.startswith("| final |"))
+    weak = README[README.index("**What is still weak.**") :].replace("\n", " ")
+    for value, interval in re.findall(r"([0-9.]+) % (\[[0-9., ]+\])", weak)[:2]:
+        assert f"{value} {interval}" in final
+    assert len(re.findall(r"([0-9.]+) % (\[[0-9., ]+\])", weak)) >= 2
