@@ -85,7 +85,7 @@ def test_captions_tokenise_like_clip():
     from open_clip.tokenizer import SimpleTokenizer
 
     words, tokenizer = WordTokens(), SimpleTokenizer(context_length=16)
-    phrases = ["an icon of a shopping cart", "wifi-off", "the logo of github", "x"]
+    phrases = ["an icon of a shopping cart", "wifi-off", "the logo of github", "x", "house " * 30]
     assert torch.equal(words.batch(phrases), tokenizer(phrases))
     drawn = {caption("house", ["home"], ["outline"], None, np.random.default_rng(s)) for s in range(60)}
     assert "an icon of a house" in drawn and "a outline icon of a house" in drawn and any("home" in d for d in drawn)
