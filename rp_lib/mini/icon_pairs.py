@@ -12,14 +12,26 @@ import torch.nn.functional as F
 from rp_lib.errors import RPLibError
 from rp_lib.mini.corpus import SIZE, load_sets
 from rp_lib.mini.families import PRETRAINING
+from rp_lib.mini.restyle import may_be_mirrored, restyle
+
+# A name that this many families use is drawn as often as its pictures allow; see ``shared`` below.
+SHARED_BY = 4
 
 
 class IconPairs:
-    """The pre-training families as (picture, caption) pairs, memory-mapped, sampled by weight."""
+    """The pre-training families as (picture, caption) pairs, memory-mapped, sampled by weight.
 
-    def __init__(self, corpus: Path, coloured: float = 1.0) -> None:
+    Args:
+        corpus: folder of ``rp-lib mini corpus``.
+        coloured: how much more often a picture of a coloured set is drawn.
+        shared: a name that k < 4 families use is drawn (k / 4) ** shared as often: what one designer alone has
+            drawn teaches little that holds for another's hand. 0 treats all names alike.
+    """
+
+    def __init__(self, corpus: Path, coloured: float = 1.0, shared: float = 0.0) -> None:
         self.arrays: list[np.ndarray] = []
-        owner, row, weight, concept_id = [], [], [], []
+        owner, row, weight, concept_id, mirror = [], [], [], [], []
+        families: dict[int, set[str]] = {}
         self.rows: list[tuple[str, list[str], list[str], str | None]] = []
         concepts: dict[str, int] = {}
         self.sets: list[str] = []
@@ -39,14 +51,18 @@ class IconPairs:
                 common = 0.4 if meta["category"] == "Logos" else coloured if meta["coloured"] else 1.0
                 weight.append(seen[concept] ** -0.6 * common)
                 concept_id.append(concepts.setdefault(concept, len(concepts)))
+                families.setdefault(concept_id[-1], set()).add(meta["family"])
+                mirror.append(may_be_mirrored(concept, meta["category"]))
                 self.rows.append((concept, others, style, meta["category"]))
             self.arrays.append(array)
             self.sets.append(prefix)
         if not self.rows:
             raise RPLibError(f"the corpus in {corpus} holds none of the pre-training families: build it again")
         self.owner, self.row = np.array(owner), np.array(row)
-        self.concept_id = torch.tensor(concept_id)
-        self._cumulative = np.cumsum(np.array(weight) / np.sum(weight))
+        self.concept_id, self.mirror = torch.tensor(concept_id), torch.tensor(mirror)
+        spread = np.array([len(families[c]) for c in concept_id])
+        weights = np.array(weight) * np.minimum(1.0, spread / SHARED_BY) ** shared
+        self._cumulative = np.cumsum(weights / weights.sum())
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -55,8 +71,13 @@ class IconPairs:
         """Indices, int64 (n,), with replacement, by weight."""
         return np.minimum(np.searchsorted(self._cumulative, rng.random(n)), len(self) - 1)
 
-    def pictures(self, index: np.ndarray, strength: float, rng: np.random.Generator) -> torch.Tensor:
-        """float32 (n, 3, 64, 64) in [0, 1], composited on a background and augmented by ``strength`` in [0, 1]."""
+    def pictures(
+        self, index: np.ndarray, strength: float, rng: np.random.Generator, manner: float = 0.0
+    ) -> torch.Tensor:
+        """float32 (n, 3, 64, 64) in [0, 1], composited on a background and augmented by ``strength`` in [0, 1].
+
+        With ``manner`` above 0 they are first drawn again in another manner, see :func:`rp_lib.mini.restyle.restyle`.
+        """
         rgba = np.zeros((len(index), 4, SIZE, SIZE), np.uint8)
         is_mono = np.zeros(len(index), bool)
         for k, i in enumerate(index):
@@ -66,7 +87,10 @@ class IconPairs:
                 is_mono[k] = True
             else:
                 rgba[k] = picture
-        return augment(torch.from_numpy(rgba), torch.from_numpy(is_mono), strength, rng)
+        pictures, mono = torch.from_numpy(rgba), torch.from_numpy(is_mono)
+        if manner > 0:
+            pictures, mono = restyle(pictures, mono, self.mirror[torch.from_numpy(index)], manner, rng)
+        return augment(pictures, mono, strength, rng)
 
 
 def augment(rgba: torch.Tensor, is_mono: torch.Tensor, strength: float, rng: np.random.Generator) -> torch.Tensor:

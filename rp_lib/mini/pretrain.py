@@ -9,6 +9,7 @@ The recipe, in the order of what it is worth:
 * warm-up, constant rate, linear decay to zero, so that a run can be lengthened until the decay begins;
 * during the constant phase half of the patches are dropped (Li et al. 2023, FLIP, arXiv 2212.00794);
 * augmentation that grows from nothing over the first third; strong from the start, nothing is learned;
+* once that is learned, pictures drawn again in other manners (:mod:`rp_lib.mini.restyle`);
 * bf16 autocast and the plain attention kernel: for 17 tokens it is nearly twice as fast on CPUs.
 
 A run writes ``state.pt`` (loaded with ``weights_only``) every few minutes and goes on from it after Ctrl-C or
@@ -33,7 +34,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from rp_lib.errors import RPLibError
 from rp_lib.mini.captions import WordTokens, caption
 from rp_lib.mini.icon_pairs import IconPairs
-from rp_lib.storage import StorageError, torch_save, write_atomically
+from rp_lib.storage import StorageError, load_tensors, torch_save, write_atomically
 from rp_lib.text_tower import embed, encode_embedded, end_positions
 from rp_lib.trainer import interrupt_between_steps
 
@@ -61,15 +62,22 @@ class Recipe:
     seed: int = 0
     augment_over: float = 1 / 3  # of the run, until augmentation has its full strength; 0 starts with it
     coloured: float = 1.0  # how much more often a picture of a coloured set is drawn
+    shared: float = 0.0  # how much less often a name that few families use is drawn, see IconPairs
+    restyle: float = 0.0  # how often a picture is drawn again in another manner, see rp_lib.mini.restyle
     keep_at: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
 
 
-# "main" from scratch; "polish" goes on from its end and shows coloured sets more often, which are few.
+# "main" from scratch; "polish" goes on from its end and shows coloured sets more often, which are few; "broaden"
+# goes on from there with pictures drawn again in other manners, and with more of the names that many designers share.
 RECIPES = {
     "main": Recipe(),
     "polish": Recipe(
         steps=1000, lr=1.2e-3, warmup=40, constant_until=0.0, patch_dropout=0.0, augment_over=0.0, coloured=3.0,
         seed=1, keep_at=(),
+    ),
+    "broaden": Recipe(
+        steps=4600, lr=1.5e-3, warmup=100, constant_until=0.3, patch_dropout=0.0, augment_over=0.0, coloured=3.0,
+        shared=0.7, restyle=1.0, seed=2, keep_at=(0.3,),
     ),
 }  # fmt: skip
 
@@ -124,14 +132,15 @@ def pretrain(
 ) -> None:
     """Run (or resume) pre-training; leaves ``state.pt``, ``log.jsonl`` and ``checkpoint-*.pt`` in ``out``.
 
-    ``start`` is the ``state.pt`` of a finished run on the same corpus: its weights (not its optimiser) begin this one.
+    ``start`` is the ``state.pt`` of a finished run on the same corpus, or released weights (``final.safetensors``) of
+    one: its weights (not its optimiser) begin this one.
     """
     from open_clip.model import CLIP
     from tqdm import tqdm
 
     out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(recipe.seed)
-    pairs, words = IconPairs(corpus, recipe.coloured), WordTokens()
+    pairs, words = IconPairs(corpus, recipe.coloured, recipe.shared), WordTokens()
     # Only tokens that can occur get a row while training; the table is laid out in full when it is exported.
     used = {0, words.start, words.end}
     for text in (*_template_words(), *(t for c, o, s, _ in pairs.rows for t in (c, *o, *s))):
@@ -150,7 +159,7 @@ def pretrain(
             optimiser.load_state_dict(saved)
         step, elapsed = state["step"], state["elapsed"]
     elif start is not None:
-        model.load_state_dict(_read_state(start, None, vocabulary)["model"])
+        model.load_state_dict(_read_start(start, vocabulary))
     (out / "recipe.json").write_text(
         json.dumps(
             {
@@ -187,7 +196,7 @@ def pretrain(
             if step >= recipe.constant_until * recipe.steps:
                 model.visual.patch_dropout.prob = 0.0
             index = pairs.draw(recipe.batch, rng)
-            image = (pairs.pictures(index, strength, rng) - 0.5) / 0.5
+            image = (pairs.pictures(index, strength, rng, recipe.restyle) - 0.5) / 0.5
             tokens = compact[words.batch([caption(*pairs.rows[i], rng) for i in index], PRETRAIN_LENGTH)]
             rate = learning_rate(step, recipe)
             for optimiser in optimisers:
@@ -216,12 +225,12 @@ def pretrain(
             step += 1
             bar.update()
             now = time.monotonic()
-            if step % log_every == 0:
+            if step % log_every == 0 or step == recipe.steps:
                 record = {
                     "step": step,
-                    "loss": round(float(loss), 4),
+                    "loss": round(float(loss.detach()), 4),
                     "lr": rate,
-                    "scale": round(float(model.logit_scale.exp()), 2),
+                    "scale": round(float(model.logit_scale.detach().exp()), 2),
                     "grad_norm": round(float(norm), 3),
                     "seconds": round(elapsed + now - started, 1),
                 }
@@ -253,6 +262,21 @@ def _read_state(path: Path, recipe: Recipe | None, vocabulary: torch.Tensor) -> 
     if not same:
         raise StorageError(f"{path} belongs to a run with another recipe or corpus; choose another --out or remove it")
     return state
+
+
+def _read_start(path: Path, vocabulary: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Weights to begin with: of a run's state, or of released float16 weights that hold every token row."""
+    if path.suffix != ".safetensors":
+        return _read_state(path, None, vocabulary)["model"]
+    tensors, _ = load_tensors(path)
+    rows, ids = tensors.pop("token_rows", None), tensors.pop("token_ids", None)
+    tensors.pop("other_row", None)
+    if rows is None or ids is None or not torch.equal(ids.long(), vocabulary):
+        raise StorageError(
+            f"{path} holds no mini CLIP with a row for each of this corpus's {len(vocabulary)} tokens; "
+            "start from the state.pt or the final.safetensors of a run on the same corpus"
+        )
+    return {name: t.float() for name, t in tensors.items()} | {"token_embedding.weight": rows.float()}
 
 
 def _template_words() -> list[str]:

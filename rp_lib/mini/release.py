@@ -13,30 +13,45 @@ import torch
 
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
-from rp_lib.errors import RPLibError
+from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.features import FeatureStore
 from rp_lib.intervals import wilson_interval
 from rp_lib.methods import ZeroShot
 from rp_lib.mini import weights
+from rp_lib.mini.icon_pairs import SHARED_BY
 from rp_lib.mini.pretrain import CONFIG
-from rp_lib.storage import file_sha256, write_atomically
+from rp_lib.storage import file_sha256, load_tensors, write_atomically
+
+TRAINING = "training.json"
 
 
-def release(runs: tuple[Path, ...], out: Path, keep: tuple[float, ...], note: str = "") -> None:
+def release(
+    runs: tuple[Path, ...],
+    out: Path,
+    keep: tuple[float, ...],
+    note: str = "",
+    after: Path | None = None,
+    keep_after: tuple[str, ...] = (),
+) -> None:
     """Export pre-training (see ``rp-lib mini pretrain``) to ``out``.
 
     Args:
         runs: folders of the stages, each started from the one before; the last gives the final weights.
-        out: folder for the checkpoints, the index, the curve and the card.
-        keep: which kept checkpoints of the first stage to export, as fractions of that stage.
+        out: folder for the checkpoints, the index, the curve, the log and the card.
+        keep: which kept checkpoints of the first of ``runs`` to export, as fractions of it.
         note: a sentence about these runs for the card.
+        after: an earlier release, whose final weights the first of ``runs`` started from; its stages are told too.
+        keep_after: names of checkpoints of the earlier release that ship again, its ``final`` among them or not.
 
     Raises:
         RPLibError: a run is missing or not finished, or kept no checkpoint at a wanted fraction.
+        UnknownName: the earlier release has no checkpoint of a wanted name.
     """
-    stages = [_read_stage(run) for run in runs]
-    total = sum(stage["steps"] for stage in stages)
+    told = _read_training(after) if after is not None else []
+    stages = [*told, *(_read_stage(run) for run in runs)]
+    before, total = sum(stage["steps"] for stage in told), sum(stage["steps"] for stage in stages)
     benchmark = Benchmark.mini()
+    earlier = _earlier_states(after, keep_after) if after is not None else []  # read before out, its folder or not
     entries: dict[str, dict[str, Any]] = {}
 
     def add(name: str, state: dict[str, Any], fraction: float, tokens: torch.Tensor | None) -> None:
@@ -46,19 +61,29 @@ def release(runs: tuple[Path, ...], out: Path, keep: tuple[float, ...], note: st
 
     add("final", torch.load(runs[-1] / "state.pt", weights_only=True), 1.0, None)
     words = _benchmark_tokens(weights.load(str(out / "final.safetensors")), benchmark)
+    for state, fraction in earlier:
+        add(_name(fraction * before / total), state, fraction * before / total, words)
     for fraction in keep:
         path = runs[0] / f"checkpoint-{fraction:g}.pt"
         if not path.is_file():
             there = ", ".join(sorted(p.stem.removeprefix("checkpoint-") for p in runs[0].glob("checkpoint-*.pt")))
             raise RPLibError(f"{runs[0]} kept no checkpoint at {fraction:g}; it has {there}")
         state = torch.load(path, weights_only=True)
-        share = state["step"] / total
-        add(f"at-{round(100 * share)}-percent", state, share, words)
+        share = (before + state["step"]) / total
+        add(_name(share), state, share, words)
+    for path in out.glob("*.safetensors"):  # of an earlier release in the same folder
+        if path.stem not in entries:
+            path.unlink()
     write_atomically(out / "index.json", lambda p: p.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8"))
+    write_atomically(out / TRAINING, lambda p: p.write_text(json.dumps(stages) + "\n", encoding="utf-8"))
     weights.index.cache_clear()
     _draw_curve(stages, out / "training_curve.png")
     card = _card(stages, entries, out, benchmark, note)
     write_atomically(out / "MODEL_CARD.md", lambda p: p.write_text(card, encoding="utf-8"))
+
+
+def _name(fraction: float) -> str:
+    return f"at-{round(100 * fraction)}-percent"
 
 
 def _read_stage(run: Path) -> dict[str, Any]:
@@ -71,8 +96,29 @@ def _read_stage(run: Path) -> dict[str, Any]:
         raise RPLibError(f"{run} stopped at step {state['step']} of {recipe['steps']}: run it to its end")
     lines = (run / "log.jsonl").read_text(encoding="utf-8").splitlines()
     # A run that was killed repeats the steps since its last state; the later record counts.
-    log = [r for _, r in sorted({r["step"]: r for r in map(json.loads, lines)}.items())]
+    log = [[r["step"], r["loss"]] for _, r in sorted({r["step"]: r for r in map(json.loads, lines)}.items())]
     return {**recipe, "seconds": state["elapsed"], "log": log}
+
+
+def _read_training(folder: Path) -> list[dict[str, Any]]:
+    """Stages of an earlier release, as :func:`_read_stage` gives them."""
+    try:
+        return json.loads((folder / TRAINING).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RPLibError(f"{folder} holds no release of the mini CLIP with its {TRAINING} ({error})") from error
+
+
+def _earlier_states(folder: Path, names: tuple[str, ...]) -> list[tuple[dict[str, Any], float]]:
+    """Checkpoints of an earlier release as pre-training states, with their fraction of that release."""
+    found, index = [], weights.index(folder)
+    for name in names:
+        if name not in index:
+            raise UnknownName("checkpoint of the earlier release", name, index)
+        tensors, metadata = load_tensors(folder / index[name]["file"])
+        ids, rows, _ = (tensors.pop(k) for k in ("token_ids", "token_rows", "other_row"))
+        model = {**tensors, "token_embedding.weight": rows}
+        found.append(({"model": model, "vocabulary": ids.long(), "step": metadata["step"]}, index[name]["fraction"]))
+    return found
 
 
 def _benchmark_tokens(clip: FrozenCLIP, benchmark: Benchmark) -> torch.Tensor:
@@ -93,8 +139,8 @@ def _draw_curve(stages: list[dict[str, Any]], path: Path) -> None:
     panel = figure.subplots()
     before = 0.0
     for stage, colour in zip(stages, ("#0072B2", "#D55E00", "#009E73"), strict=False):
-        seen = [before + r["step"] * stage["batch"] / 1e6 for r in stage["log"]]
-        panel.plot(seen, [r["loss"] for r in stage["log"]], color=colour, linewidth=0.8)
+        seen = [before + step * stage["batch"] / 1e6 for step, _ in stage["log"]]
+        panel.plot(seen, [loss for _, loss in stage["log"]], color=colour, linewidth=0.8)
         if stage["constant_until"] > 0:
             panel.axvline(
                 before + stage["constant_until"] * stage["steps"] * stage["batch"] / 1e6, color="#999999", ls="--"
@@ -107,7 +153,6 @@ def _draw_curve(stages: list[dict[str, Any]], path: Path) -> None:
 
 def _stage_text(number: int, stage: dict[str, Any]) -> str:
     s = stage
-    last = s["log"][-10:]
     parts = [
         f"**Stage {number}**: {s['steps']:,} steps of {s['batch']} = {s['steps'] * s['batch'] / 1e6:.2f} million pictures, "
         f"peak rate {s['lr']:g} after {s['warmup']} steps of warm-up, constant until {s['constant_until']:.0%}, then linearly "
@@ -116,15 +161,22 @@ def _stage_text(number: int, stage: dict[str, Any]) -> str:
         "augmentation (place, size, turn, colours, noise) grows from nothing over the first third"
         if s.get("augment_over", 1 / 3) else "full augmentation from the start",
     ]  # fmt: skip
+    if s.get("restyle"):
+        parts.append("pictures drawn again in other manners (mirrored, bolder, finer, pixelated, areas coloured)")
     if s.get("coloured", 1) != 1:
         parts.append(f"coloured sets drawn {s['coloured']:g} times as often")
+    if s.get("shared"):
+        parts.append(f"names of k < {SHARED_BY} families drawn (k / {SHARED_BY})^{s['shared']:g} as often")
     took = f"it took {s['seconds'] / 60:.0f} minutes on {s.get('cpus', 2)} CPU cores that had other work too"
-    loss = f"the loss ended at {sum(r['loss'] for r in last) / len(last):.2f} (mean of the last {len(last)} logged)"
+    last = [loss for _, loss in s["log"][-10:]]
+    # Of the first two stages of the shipped weights only this mean was kept, not the log.
+    mean, count = (sum(last) / len(last), len(last)) if last else s["ended_at"]
+    loss = f"the loss ended at {mean:.2f} (mean of the last {count} logged)"
     return "; ".join([*parts, took, loss]) + "."
 
 
 def _card(stages: list[dict[str, Any]], entries: dict[str, Any], out: Path, benchmark: Benchmark, note: str) -> str:
-    recipe = stages[0]
+    recipe = stages[-1]
     names = sorted(entries, key=lambda n: entries[n]["fraction"])
     sets = [benchmark.test, *benchmark.shifts.values()]
     table = []
@@ -165,8 +217,8 @@ families that pre-training never saw (chance: {100 / len(benchmark.class_names):
 |---|---|{"---|" * len(sets)}
 {chr(10).join(table)}
 
-Checkpoints before the end were taken at the rate of their moment, not annealed: they are weaker than a run of that length would be. They \
-keep only the token rows that the benchmark's words need.
+Checkpoints inside a stage were taken at the rate of their moment, not annealed: they are weaker than a run of that length would be. \
+Checkpoints before the end keep only the token rows that the benchmark's words need.
 
 ## Known failures
 {failures}

@@ -1,0 +1,71 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from test_pretrain import RECIPE, corpus  # noqa: F401  the fixture
+
+from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.mini import weights
+from rp_lib.mini.pretrain import pretrain
+from rp_lib.mini.release import release
+from rp_lib.storage import StorageError, load_tensors
+
+
+@pytest.fixture(scope="module")
+def released(corpus, tmp_path_factory):  # noqa: F811
+    """Two releases: one run from scratch, and a second stage that goes on from the first release's weights."""
+    root = tmp_path_factory.mktemp("release")
+    pretrain(corpus, root / "one", RECIPE)
+    release((root / "one",), root / "first", (0.5,))
+    second = replace(RECIPE, steps=3, seed=9, restyle=1.0, shared=0.7, augment_over=0.0)
+    pretrain(corpus, root / "two", second, start=root / "first" / "final.safetensors")
+    release((root / "two",), root / "second", (), "A note.", root / "first", ("at-50-percent", "final"))
+    return root
+
+
+def test_fractions_count_all_stages(released):
+    first, second = (json.loads((released / n / "index.json").read_text()) for n in ("first", "second"))
+    assert {n: e["fraction"] for n, e in first.items()} == {"final": 1.0, "at-50-percent": 0.5}
+    assert {n: e["fraction"] for n, e in second.items()} == {
+        "final": 1.0,
+        "at-33-percent": pytest.approx(3 / 9),
+        "at-67-percent": pytest.approx(6 / 9),
+    }
+    stages = json.loads((released / "second" / "training.json").read_text())
+    assert [s["steps"] for s in stages] == [6, 3] and stages[1]["restyle"] == 1.0
+    card = (released / "second" / "MODEL_CARD.md").read_text()
+    assert "**Stage 2**: 3 steps" in card and "drawn again in other manners" in card and "A note." in card
+
+
+def test_earlier_weights_ship_again_unchanged(released):
+    old, _ = load_tensors(released / "first" / "final.safetensors")
+    new, _ = load_tensors(released / "second" / "at-67-percent.safetensors")
+    assert all(torch.equal(old[k], v) for k, v in new.items() if not k.startswith(("token", "other")))
+    rows = dict(zip(old["token_ids"].tolist(), old["token_rows"], strict=True))
+    assert len(new["token_ids"]) and all(
+        torch.equal(rows[i], r) for i, r in zip(new["token_ids"].tolist(), new["token_rows"], strict=True)
+    )
+    assert weights.load("final", folder=released / "second").image_size == 64
+
+
+def test_second_stage_begins_with_the_released_weights(released, corpus, tmp_path):  # noqa: F811
+    start = released / "first" / "final.safetensors"
+    frozen = replace(RECIPE, steps=1, lr=0.0, seed=9)
+    pretrain(corpus, tmp_path / "run", frozen, start=start)
+    model = torch.load(tmp_path / "run" / "state.pt", weights_only=True)["model"]
+    tensors, _ = load_tensors(start)
+    assert torch.equal(model["token_embedding.weight"], tensors["token_rows"].float())
+    assert torch.equal(model["visual.proj"], tensors["visual.proj"].float())
+    few = released / "first" / "at-50-percent.safetensors"
+    with pytest.raises(StorageError, match="a row for each"):
+        pretrain(corpus, tmp_path / "other", frozen, start=few)
+
+
+def test_wrong_earlier_releases_are_refused(released, tmp_path):
+    with pytest.raises(UnknownName, match="did you mean final"):
+        release((released / "two",), tmp_path / "out", (), after=released / "first", keep_after=("fin",))
+    with pytest.raises(RPLibError, match="holds no release"):
+        release((released / "two",), tmp_path / "out", (), after=tmp_path)
+    with pytest.raises(RPLibError, match=r"kept no checkpoint at 0\.9"):
+        release((released / "one",), tmp_path / "out", (0.9,))
