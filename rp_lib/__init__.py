@@ -1,30 +1,48 @@
 """Adapt CLIP without breaking it.
 
-Layers, from the bottom: errors, storage, device; text_tower, clip, programs; benchmark, corruptions,
-features; objectives, trainer, presets, methods; metrics, scores, evaluation, records; search, demo, figures, cli.
+Layers, from the bottom: errors, storage, device; data; text_tower, deep_towers, clip, programs; benchmark, corruptions,
+features; objectives, trainer, presets, methods; metrics, intervals, resampling, intrusion; negative_words, outputs,
+inference; scores, detectors, threshold; judging, evaluation, paired, records; search, demo, experiments, figures, cli.
 """
 
 from rp_lib._version import __version__
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
+from rp_lib.detectors import DETECTORS
 from rp_lib.errors import RPLibError
-from rp_lib.evaluation import Run, evaluate, summarise
+from rp_lib.evaluation import Run, evaluate, evaluate_outputs, summarise
 from rp_lib.features import FeatureStore
+from rp_lib.inference import compute_outputs
 from rp_lib.methods import (
+    BASES,
+    FLYP,
+    L2SP,
+    LPFT,
     METHODS,
+    CoOp,
+    DeepPrompts,
     FineTune,
+    ImageReprogrammer,
     LinearProbe,
+    LogitEnsemble,
     Method,
     Reprogrammer,
     ResidualReprogrammer,
+    TextReprogrammer,
+    WiSEFT,
     ZeroShot,
     build_method,
     load_method,
 )
+from rp_lib.outputs import load_outputs, save_outputs
+from rp_lib.paired import paired_bootstrap
 from rp_lib.presets import AS_RELEASED, PAPER, Reprogramming, preset
+from rp_lib.threshold import Threshold
 
 __all__ = [
-    "AS_RELEASED", "METHODS", "PAPER", "Benchmark", "FeatureStore", "FineTune", "FrozenCLIP", "ImageSet", "LinearProbe",
-    "Method", "RPLibError", "Reprogrammer", "Reprogramming", "ResidualReprogrammer", "Run", "ZeroShot", "__version__",
-    "build_method", "evaluate", "load_method", "preset", "summarise",
+    "AS_RELEASED", "BASES", "DETECTORS", "FLYP", "L2SP", "LPFT", "METHODS", "PAPER", "Benchmark", "CoOp", "DeepPrompts",
+    "FeatureStore", "FineTune", "FrozenCLIP", "ImageReprogrammer", "ImageSet", "LinearProbe", "LogitEnsemble", "Method",
+    "RPLibError", "Reprogrammer", "Reprogramming", "ResidualReprogrammer", "Run", "TextReprogrammer", "Threshold",
+    "WiSEFT", "ZeroShot", "__version__", "build_method", "compute_outputs", "evaluate", "evaluate_outputs",
+    "load_method", "load_outputs", "paired_bootstrap", "preset", "save_outputs", "summarise",
 ]  # fmt: skip

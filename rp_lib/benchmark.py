@@ -45,6 +45,7 @@ class ImageSet:
         styles: how each image is drawn, length n, or None where that is not known.
         sources: int64 (n,), which images show the same picture: a set derived from another (inverted, corrupted)
             says from which of its images; by default every image is its own. Intervals resample sources.
+        names: what each image shows in words, length n, where the task's classes do not say it (near OOD), or None.
         derived_from: recipe of a derived set. It stands for the pixels in the fingerprint, because the last bit of
             computed pixels differs between processors.
 
@@ -60,6 +61,7 @@ class ImageSet:
     styles: list[str] | None = None
     sources: Tensor = None  # type: ignore[assignment]
     derived_from: str | None = None
+    names: list[str] | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -84,8 +86,9 @@ class ImageSet:
                     f"the {what} of {self.name!r} must be int64 of shape ({n},), got "
                     f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}"
                 )
-        if self.styles is not None and len(self.styles) != n:
-            raise RPLibError(f"{self.name!r} has {n} images but {len(self.styles)} styles")
+        for what, words in (("styles", self.styles), ("names", self.names)):
+            if words is not None and len(words) != n:
+                raise RPLibError(f"{self.name!r} has {n} images but {len(words)} {what}")
 
     def __len__(self) -> int:
         return len(self.images)
@@ -107,6 +110,7 @@ class ImageSet:
             styles=None if self.styles is None else [self.styles[i] for i in index.tolist()],
             sources=self.sources[index],
             derived_from=None if self.derived_from is None else f"{self.derived_from} at {index.tolist()}",
+            names=None if self.names is None else [self.names[i] for i in index.tolist()],
         )
 
     @cached_property
@@ -211,10 +215,14 @@ class Benchmark:
         Raises:
             RPLibError: a file is missing, truncated or altered.
         """
+        from rp_lib.mini.icon_names import parse
         from rp_lib.mini.sheets import FOLDER, read_benchmark
 
         stored = read_benchmark(Path(path) if path is not None else FOLDER)
-        sets = {name: ImageSet(name, s.role, s.images, s.labels, s.groups, s.styles) for name, s in stored.sets.items()}
+        sets = {}
+        for name, s in stored.sets.items():
+            words = [parse(icon.split(":", 1)[1]).concept for icon in s.icons] if s.role == "near-ood" else None
+            sets[name] = ImageSet(name, s.role, s.images, s.labels, s.groups, s.styles, names=words)
         train, val, test = (sets.pop(name) for name in ("train", "val", "test"))
         shifts = {name: images for name, images in sets.items() if images.role == "shift"}
         dark = f"255 - {test.fingerprint}"

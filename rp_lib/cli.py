@@ -9,7 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rp_lib._version import __version__
+from rp_lib.data.cli import add_data_command
 from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.experiments.cli import add_experiment_command
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -75,8 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     look.add_argument("--trials", type=int, default=12, help="trials per method")
     look.add_argument("--seed", type=int, default=0, help="seed of the draw from the grids")
+    look.add_argument("--methods", default="", help="comma-separated method names; default: every method with a grid")
     _backbone_options(look)
 
+    add_experiment_command(commands)
+    add_data_command(commands)
     mini = commands.add_parser("mini", help="Make the mini world anew: corpus, pre-training, benchmark.")
     steps = mini.add_subparsers(required=True, metavar="STEP")
     corpus = add("corpus", _corpus, "Fetch the icons with npm and rasterise them (minutes; resumes).", steps)
@@ -88,8 +93,8 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain.add_argument(
         "--out", type=Path, default=Path("results/pretrain"), help="folder for state, log and checkpoints"
     )
-    pretrain.add_argument("--recipe", default="main", help="main (from scratch) or polish (goes on from --start)")
-    pretrain.add_argument("--start", type=Path, help="state.pt of a finished run whose weights begin this one")
+    pretrain.add_argument("--recipe", default="main", help="main (from scratch); polish or broaden (from --start)")
+    pretrain.add_argument("--start", type=Path, help="state.pt of a finished run, or released weights, to begin with")
     pretrain.add_argument("--steps", type=int, help="optimiser steps of 512 pictures, instead of the recipe's")
     pretrain.add_argument("--seed", type=int, help="seed of weights, batches, augmentation, instead of the recipe's")
     pretrain.add_argument("--lr", type=float, help="peak learning rate, instead of the recipe's")
@@ -110,6 +115,8 @@ def build_parser() -> argparse.ArgumentParser:
     release.add_argument("--out", type=Path, default=Path("results/clip"), help="folder for the checkpoints")
     release.add_argument("--keep", default="0.1,0.4", help="fractions of the run to export beside the final weights")
     release.add_argument("--note", default="", help="a sentence about this run for the model card")
+    release.add_argument("--after", type=Path, help="earlier release whose final weights the first run started from")
+    release.add_argument("--keep-after", default="", help="checkpoints of the earlier release that ship again")
     return parser
 
 
@@ -192,10 +199,13 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _search(args: argparse.Namespace) -> None:
-    from rp_lib.search import search, winners
+    from rp_lib.search import SPACES, search, winners
 
+    names = tuple(name for name in args.methods.split(",") if name) or tuple(SPACES)
     clip, benchmark = _load(args)
-    found = search(clip, benchmark, args.out, trials=args.trials, seed=args.seed, precision=args.precision)
+    found = search(
+        clip, benchmark, args.out, trials=args.trials, seed=args.seed, methods=names, precision=args.precision
+    )
     print(found.to_string(index=False))
     for name, settings in winners(found).items():
         print(f"{name}: {settings}")
@@ -214,8 +224,8 @@ def _pretrain(args: argparse.Namespace) -> None:
 
     if args.recipe not in RECIPES:
         raise UnknownName("recipe", args.recipe, RECIPES)
-    if args.recipe == "polish" and args.start is None:
-        raise RPLibError("the polish recipe goes on from a finished run: pass --start RUN/state.pt")
+    if args.recipe != "main" and args.start is None:
+        raise RPLibError(f"the {args.recipe} recipe goes on from a finished run: pass --start RUN/state.pt")
     changes = {k: v for k in ("steps", "seed", "lr") if (v := getattr(args, k)) is not None}
     pretrain(args.corpus, args.out, replace(RECIPES[args.recipe], **changes), args.start)
 
@@ -233,4 +243,5 @@ def _release(args: argparse.Namespace) -> None:
         keep = tuple(float(f) for f in args.keep.split(",") if f)
     except ValueError as error:
         raise RPLibError(f"--keep takes fractions such as 0.1,0.4, got {args.keep!r}") from error
-    release(tuple(args.runs), args.out, keep, args.note)
+    names = tuple(name for name in args.keep_after.split(",") if name)
+    release(tuple(args.runs), args.out, keep, args.note, args.after, names)

@@ -18,7 +18,7 @@ from rp_lib.errors import RPLibError
 from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS, Run, evaluate, summarise
 from rp_lib.features import FeatureStore
 from rp_lib.figures import STYLE, save_figure, three_axes
-from rp_lib.methods import Method, Reprogrammer, ResidualReprogrammer, build_method, load_method
+from rp_lib.methods import BASES, METHODS, Method, build_method, load_method
 from rp_lib.records import load_records, save_records
 from rp_lib.search import read_trials, settings_of, winners
 from rp_lib.storage import StorageError, check_writable, file_sha256
@@ -80,11 +80,11 @@ def run_demo(
     for name in methods:
         for seed in range(1, 2 if name == "zero-shot" else seeds + 1):
             started = time.monotonic()
-            runs.append(
-                Run(_fitted(name, seed, runs, clip, benchmark, settings, out, store, precision, fresh, progress), seed)
-            )
-            trained = bool(runs[-1].method.history.losses) and name != "rrp"
+            method = _fitted(name, seed, runs, clip, benchmark, settings, out, store, precision, fresh, progress)
+            shared = any(r.method.history is method.history for r in runs)
+            trained = bool(method.history.losses) and not shared
             seconds[f"{name} {seed}"] = round(time.monotonic() - started, 1) if trained else None
+            runs.append(Run(method, seed))
     identity = hashlib.sha256(
         json.dumps([benchmark.fingerprint, [r.method.metadata() for r in runs]], sort_keys=True, default=str).encode()
     ).hexdigest()
@@ -118,7 +118,7 @@ def _fitted(
     name: str, seed: int, runs: list[Run], clip: FrozenCLIP, benchmark: Benchmark, settings: dict[str, dict[str, Any]],
     out: Path, store: FeatureStore, precision: str, fresh: bool, progress: bool,
 ) -> Method:  # fmt: skip
-    """A fitted method: RRP from the RP of the same seed, others from disk if they are there, else trained and saved."""
+    """A fitted method: of its base with the same seed if it has one, else from disk, else trained and saved."""
     options = dict(settings.get(name, {}))
     if name == "zero-shot":
         return build_method(name, clip, benchmark.class_names, benchmark.templates)
@@ -126,10 +126,9 @@ def _fitted(
     if name != "linear-probe":
         options["precision"] = precision
     method = build_method(name, clip, benchmark.class_names, benchmark.templates, options)
-    if isinstance(method, ResidualReprogrammer):
-        same = [r.method for r in runs if r.seed == seed and isinstance(r.method, Reprogrammer)]
-        if same and same[0].config == method.rp.config.changed(alpha=same[0].config.alpha):
-            return ResidualReprogrammer.of(same[0], method.alpha)
+    for base in (r.method for r in runs if r.method.name == BASES.get(name)):  # its settings name its seed
+        if _apart_from_alpha(base.settings()) == _apart_from_alpha(method.settings()):
+            return METHODS[name].of(base, method.alpha)
     method.trained_on = benchmark.train.fingerprint
     path = out / "trained" / f"{name}-seed{seed}.safetensors"
     checkpoint = path.with_suffix(".checkpoint")
@@ -152,6 +151,11 @@ def _fitted(
     )
     method.save(path)
     return method
+
+
+def _apart_from_alpha(settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in settings.items() if key != "alpha"}
+    return kept | {"config": _apart_from_alpha(kept["config"])} if "config" in kept else kept
 
 
 COLUMNS = (

@@ -1,30 +1,28 @@
 """Judge fitted methods on three axes at once: ID accuracy, accuracy under covariate shift, OOD detection.
 
-Every encoder sees every image once; all metrics, alphas and intervals come from the stored features. The
-result is tidy: one row per method, seed, image set and metric, with its interval and sample size.
+Every encoder sees every image once; all metrics, detectors, alphas and intervals come from the outputs, fresh or
+saved. The result is tidy: one row per method, seed, image set, metric and detector, with its interval and sample size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
-import torch
 
-from rp_lib.benchmark import Benchmark, ImageSet
+from rp_lib.benchmark import OOD_ROLES, Benchmark
+from rp_lib.detectors import Detector, build_detector
+from rp_lib.detectors.ensemble import MEMBERS
 from rp_lib.features import FeatureStore
-from rp_lib.intervals import bootstrap_ci, bootstrap_ood_sets_ci, wilson_interval
-from rp_lib.methods import Method, ResidualReprogrammer
-from rp_lib.metrics import calibration_gaps
-from rp_lib.scores import maximum_softmax_probability
+from rp_lib.inference import compute_outputs
+from rp_lib.judging import ALL_OOD, ALL_SHIFTS, COLUMNS, RECORDED, accuracy_rows, detection_rows
+from rp_lib.methods import Method
+from rp_lib.negative_words import NegativeWords, mine_negative_words
+from rp_lib.outputs import MethodOutputs, check_comparable
 
-COLUMNS = (
-    "method", "seed", "alpha", "set", "role", "metric", "value", "low", "high", "n", "n_ood", "detector", "convention",
-)  # fmt: skip
-RECORDED = ("auroc", "fpr", "aupr_in", "aupr_out", "detection_error")
-ALL_SHIFTS, ALL_OOD = "mean of shifts", "mean of OOD sets"
+__all__ = ["ALL_OOD", "ALL_SHIFTS", "COLUMNS", "RECORDED", "Run", "evaluate", "evaluate_outputs", "summarise"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ def evaluate(
     benchmark: Benchmark,
     *,
     store: FeatureStore | None = None,
+    detectors: Sequence[str] = ("msp",),
     tpr: float = 0.95,
     convention: str | None = None,
     n_resamples: int = 200,
@@ -50,6 +49,8 @@ def evaluate(
     Args:
         runs: fitted methods with their seeds. benchmark: what to judge them on.
         store: features that are there already; what is computed here is added.
+        detectors: names, see :data:`rp_lib.detectors.DETECTORS`. Those that learn encode the training images too;
+            ``cooked`` needs zero-shot and a linear probe among the runs.
         tpr: the true positive rate at which FPR is read. convention: of the OOD metrics, see
             :data:`rp_lib.metrics.CONVENTIONS`; None takes what a method's configuration says.
         n_resamples: bootstrap resamples of the detection and calibration intervals. Intervals are over pictures;
@@ -57,122 +58,77 @@ def evaluate(
         progress: show bars.
 
     Returns:
-        One row per method, seed, set and metric with the columns :data:`COLUMNS`; values are fractions.
-        ``mean of shifts`` and ``mean of OOD sets`` weigh every set the same.
+        One row per method, seed, set, metric and detector with the columns :data:`COLUMNS`; values are fractions.
+        ``mean of shifts`` and ``mean of OOD sets`` weigh every set the same. A detector that is not defined for a
+        method (say one by class similarity, for a linear probe) has no rows.
     """
-    store = store or FeatureStore()
+    runs, store = list(runs), store or FeatureStore()
+    judges = [build_detector(name) for name in detectors]
+    needs = frozenset().union(*(judge.needs for judge in judges))
+    roles = ("test", "shift", *OOD_ROLES, *(("train", "val") if "train" in needs else ()))
+    words: dict[tuple[object, ...], NegativeWords] = {}
     rows: list[dict[str, object]] = []
     for run in runs:
-        rows += _evaluate_one(run, benchmark, store, tpr, convention, n_resamples, progress)
+        negatives, task = None, (run.method.class_names, run.method.templates)
+        if "negatives" in needs:
+            key = (run.method.clip.fingerprint, *task)
+            negatives = words[key] = words.get(key) or mine_negative_words(run.method.clip, *task)
+        others = _members(run, runs) if "others" in needs else None
+        outputs = compute_outputs(
+            run.method, benchmark, seed=run.seed, store=store, roles=roles, others=others, negatives=negatives,
+            progress=progress,
+        )  # fmt: skip
+        rows += _judge(outputs, judges, RECORDED, tpr, convention, n_resamples)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-@torch.inference_mode()
-def _logits(method: Method, data: ImageSet, store: FeatureStore, progress: bool) -> torch.Tensor:
-    label = f"{method.name}: {data.name}" if progress else None
-    return method.logits_from(method.combine(*(store.get(e, data, label) for e in method.encoders)))
+def evaluate_outputs(
+    outputs: Sequence[MethodOutputs],
+    *,
+    detectors: Sequence[str] = ("msp",),
+    metrics: Sequence[str] = ("auroc", "fpr"),
+    tpr: float = 0.95,
+    convention: str | None = None,
+    n_resamples: int = 200,
+) -> pd.DataFrame:
+    """The records of :func:`evaluate` from outputs that are there already; no model is needed.
+
+    Args:
+        outputs: as :func:`rp_lib.outputs.load_outputs` reads them, of one benchmark.
+        metrics: of OOD detection; with the default two, intervals take milliseconds per method and detector.
+        detectors, tpr, convention, n_resamples: as in :func:`evaluate`.
+
+    Raises:
+        RPLibError: outputs of different benchmarks, or outputs that lack what a detector needs.
+    """
+    check_comparable(outputs)
+    judges = [build_detector(name) for name in detectors]
+    rows = [row for o in outputs for row in _judge(o, judges, metrics, tpr, convention, n_resamples)]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _evaluate_one(
-    run: Run,
-    benchmark: Benchmark,
-    store: FeatureStore,
+def _judge(
+    outputs: MethodOutputs,
+    judges: Sequence[Detector],
+    metrics: Sequence[str],
     tpr: float,
     convention: str | None,
     n_resamples: int,
-    progress: bool,
 ) -> list[dict[str, object]]:
-    method, seed = run.method, run.seed
-    config = getattr(getattr(method, "rp", method), "config", None)
-    convention = convention or getattr(config, "convention", "id-positive")
-    base = {"method": method.name, "seed": seed, "alpha": getattr(method, "alpha", np.nan)}
-    rows: list[dict[str, object]] = []
-
-    def add(data: str, role: str, metric: str, interval: tuple[float, float, float], n: int, **more: object) -> None:
-        value, low, high = interval
-        rows.append(
-            {
-                **base,
-                "set": data,
-                "role": role,
-                "metric": metric,
-                "value": value,
-                "low": low,
-                "high": high,
-                "n": n,
-                **more,
-            }
-        )
-
-    # Row 6 of the ledger: the released script prints RP's accuracy in RRP's column.
-    judged = method.rp if isinstance(method, ResidualReprogrammer) and config.report_rp_as_rrp else method
-    shifted = []
-    for data in (benchmark.test, *benchmark.shifts.values()):
-        logits = _logits(judged, data, store, progress)
-        correct = (logits.argmax(1) == data.labels).numpy()
-        add(data.name, data.role, "accuracy", _accuracy_interval(correct, data, seed), len(correct))
-        gaps = calibration_gaps(logits.double().softmax(1).numpy(), data.labels.numpy())
-        error = bootstrap_ci(gaps, _calibration_error, n_resamples=n_resamples, seed=seed)
-        add(data.name, data.role, "ece", tuple(error), len(correct))
-        if data.role == "shift":
-            shifted.append((correct, data))
-    if shifted:
-        n = sum(len(correct) for correct, _ in shifted)
-        add(ALL_SHIFTS, "shift", "accuracy", _mean_accuracy_interval(shifted, seed), n)
-
-    detector = method.for_detection()
-    half = bool(getattr(config, "half_precision_detection", False))
-    score = lambda data: maximum_softmax_probability(_logits(detector, data, store, progress), half=half)  # noqa: E731
-    if benchmark.ood:
-        id_scores, sets = score(benchmark.test), {name: score(data) for name, data in benchmark.ood.items()}
-        options = {"tpr": tpr, "convention": convention, "n_resamples": n_resamples, "seed": seed}
-        found = bootstrap_ood_sets_ci(id_scores, sets, RECORDED, mean=ALL_OOD, **options)
-        roles = {name: data.role for name, data in benchmark.ood.items()} | {ALL_OOD: "ood"}
-        sizes = {name: len(scores) for name, scores in sets.items()}
-        sizes[ALL_OOD] = sum(sizes.values())
-        for name, metrics in found.items():
-            for metric, interval in metrics.items():
-                more = {"n_ood": sizes[name], "detector": "msp", "convention": convention}
-                add(name, roles[name], metric, interval, len(id_scores), **more)
-    if detector is not method:
-        for encoder in detector.encoders:
-            if encoder is not method.clip:
-                store.forget(encoder)
-    return rows
+    rows = accuracy_rows(outputs, n_resamples)
+    options = {"metrics": metrics, "tpr": tpr, "convention": convention, "n_resamples": n_resamples}
+    return rows + [row for judge in judges for row in detection_rows(outputs, judge, **options)]
 
 
-def _calibration_error(index: np.ndarray, gap: np.ndarray) -> float:
-    return float(np.abs(np.bincount(index, weights=gap)).sum() / len(gap))
-
-
-def _accuracy_interval(correct: np.ndarray, data: ImageSet, seed: int) -> tuple[float, float, float]:
-    """Wilson's interval; where pictures repeat (one picture under four corruptions), a bootstrap of pictures."""
-    sources = data.sources.numpy()
-    if len(np.unique(sources)) == len(sources):
-        return tuple(wilson_interval(int(correct.sum()), len(correct)))
-    return tuple(bootstrap_ci(correct.astype(float), clusters=sources, seed=seed))
-
-
-def _mean_accuracy_interval(
-    shifted: list[tuple[np.ndarray, ImageSet]], seed: int, n_resamples: int = 1000
-) -> tuple[float, float, float]:
-    """Mean accuracy over sets, each weighing the same, and its percentile bootstrap interval.
-
-    Sets derived from the test pictures share each resample of them: their errors do not average out.
-    """
-    rng = np.random.default_rng(seed)
-    size = 1 + max(int(data.sources.max()) for _, data in shifted)
-    resampled = np.empty((n_resamples, len(shifted)))
-    for row in range(n_resamples):
-        shared = np.bincount(rng.integers(0, size, size), minlength=size)
-        for column, (correct, data) in enumerate(shifted):
-            if data.derived_from:
-                weight = shared[data.sources.numpy()]
-                resampled[row, column] = (weight * correct).sum() / max(1, weight.sum())
-            else:
-                resampled[row, column] = correct[rng.integers(0, len(correct), len(correct))].mean()
-    low, high = np.quantile(resampled.mean(1), (0.025, 0.975))
-    return float(np.mean([correct.mean() for correct, _ in shifted])), float(low), float(high)
+def _members(run: Run, runs: Sequence[Run]) -> dict[str, Method]:
+    """The ensemble's other classifiers: of the same seed, or else the only one of that name."""
+    found: dict[str, Method] = {}
+    for name in MEMBERS:
+        named = [r for r in runs if r.method.name == name and r.method.clip is run.method.clip]
+        same = [r for r in named if r.seed == run.seed] or (named if len(named) == 1 else [])
+        if same:
+            found[name] = same[0].method
+    return found
 
 
 def summarise(records: pd.DataFrame) -> pd.DataFrame:
@@ -182,8 +138,8 @@ def summarise(records: pd.DataFrame) -> pd.DataFrame:
     training does: variance = mean image variance + seed variance / number of seeds.
 
     Returns:
-        One row per method, alpha, set and metric: ``value, low, high, seeds, n, n_ood``. The interval is a normal
-        approximation; with two or three seeds their part of it is rough.
+        One row per method, alpha, set, metric and detector: ``value, low, high, seeds, n, n_ood``. The interval is a
+        normal approximation; with two or three seeds their part of it is rough.
     """
 
     def one(group: pd.DataFrame) -> pd.Series:
@@ -195,5 +151,6 @@ def summarise(records: pd.DataFrame) -> pd.DataFrame:
         return pd.Series({"value": mean, "low": mean - half, "high": mean + half, "seeds": seeds,
                           "n": group["n"].iloc[0], "n_ood": group["n_ood"].iloc[0]})  # fmt: skip
 
-    keys = ["method", "alpha", "set", "role", "metric"]  # one method at two alphas is two rows, not two seeds
+    # One method at two alphas, or with two detectors, is two rows, not two seeds.
+    keys = ["method", "alpha", "set", "role", "metric", "detector"]
     return records.groupby(keys, sort=False, dropna=False).apply(one, include_groups=False).reset_index()

@@ -11,11 +11,21 @@ from matplotlib.patheffects import withStroke
 from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
 from rp_lib.storage import write_atomically
 
-# Okabe and Ito's colour-blind-safe palette; a marker each, so that colour is never the only difference.
+# Okabe and Ito's colour-blind-safe palette. Eight colours are fewer than methods: relatives share one, and each
+# method has a marker of its own, so that colour is never the only difference.
 STYLE: dict[str, tuple[str, str, str]] = {
     "zero-shot": ("#000000", "D", "Zero-shot"),
     "linear-probe": ("#E69F00", "s", "Linear probe"),
     "fine-tune": ("#D55E00", "^", "Full fine-tuning"),
+    "l2-sp": ("#D55E00", "v", "L2-SP"),
+    "lp-ft": ("#E69F00", "P", "LP-FT"),
+    "flyp": ("#D55E00", "p", "FLYP"),
+    "wise-ft": ("#CC79A7", "X", "WiSE-FT"),
+    "logit-ensemble": ("#56B4E9", "H", "Logit ensemble"),
+    "coop": ("#882255", "d", "CoOp"),  # wine, of Paul Tol's colour-blind-safe "muted" scheme
+    "maple": ("#882255", "8", "Deep prompts (MaPLe)"),
+    "rp-image": ("#0072B2", "<", "RP, image program alone"),
+    "rp-text": ("#0072B2", ">", "RP, text program alone"),
     "rp": ("#0072B2", "o", "Reprogrammer (RP)"),
     "rrp": ("#009E73", "*", "Residual Reprogrammer (RRP)"),
 }

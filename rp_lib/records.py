@@ -18,7 +18,7 @@ import torch
 from rp_lib._version import __version__
 from rp_lib.storage import StorageError, file_sha256, write_atomically
 
-PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pandas", "scikit-learn", "safetensors")
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pandas", "scikit-learn", "pytorch-ood", "safetensors")
 
 
 def environment() -> dict[str, Any]:

@@ -18,7 +18,7 @@ from rp_lib.benchmark import Benchmark
 from rp_lib.clip import FrozenCLIP
 from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.features import FeatureStore
-from rp_lib.methods import Reprogrammer, ResidualReprogrammer, build_method
+from rp_lib.methods import BASES, METHODS, Method, Reprogrammer, ResidualReprogrammer, build_method
 from rp_lib.presets import PAPER
 from rp_lib.storage import StorageError, write_atomically
 
@@ -37,6 +37,57 @@ SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
         "weight_decay": (0.0, 0.1),
         "schedule": ("steps", "cosine"),
     },
+    "l2-sp": {
+        "lr": (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3),
+        "epochs": (4, 6, 8),
+        "batch_size": (64, 128),
+        "schedule": ("steps", "cosine"),
+        "tower_penalty": (1e-2, 1e-1, 1.0, 10.0),
+        "head_penalty": (1e-2, 1e-1, 1.0),
+    },
+    "lp-ft": {
+        "lr": (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3),
+        "epochs": (4, 6, 8),
+        "batch_size": (64, 128),
+        "weight_decay": (0.0, 0.1),
+        "schedule": ("steps", "cosine"),
+        "probe_lr": (1e-2, 3e-2, 1e-1, 3e-1),
+        "probe_epochs": (25, 50, 100),
+    },
+    "flyp": {
+        "lr": (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3),
+        "epochs": (4, 6, 8),
+        "batch_size": (64, 128),
+        "weight_decay": (0.0, 0.1),
+        "schedule": ("steps", "cosine"),
+    },
+    "coop": {
+        "lr": (2e-3, 1e-2, 5e-2, 2e-1),
+        "epochs": (25, 50, 100),
+        "batch_size": (32, 64, 128),
+        "n_context": (2, 4, 8),
+        "start": ("random", "words"),
+    },
+    "maple": {
+        "lr": (1e-3, 3.5e-3, 1e-2, 3e-2),
+        "epochs": (4, 6, 8),
+        "batch_size": (16, 32, 64),
+        "n_prompts": (1, 2, 4),
+        "start": ("random", "words"),
+    },
+    "rp-image": {
+        "image_lr": (3e-3, 1e-2, 3e-2, 1e-1),
+        "epochs": (6, 9, 12),
+        "batch_size": (64, 128),
+        "padding": (1 / 64, 2 / 64, 4 / 64, 6 / 64),
+        "border_init": ("normal", "zeros", "grey", "white"),
+        "image_decay": (0.0, 0.1),
+    },
+    "rp-text": {
+        "text_lr": (1e-4, 3e-4, 1e-3, 3e-3),
+        "epochs": (6, 9, 12, 25),
+        "batch_size": (32, 64, 128),
+    },
     "rp": {
         "image_lr": (3e-3, 1e-2, 3e-2, 1e-1),
         "text_lr": (1e-4, 3e-4, 1e-3, 3e-3),
@@ -47,6 +98,7 @@ SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
         "image_decay": (0.0, 0.1),
     },
 }
+OLD_COLUMNS = {"alpha": "alpha_rrp"}  # as tables called it when RRP was the only method with an alpha
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 
 
@@ -68,21 +120,37 @@ def draw_trials(name: str, n: int, seed: int) -> list[dict[str, Any]]:
 
 def settings_of(name: str, trial: dict[str, Any]) -> dict[str, Any]:
     """Keyword arguments for :func:`rp_lib.methods.build_method` from a trial."""
-    if name in ("rp", "rrp"):
+    if issubclass(METHODS[name], (Reprogrammer, ResidualReprogrammer)):
         alpha = trial.get("alpha", PAPER.alpha)
         return {"config": PAPER.changed(**{k: v for k, v in trial.items() if k != "alpha"}, alpha=alpha)}
     return dict(trial)
 
 
-def choose_alpha(rp: Reprogrammer, benchmark: Benchmark, store: FeatureStore) -> tuple[float, pd.DataFrame]:
+def choose_alpha(
+    base: Method, benchmark: Benchmark, store: FeatureStore, name: str = "rrp"
+) -> tuple[float, pd.DataFrame]:
     """The largest alpha whose ID validation accuracy is within one standard error of the best, and the whole sweep.
 
-    The residual is there to keep what CLIP knows, which ID data cannot see; so among alphas that ID validation data
-    cannot tell apart, the one nearest to zero-shot is taken (the one-standard-error rule of Breiman et al. 1984).
-    The sweep is matrix algebra on features that are there already.
+    Mixing with zero-shot is there to keep what CLIP knows, which ID data cannot see; so among alphas that ID
+    validation data cannot tell apart, the one nearest to zero-shot is taken (the one-standard-error rule of Breiman et
+    al. 1984). For mixed features and outputs the sweep is matrix algebra on features that are there already; for
+    mixed weights it encodes the validation images once per alpha.
+
+    Args:
+        base: fitted. benchmark: whose validation images judge. store: of features. name: of a method in
+            :data:`rp_lib.methods.BASES` that is made of ``base``.
+
+    Raises:
+        UnknownName: ``name`` has no alpha.
     """
-    residual = ResidualReprogrammer.of(rp)
-    rows = [(a, residual.at(a).accuracy(benchmark.val, store)) for a in ALPHAS]
+    if name not in BASES:
+        raise UnknownName("method with an alpha", name, BASES)
+    mixed, rows = METHODS[name].of(base), []
+    for alpha in ALPHAS:
+        candidate = mixed.at(alpha)
+        rows.append((alpha, candidate.accuracy(benchmark.val, store)))
+        if candidate in candidate.encoders:
+            store.forget(candidate)  # nobody else can use it, and the store would keep its weights alive
     sweep = pd.DataFrame(rows, columns=["alpha", "val_accuracy"])
     best = float(sweep["val_accuracy"].max())
     error = float(np.sqrt(best * (1 - best) / len(benchmark.val)))
@@ -103,7 +171,8 @@ def search(
     """Run (or go on with) the search; every finished trial is appended to ``out`` (CSV) at once.
 
     Returns:
-        One row per trial: ``method, trial, val_accuracy, n_val, seconds`` and the hyper-parameters.
+        One row per trial: ``method, trial, val_accuracy, n_val, seconds``, the hyper-parameters, and an
+        ``alpha_NAME`` for each method NAME that mixes this one with zero-shot, by :func:`choose_alpha`.
     """
     # A trial counts as done only if it is the same trial: same draw, backbone and data.
     key = {"search_seed": seed, "backbone": clip.fingerprint[:16], "data": benchmark.fingerprint[:16]}
@@ -124,8 +193,8 @@ def search(
                 "method": name, "trial": number, "val_accuracy": method.accuracy(benchmark.val, store),
                 "n_val": len(benchmark.val), "seconds": round(time.monotonic() - started, 1), **trial,
             }  # fmt: skip
-            if isinstance(method, Reprogrammer):
-                row["alpha"] = choose_alpha(method, benchmark, store)[0]
+            for mixed in _mixtures(name):
+                row[f"alpha_{mixed}"] = choose_alpha(method, benchmark, store, mixed)[0]
             rows.append({**row, **key})
             table = pd.DataFrame(rows)
             write_atomically(out, lambda p, t=table: t.to_csv(p, index=False))
@@ -143,7 +212,7 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
     """
     try:
         table = pd.read_csv(path)
-        table = table.astype({"trial": int, "val_accuracy": float, "method": str})
+        table = table.astype({"trial": int, "val_accuracy": float, "method": str}).rename(columns=OLD_COLUMNS)
     except (OSError, ValueError, KeyError) as error:
         raise StorageError(f"{path} is no table of trials ({error}); remove it, or install rp_lib again") from error
     return table.to_dict("records")
@@ -153,19 +222,30 @@ def _same(row: dict[str, Any], key: dict[str, Any], drawn: dict[str, list[dict[s
     trials = drawn.get(row["method"], [])
     if any(str(row.get(name)) != str(value) for name, value in key.items()) or row["trial"] >= len(trials):
         return False
+    if any(pd.isna(row.get(f"alpha_{mixed}")) for mixed in _mixtures(row["method"])):
+        return False  # recorded before that mixture was there
     return all(_plain(row.get(name)) == value for name, value in trials[row["trial"]].items())
 
 
 def winners(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The best trial's hyper-parameters per method (the first of equals); RRP shares RP's and adds its alpha."""
+    """The best trial's hyper-parameters per method (the first of equals).
+
+    A method that mixes another with zero-shot shares that one's and adds its own alpha, if the table has it.
+    """
     chosen: dict[str, dict[str, Any]] = {}
-    for name, group in table.groupby("method", sort=False):
+    for name, group in table.rename(columns=OLD_COLUMNS).groupby("method", sort=False):
         ordered = group.sort_values("trial")
         row = ordered.loc[ordered["val_accuracy"].idxmax()]
         chosen[str(name)] = {key: _plain(row[key]) for key in SPACES[str(name)]}
-        if name == "rp":
-            chosen["rrp"] = {**chosen["rp"], "alpha": float(row["alpha"])}
+        for mixed in _mixtures(str(name)):
+            if pd.notna(alpha := row.get(f"alpha_{mixed}")):
+                chosen[mixed] = {**chosen[str(name)], "alpha": float(alpha)}
     return chosen
+
+
+def _mixtures(name: str) -> list[str]:
+    """The methods that mix this one with zero-shot."""
+    return [mixed for mixed, base in BASES.items() if base == name]
 
 
 def _plain(value: Any) -> Any:

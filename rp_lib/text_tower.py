@@ -8,6 +8,7 @@ saves most of the time: 5 to 12 tokens instead of 77.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -49,13 +50,16 @@ def cut_padding(tokens: Tensor) -> Tensor:
     return tokens[:, : int(end_positions(tokens).max()) + 1]
 
 
-def encode_embedded(model: nn.Module, embedded: Tensor, end: Tensor) -> Tensor:
+def encode_embedded(
+    model: nn.Module, embedded: Tensor, end: Tensor, run: Callable[..., Tensor] | None = None
+) -> Tensor:
     """Text features from token embeddings.
 
     Args:
         model: an open_clip CLIP with a causal text transformer.
         embedded: float (n, length, width), token embeddings plus position (see :func:`embed`).
         end: int (n,), position of each end mark.
+        run: called as ``run(x, attn_mask=...)`` in place of the transformer, for prompts between its blocks.
 
     Returns:
         float (n, embed_dim), not normalised.
@@ -63,7 +67,7 @@ def encode_embedded(model: nn.Module, embedded: Tensor, end: Tensor) -> Tensor:
     part = text_part(model)
     length = embedded.shape[1]
     x = embedded.to(part.transformer.get_cast_dtype())
-    x = part.transformer(x, attn_mask=part.attn_mask[:length, :length])
+    x = (run or part.transformer)(x, attn_mask=part.attn_mask[:length, :length])
     x = part.ln_final(x)[torch.arange(len(x), device=x.device), end]
     projection = part.text_projection
     if projection is None:

@@ -3,10 +3,10 @@ import time
 import pandas as pd
 import pytest
 
-from rp_lib.demo import run_demo, table, tuned_settings
+from rp_lib.demo import CORE, run_demo, table, tuned_settings
 from rp_lib.errors import RPLibError
 from rp_lib.figures import AXES, STYLE, three_axes
-from rp_lib.methods import METHODS
+from rp_lib.methods import BASES, METHODS
 from rp_lib.presets import PAPER
 from rp_lib.records import load_records
 
@@ -69,8 +69,11 @@ def test_no_seed_is_refused(tiny_clip, tiny_benchmark, tmp_path):
 def test_recorded_search_has_a_winner_for_every_method_with_the_same_budget():
     from rp_lib.demo import SEARCH
 
-    assert set(tuned_settings()) == set(METHODS)
-    trials = pd.read_csv(SEARCH).groupby("method").size()
+    rows = pd.read_csv(SEARCH)
+    searched, recorded = set(rows["method"]), set(tuned_settings())
+    assert searched | set(CORE) <= recorded <= set(METHODS)
+    assert all(BASES[name] in searched for name in recorded - searched - {"zero-shot"})
+    trials = rows.groupby("method").size()
     assert trials.nunique() == 1 and trials.iloc[0] >= 8
 
 
@@ -83,8 +86,62 @@ def test_figure_shows_every_method_on_every_axis(tiny_clip, tiny_benchmark, fold
         rows = summary[(summary["set"] == data) & (summary["metric"] == metric)]
         assert shown == pytest.approx(sorted(round(100 * v, 1) for v in rows["value"]), abs=0.051)
     labels = {t.get_text() for t in figure.axes[0].get_yticklabels()}
-    assert labels == {label for _, _, label in STYLE.values()}
-    assert len({c for c, _, _ in STYLE.values()}) == len({m for _, m, _ in STYLE.values()}) == len(STYLE)
+    assert labels == {STYLE[name][2] for name in CORE}
+
+
+def test_every_method_has_a_style_of_its_own():
+    assert set(METHODS) <= set(STYLE)
+    for column in (1, 2):  # colours are fewer than methods; markers and labels tell them apart
+        assert len({style[column] for style in STYLE.values()}) == len(STYLE)
+    # Apart where they are compared: the core methods, and the frontiers of alpha.
+    for names in (CORE, tuple(BASES)):
+        assert len({STYLE[name][0] for name in names}) == len(names)
+
+
+def test_mixtures_share_the_method_of_the_same_seed(tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
+    from rp_lib import demo
+
+    settings = {"epochs": 1, "batch_size": 8}
+    tuned = {
+        name: settings | ({"alpha": 0.3} if name in BASES else {})
+        for name in ("fine-tune", "wise-ft", "logit-ensemble")
+    }
+    judged = []
+    monkeypatch.setattr(demo, "evaluate", lambda runs, *a, **k: judged.extend(runs) or pd.DataFrame())
+    for name in ("save_records", "save_figure", "three_axes", "summarise"):
+        monkeypatch.setattr(demo, name, lambda *a, **k: None)
+    run_demo(
+        tiny_clip,
+        tiny_benchmark,
+        tmp_path,
+        seeds=2,
+        methods=tuple(tuned),
+        settings=tuned,
+        precision="float32",
+        progress=False,
+    )
+    assert [(r.method.name, r.seed) for r in judged] == [(name, seed) for name in tuned for seed in (1, 2)]
+    base = {r.seed: r.method for r in judged if r.method.name == "fine-tune"}
+    assert all(r.method.fine_tuned is base[r.seed] and r.method.alpha == 0.3 for r in judged if r.method.name in BASES)
+    assert sorted(p.name for p in (tmp_path / "trained").iterdir()) == [
+        f"fine-tune-seed{s}.safetensors" for s in (1, 2)
+    ]
+    # Of other hyper-parameters, the base is no base; what is on disk then is its own.
+    other = {**tuned, "wise-ft": {"epochs": 1, "batch_size": 6, "alpha": 0.3}}
+    judged.clear()
+    run_demo(
+        tiny_clip,
+        tiny_benchmark,
+        tmp_path,
+        seeds=1,
+        methods=tuple(other),
+        settings=other,
+        precision="float32",
+        progress=False,
+    )
+    own = {r.method.name: r.method for r in judged}
+    assert own["wise-ft"].fine_tuned is not own["fine-tune"] and own["logit-ensemble"].fine_tuned is own["fine-tune"]
+    assert (tmp_path / "trained" / "wise-ft-seed1.safetensors").is_file()
 
 
 def test_foreign_or_damaged_trained_methods_are_trained_again(tiny_clip, tiny_benchmark, folder, tmp_path):

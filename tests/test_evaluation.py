@@ -4,10 +4,16 @@ import pytest
 import torch
 
 from rp_lib.benchmark import Benchmark
-from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS, COLUMNS, Run, evaluate, summarise
+from rp_lib.detectors import DETECTORS
+from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS, COLUMNS, RECORDED, Run, evaluate, evaluate_outputs, summarise
 from rp_lib.features import FeatureStore
-from rp_lib.methods import Reprogrammer, ResidualReprogrammer, ZeroShot
+from rp_lib.inference import compute_outputs
+from rp_lib.judging import accuracy_interval, mean_accuracy_interval
+from rp_lib.methods import LinearProbe, Reprogrammer, ResidualReprogrammer, ZeroShot
 from rp_lib.metrics import ood_metrics
+from rp_lib.negative_words import mine_negative_words
+from rp_lib.outputs import Head, Outputs
 from rp_lib.presets import AS_RELEASED, PAPER
 from rp_lib.scores import maximum_softmax_probability
 
@@ -114,19 +120,93 @@ def test_two_alphas_are_two_rows_not_two_seeds(runs, tiny_benchmark):
 
 
 def test_repeated_pictures_do_not_narrow_the_interval():
-    from rp_lib.benchmark import ImageSet
-    from rp_lib.evaluation import _accuracy_interval, _mean_accuracy_interval
-
     g = torch.Generator().manual_seed(0)
     correct = (torch.rand(200, generator=g) < 0.7).numpy()
-    image = torch.zeros(200, 3, 2, 2, dtype=torch.uint8)
-    once = ImageSet("once", "shift", image, torch.zeros(200, dtype=torch.int64))
-    sources = torch.arange(200).repeat(4)
-    four = ImageSet("four", "shift", image.repeat(4, 1, 1, 1), torch.zeros(800, dtype=torch.int64), sources=sources,
-                    derived_from="once")  # fmt: skip
+
+    def shift(times: int, derived: bool) -> Outputs:
+        sources = torch.arange(200).repeat(times)
+        nothing = torch.zeros(200 * times, 1)
+        head = Head(None, None, logit_scale=1.0)
+        return Outputs("s", "shift", nothing, nothing, torch.zeros_like(sources), sources, sources, head, derived)
+
     width = lambda i: i[2] - i[1]  # noqa: E731
-    single, repeated = _accuracy_interval(correct, once, 0), _accuracy_interval(np.tile(correct, 4), four, 0)
+    once, four = shift(1, False), shift(4, True)
+    single, repeated = accuracy_interval(correct, once, 0), accuracy_interval(np.tile(correct, 4), four, 0)
     assert width(repeated) == pytest.approx(width(single), rel=0.15)
-    alone = _mean_accuracy_interval([(correct, once)], 0)
-    shared = _mean_accuracy_interval([(np.tile(correct, 4), four)] * 3, 0)
+    alone = mean_accuracy_interval([(correct, once)], 0)
+    shared = mean_accuracy_interval([(np.tile(correct, 4), four)] * 3, 0)
     assert width(shared) == pytest.approx(width(alone), rel=0.15)
+
+
+@pytest.fixture
+def probed(runs, tiny_clip, tiny_benchmark):
+    """Zero-shot, RRP and a probe: what each detector can and cannot be asked of."""
+    probe = LinearProbe(tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates, epochs=3)
+    return [runs[0], runs[2], Run(probe.fit(tiny_benchmark.train), 1)]
+
+
+def test_every_detector_has_its_rows(probed, tiny_benchmark, monkeypatch):
+    few = lambda clip, names, templates: mine_negative_words(clip, names, templates, ["river", "tree", "stone"])  # noqa: E731
+    monkeypatch.setattr("rp_lib.evaluation.mine_negative_words", few)
+    records = evaluate(probed, tiny_benchmark, detectors=tuple(DETECTORS), n_resamples=5)
+    assert tuple(records.columns) == COLUMNS
+    assert not records.duplicated(["method", "seed", "set", "metric", "detector"]).any()
+    detected = records[records.metric == "auroc"]
+    for method, missing in (("zero-shot", set()), ("rrp", set()), ("linear-probe", {"mcm", "neg-label"})):
+        found = detected[(detected.method == method) & (detected.set == ALL_OOD)]
+        assert set(found.detector) == set(DETECTORS) - missing
+    assert detected.value.between(0, 1).all()
+    # Accuracy does not depend on the detector, and MSP is what it is when asked alone.
+    alone = evaluate(probed, tiny_benchmark, n_resamples=5)
+    rest = records[records.detector.isna() | (records.detector == "msp")].reset_index(drop=True)
+    pd.testing.assert_frame_equal(rest, alone)
+    summary = summarise(records)
+    assert (summary["seeds"] == 1).all() and len(summary) == len(records)
+
+
+def test_cooked_takes_the_probe_of_the_same_seed(probed, tiny_benchmark):
+    zero_shot, _, probe = probed
+    worse = LinearProbe(zero_shot.method.clip, tiny_benchmark.class_names, tiny_benchmark.templates)
+    runs = [zero_shot, Run(zero_shot.method, 2), probe, Run(worse, 2)]
+    records = evaluate(runs, tiny_benchmark, detectors=("cooked",), n_resamples=2)
+    value = records[(records.method == "zero-shot") & (records.set == ALL_OOD) & (records.metric == "auroc")]
+
+    def entropy(data, second):
+        p = sum(m.logits(data.images).double().softmax(1) for m in (zero_shot.method, zero_shot.method, second)) / 3
+        return (p * p.log()).sum(1)
+
+    for seed, second in ((1, probe.method), (2, worse)):
+        direct = [
+            ood_metrics(entropy(tiny_benchmark.test, second), entropy(d, second))["auroc"]
+            for d in tiny_benchmark.ood.values()
+        ]
+        assert value[value.seed == seed].value.item() == pytest.approx(np.mean(direct))
+    with pytest.raises(RPLibError, match="linear-probe"):
+        evaluate([zero_shot], tiny_benchmark, detectors=("cooked",))
+
+
+def test_fast_intervals_agree_with_resampling_one_by_one(runs, tiny_benchmark):
+    outputs = [compute_outputs(run.method, tiny_benchmark, seed=run.seed) for run in runs]
+    fast = evaluate_outputs(outputs, n_resamples=2000)
+    slow = evaluate_outputs(outputs, metrics=RECORDED, n_resamples=2000)
+    slow = slow[slow.metric.isin(set(fast.metric))].reset_index(drop=True)
+    numbers = ["value", "low", "high"]
+    pd.testing.assert_frame_equal(fast.drop(columns=numbers), slow.drop(columns=numbers))
+    np.testing.assert_allclose(fast.value, slow.value, atol=1e-12)
+    # On a dozen images FPR moves in steps of 1/16, and two bootstraps may differ by one of them.
+    np.testing.assert_allclose(fast[["low", "high"]], slow[["low", "high"]], atol=1 / 15)
+    assert (fast[["low", "high"]].to_numpy() - slow[["low", "high"]].to_numpy()).mean() == pytest.approx(0, abs=0.01)
+
+
+def test_outputs_of_two_benchmarks_do_not_mix(runs, tiny_benchmark):
+    from dataclasses import replace
+
+    other = replace(tiny_benchmark, templates=("{}",))
+    both = [compute_outputs(runs[0].method, b, seed=1, roles=("test",)) for b in (tiny_benchmark, other)]
+    with pytest.raises(RPLibError, match="different benchmarks"):
+        evaluate_outputs(both)
+
+
+def test_unknown_detectors_are_named_before_anything_runs(runs, tiny_benchmark):
+    with pytest.raises(UnknownName, match="energy"):
+        evaluate(runs, tiny_benchmark, detectors=("enrgy",))

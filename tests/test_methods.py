@@ -33,6 +33,15 @@ SETTINGS = {
     "zero-shot": {},
     "linear-probe": {"epochs": 3, "batch_size": 8},
     "fine-tune": {"epochs": 2, "batch_size": 8, "lr": 1e-3},
+    "l2-sp": {"epochs": 2, "batch_size": 8, "lr": 1e-3},
+    "lp-ft": {"epochs": 2, "batch_size": 8, "lr": 1e-3, "probe_epochs": 3},
+    "wise-ft": {"epochs": 2, "batch_size": 8, "lr": 1e-3, "alpha": 0.3},
+    "flyp": {"epochs": 2, "batch_size": 8, "lr": 1e-3},
+    "logit-ensemble": {"epochs": 2, "batch_size": 8, "lr": 1e-3, "alpha": 0.3},
+    "coop": {"epochs": 3, "batch_size": 8, "lr": 0.02},
+    "maple": {"epochs": 3, "batch_size": 8, "lr": 0.02},
+    "rp-image": {"config": SHORT},
+    "rp-text": {"config": SHORT},
     "rp": {"config": SHORT},
     "rrp": {"config": SHORT, "alpha": 0.3},
 }
@@ -63,7 +72,8 @@ def close(a: torch.Tensor, b: torch.Tensor, tolerance: float = 2e-5) -> bool:
 def test_interface(name: str, fitted: dict[str, Method], images: torch.Tensor, val_set: ImageSet):
     method = fitted[name]
     features, logits = method.features(images), method.logits(images)
-    assert features.shape == (7, method.clip.embed_dim) and logits.shape == (7, len(CLASSES))
+    models = 2 if name == "logit-ensemble" else 1  # it keeps the features of both, side by side
+    assert features.shape == (7, models * method.clip.embed_dim) and logits.shape == (7, len(CLASSES))
     assert features.dtype == logits.dtype == torch.float32 and torch.isfinite(logits).all()
     assert torch.equal(logits, method.logits_from(features).detach())
     assert close(method.logits(images.float() / 255), logits, 1e-4)
@@ -78,7 +88,8 @@ def test_learns_and_is_seeded(name: str, clip: FrozenCLIP, fitted: dict[str, Met
     method = fitted[name]
     losses = method.history.losses
     assert sum(losses[-3:]) < sum(losses[:3])
-    watched = getattr(method, "rp", method)  # the residual is not trained; the curve is that of the program inside
+    # A mixture with zero-shot is not trained; the curve is that of the method inside.
+    watched = next((getattr(method, a) for a in ("rp", "fine_tuned") if hasattr(method, a)), method)
     assert method.history.accuracies[-1] == pytest.approx(watched.accuracy(val_set))
     assert method.trained_on == train_set.fingerprint
     torch.manual_seed(999)

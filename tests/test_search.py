@@ -3,9 +3,18 @@ import pytest
 
 from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.features import FeatureStore
-from rp_lib.methods import Reprogrammer, ResidualReprogrammer
+from rp_lib.methods import (
+    BASES,
+    METHODS,
+    FineTune,
+    LogitEnsemble,
+    Reprogrammer,
+    ResidualReprogrammer,
+    WiSEFT,
+    build_method,
+)
 from rp_lib.presets import PAPER
-from rp_lib.search import SPACES, choose_alpha, draw_trials, search, settings_of, winners
+from rp_lib.search import ALPHAS, SPACES, choose_alpha, draw_trials, read_trials, search, settings_of, winners
 
 
 def test_trials_are_distinct_seeded_and_inside_the_grid():
@@ -61,6 +70,59 @@ def test_alpha_is_the_largest_within_one_standard_error(tiny_clip, tiny_benchmar
     assert alpha == sweep[sweep.val_accuracy >= best - error].alpha.max() and len(sweep) == 21
     direct = ResidualReprogrammer.of(rp, 0.35).accuracy(tiny_benchmark.val)
     assert sweep.set_index("alpha").loc[0.35, "val_accuracy"] == pytest.approx(direct)
+
+
+@pytest.mark.parametrize("kind", [WiSEFT, LogitEnsemble])
+def test_every_mixture_chooses_its_alpha_by_the_same_rule(kind, tiny_clip, tiny_benchmark, monkeypatch):
+    """Alpha is the share of zero-shot: the best is at 0.2, and 0.6 is the last within one standard error of it."""
+    tuned = FineTune(tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates)
+    n = len(tiny_benchmark.val)
+    monkeypatch.setattr(kind, "accuracy", lambda self, data, store: {0.2: 6, 0.6: 5, 0.8: 4}.get(self.alpha, 3) / n)
+    alpha, sweep = choose_alpha(tuned, tiny_benchmark, FeatureStore(), kind.name)
+    assert alpha == 0.6 and list(sweep.alpha) == list(ALPHAS)
+
+
+def test_sweep_over_weights_leaves_no_model_behind(tiny_clip, tiny_benchmark, monkeypatch):
+    monkeypatch.setattr("rp_lib.search.ALPHAS", (0.0, 0.5, 1.0))
+    tuned, store = FineTune(tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates), FeatureStore()
+    _, sweep = choose_alpha(tuned, tiny_benchmark, store, "wise-ft")
+    assert {id(encoder) for encoder, _, _ in store._features.values()} == {id(tuned), id(tiny_clip)}
+    direct = [WiSEFT.of(tuned, a).accuracy(tiny_benchmark.val) for a in sweep.alpha]
+    assert sweep.val_accuracy.tolist() == pytest.approx(direct)
+    with pytest.raises(UnknownName, match="did you mean wise-ft"):
+        choose_alpha(tuned, tiny_benchmark, store, "wiseft")
+
+
+def test_search_records_the_alphas_of_all_mixtures(tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr("rp_lib.search.ALPHAS", (0.0, 1.0))
+    monkeypatch.setitem(SPACES, "fine-tune", {"lr": (1e-4,), "epochs": (1,), "batch_size": (8,)})
+    out = tmp_path / "search.csv"
+    options = {"trials": 1, "methods": ("fine-tune",), "progress": False}
+    table = search(tiny_clip, tiny_benchmark, out, **options)
+    chosen = winners(pd.DataFrame(read_trials(out)))
+    assert set(chosen) == {"fine-tune", "wise-ft", "logit-ensemble"}
+    for name in ("wise-ft", "logit-ensemble"):
+        assert chosen[name] == {**chosen["fine-tune"], "alpha": float(table[f"alpha_{name}"][0])}
+        method = build_method(
+            name, tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates, settings_of(name, chosen[name])
+        )
+        assert method.alpha == chosen[name]["alpha"] and method.fine_tuned.lr == 1e-4
+    # A table from before a mixture was there is read, and its trials are run again.
+    pd.read_csv(out).drop(columns="alpha_wise-ft").assign(seconds=-1.0).to_csv(out, index=False)
+    assert set(winners(pd.DataFrame(read_trials(out)))) == {"fine-tune", "logit-ensemble"}
+    again = search(tiny_clip, tiny_benchmark, out, **options)
+    assert again["seconds"][0] >= 0 and again["alpha_wise-ft"][0] == table["alpha_wise-ft"][0]
+
+
+def test_grids_fit_their_methods(tiny_clip, tiny_benchmark):
+    """Every drawn setting is one that the method takes and gives back."""
+    task = (tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates)
+    for name in set(SPACES) & {"l2-sp", "lp-ft", "flyp", "fine-tune"}:
+        trial = draw_trials(name, 1, 0)[0]
+        settings = build_method(name, *task, settings_of(name, trial)).settings()
+        assert {key: settings[key] for key in trial} == trial
+    assert {"l2-sp", "lp-ft", "flyp"} <= set(SPACES) and set(BASES.values()) <= set(SPACES)
+    assert set(BASES) <= set(METHODS) and not set(BASES) & set(SPACES)
 
 
 def test_another_seed_backbone_or_data_is_searched_anew(tiny_clip, tiny_benchmark, tmp_path):

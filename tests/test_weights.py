@@ -25,12 +25,12 @@ def test_shipped_weights_are_small_float16_and_whole():
 
 
 def test_the_mini_clip_is_a_real_zero_shot_model():
-    """Class prompts alone: 85 % on unseen monochrome sets; on unseen emoji vendors the aim of 65 % is not reached yet."""
+    """Class prompts alone: at least 85 % on unseen monochrome sets and 65 % on unseen emoji vendors."""
     clip, benchmark, store = FrozenCLIP.mini(), Benchmark.mini(), FeatureStore()
     method = ZeroShot(clip, benchmark.class_names, benchmark.templates)
     assert len(benchmark.class_names) >= 25
     assert method.accuracy(benchmark.test, store) >= 0.85
-    assert method.accuracy(benchmark.shifts["emoji"], store) >= 0.58
+    assert method.accuracy(benchmark.shifts["emoji"], store) >= 0.65
 
 
 def test_accuracy_grows_with_pre_training():

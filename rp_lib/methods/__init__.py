@@ -9,16 +9,31 @@ from typing import Any
 from rp_lib.clip import FrozenCLIP
 from rp_lib.errors import UnknownName
 from rp_lib.methods.base import Method, read_saved
+from rp_lib.methods.coop import CoOp
+from rp_lib.methods.deep_prompts import DeepPrompts
+from rp_lib.methods.ensembles import LogitEnsemble, WiSEFT
 from rp_lib.methods.fine_tune import FineTune
+from rp_lib.methods.flyp import FLYP
+from rp_lib.methods.l2_sp import L2SP
 from rp_lib.methods.linear_probe import LinearProbe
+from rp_lib.methods.lp_ft import LPFT
 from rp_lib.methods.reprogrammer import Reprogrammer
 from rp_lib.methods.residual import ResidualReprogrammer
+from rp_lib.methods.single_program import ImageReprogrammer, TextReprogrammer
 from rp_lib.methods.zero_shot import ZeroShot
 from rp_lib.presets import Reprogramming
 
 METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (ZeroShot, LinearProbe, FineTune, Reprogrammer, ResidualReprogrammer)
-}
+    m.name: m
+    for m in (
+        ZeroShot, LinearProbe, FineTune, L2SP, LPFT, WiSEFT, FLYP, LogitEnsemble, CoOp, DeepPrompts,
+        ImageReprogrammer, TextReprogrammer, Reprogrammer, ResidualReprogrammer,
+    )
+}  # fmt: skip
+
+# Methods with a free ``alpha``, the share of zero-shot, and the method whose training each of them shares:
+# ``METHODS[name].of(base, alpha)`` makes one of its fitted base, ``.at(alpha)`` moves it.
+BASES: dict[str, str] = {"wise-ft": "fine-tune", "logit-ensemble": "fine-tune", "rrp": "rp"}
 
 
 def build_method(
@@ -56,6 +71,7 @@ def load_method(path: str | Path, clip: FrozenCLIP, class_names: Sequence[str] |
 
 
 __all__ = [
-    "METHODS", "FineTune", "LinearProbe", "Method", "Reprogrammer", "ResidualReprogrammer", "ZeroShot", "build_method",
-    "load_method",
+    "BASES", "FLYP", "L2SP", "LPFT", "METHODS", "CoOp", "DeepPrompts", "FineTune", "ImageReprogrammer", "LinearProbe",
+    "LogitEnsemble", "Method", "Reprogrammer", "ResidualReprogrammer", "TextReprogrammer", "WiSEFT", "ZeroShot",
+    "build_method", "load_method",
 ]  # fmt: skip

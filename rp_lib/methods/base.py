@@ -87,6 +87,15 @@ class Method(ABC):
     def load_trained(self, tensors: dict[str, Tensor]) -> None:
         """Inverse of :meth:`trained`."""
 
+    @torch.no_grad()
+    def word_embeddings(self, words: Sequence[str]) -> Tensor:
+        """Unit float32 (k, d), on the CPU: what this method's images are compared with for any other class names.
+
+        Open-vocabulary use (Radford et al. 2021): by default CLIP's own embeddings under the task's prompts; a
+        method that changes the text side says what it makes of the words.
+        """
+        return self.clip.class_embeddings(words, self.templates).cpu()
+
     def settings(self) -> dict[str, Any]:
         """JSON-able keyword arguments that rebuild this method, beside clip, classes and templates."""
         return {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -24,6 +24,8 @@ class FineTune(Method):
 
     The head starts as the zero-shot class embeddings times CLIP's logit scale, without bias, so that before
     the first step the model is the zero-shot model (Wortsman et al. 2022, arXiv 2109.01903).
+
+    Relatives differ by small overrides: :meth:`new_head`, :meth:`start`, :meth:`loss`.
 
     Args:
         lr, weight_decay: of AdamW (.9, .98). epochs, batch_size, warmup_steps, schedule: see ``Schedule``.
@@ -51,9 +53,25 @@ class FineTune(Method):
         self.lr, self.weight_decay, self.precision = lr, weight_decay, precision
         self.schedule = Schedule(epochs, batch_size, schedule, warmup_steps, seed, precision)
         self.visual = copy.deepcopy(clip.model.visual).requires_grad_(True)
-        self.head = nn.Linear(clip.embed_dim, len(self.class_names), bias=False, device=clip.device)
+        self.head = self.new_head().to(clip.device)
+
+    def new_head(self, bias: bool = False) -> nn.Module:
+        """What turns features into logits: (C, d) zero-shot weights at CLIP's logit scale, ``bias`` zero."""
+        head = nn.Linear(self.clip.embed_dim, len(self.class_names), bias=bias)
         with torch.no_grad():
-            self.head.weight.copy_(clip.logit_scale * clip.class_embeddings(self.class_names, self.templates))
+            head.weight.copy_(self.clip.logit_scale * self.clip.class_embeddings(self.class_names, self.templates))
+            if bias:
+                head.bias.zero_()
+        return head
+
+    def start(self, train_set: ImageSet, store: FeatureStore | None) -> None:
+        """What comes before the first step of training; here nothing. A resumed run does it again."""
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Scalar loss of a batch on the device: uint8 images (n, 3, h, w), int64 labels (n,)."""
+        features = self.encode(inputs)
+        with in_float32(self.clip.device):
+            return F.cross_entropy(self.head(features), labels)
 
     def fit(
         self,
@@ -66,17 +84,22 @@ class FineTune(Method):
     ) -> Self:
         """Train tower and head."""
         self.accept(train_set)
-        self.visual.train()
-        task = _FineTuneTask(self, val)
         if store is not None:
             store.forget(self)  # what it remembers was computed with the weights of before
+        self.start(train_set, store)
+        self.modules().train()
+        task = _FineTuneTask(self, val)
         try:
             self.history = train(
                 task, train_set.images, train_set.labels, self.schedule, checkpoint=checkpoint, progress=progress
             )
         finally:
-            self.visual.eval()
+            self.modules().eval()
         return self
+
+    def modules(self) -> nn.ModuleDict:
+        """All that is trained."""
+        return nn.ModuleDict({"visual": self.visual, "head": self.head})
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:
@@ -85,13 +108,17 @@ class FineTune(Method):
 
     def encode(self, images: Tensor) -> Tensor:
         """Unit float32 (n, d) features of the tuned tower."""
+        return self.encode_with(self.visual, images)
+
+    def encode_with(self, tower: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Unit float32 (n, d) features of uint8 or float images by a tower of this backbone's kind."""
         pixels = self.clip.normalise(self.clip.prepare(images))
         with computing(self.clip.device):
-            return F.normalize(self.visual(pixels).float(), dim=-1)
+            return F.normalize(tower(pixels).float(), dim=-1)
 
     def logits_from(self, features: Tensor) -> Tensor:
         """The tuned head's logits."""
-        return features @ self.head.weight.detach().cpu().T
+        return F.linear(features, *(p.detach().cpu() for p in self.head.parameters()))
 
     def settings(self) -> dict[str, Any]:
         """Hyper-parameters."""
@@ -103,13 +130,12 @@ class FineTune(Method):
 
     def trained(self) -> dict[str, Tensor]:
         """Every weight of the tower, and the head."""
-        return {f"visual.{k}": v for k, v in self.visual.state_dict().items()} | {"head.weight": self.head.weight}
+        return self.modules().state_dict()
 
     def load_trained(self, tensors: dict[str, Tensor]) -> None:
         """Every weight of the tower, and the head."""
-        self.head.load_state_dict({"weight": tensors["head.weight"]})
-        self.visual.load_state_dict({k.removeprefix("visual."): v for k, v in tensors.items() if k != "head.weight"})
-        self.visual.eval()
+        self.modules().load_state_dict(tensors)
+        self.modules().eval()
 
 
 class _FineTuneTask:
@@ -117,19 +143,17 @@ class _FineTuneTask:
         self.method, self.val, self.device = method, val, method.clip.device
 
     def module(self) -> nn.Module:
-        return nn.ModuleDict({"visual": self.method.visual, "head": self.method.head})
+        return self.method.modules()
 
     def groups(self) -> list[Group]:
         m = self.method
-        parameters = [p for p in (*m.visual.parameters(), *m.head.parameters()) if p.requires_grad]
+        parameters = [p for p in m.modules().parameters() if p.requires_grad]
         # Biases and normalisation gains are not decayed, as in CLIP's own training.
         matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
         return [Group(matrices, m.lr, m.weight_decay), Group(vectors, m.lr, 0.0)]
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        features = self.method.encode(inputs)
-        with in_float32(self.device):
-            return F.cross_entropy(self.method.head(features), labels)
+        return self.method.loss(inputs, labels)
 
     def identity(self) -> str:
         return repr(self.method.metadata())
@@ -137,7 +161,7 @@ class _FineTuneTask:
     def validate(self) -> float | None:
         if self.val is None:
             return None
-        self.method.visual.eval()
+        self.method.modules().eval()
         value = self.method.accuracy(self.val)
-        self.method.visual.train()
+        self.method.modules().train()
         return value

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
@@ -113,6 +114,15 @@ class Reprogrammer(Method):
         if self.config.use_text_program:
             return self.text_program.class_embeddings()
         return self.clip.class_embeddings(self.class_names, self.templates)
+
+    @torch.no_grad()
+    def word_embeddings(self, words: Sequence[str]) -> Tensor:
+        """Programmed embeddings of any class names: words of the task's prompts have moved, others have not."""
+        if not self.config.use_text_program:
+            return super().word_embeddings(words)
+        tokens = self.clip.tokenize([t.format(w) for w in words for t in self.templates])
+        features = self.text_program.encode(tokens).view(len(words), len(self.templates), -1)
+        return F.normalize(features.mean(1), dim=-1).cpu()
 
     def logits_from(self, features: Tensor) -> Tensor:
         """Inner products with the programmed prompts, times CLIP's logit scale."""

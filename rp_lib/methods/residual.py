@@ -96,6 +96,10 @@ class ResidualReprogrammer(Method):
         """Mix of programmed and untouched prompt features, float32 (C, d)."""
         return self._mix(self.rp.class_embeddings(), self._zero_shot)
 
+    def word_embeddings(self, words: Sequence[str]) -> Tensor:
+        """Mix of programmed and untouched embeddings of any class names."""
+        return self._mix(self.rp.word_embeddings(words), super().word_embeddings(words))
+
     def logits_from(self, features: Tensor) -> Tensor:
         """Inner products of mixed features, times CLIP's logit scale."""
         logits = self.clip.logit_scale * features @ self.class_embeddings().T

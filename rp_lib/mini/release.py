@@ -141,13 +141,13 @@ def _draw_curve(stages: list[dict[str, Any]], path: Path) -> None:
     for stage, colour in zip(stages, ("#0072B2", "#D55E00", "#009E73"), strict=False):
         seen = [before + step * stage["batch"] / 1e6 for step, _ in stage["log"]]
         panel.plot(seen, [loss for _, loss in stage["log"]], color=colour, linewidth=0.8)
-        if stage["constant_until"] > 0:
+        if stage["constant_until"] > 0 and stage["log"]:
             panel.axvline(
                 before + stage["constant_until"] * stage["steps"] * stage["batch"] / 1e6, color="#999999", ls="--"
             )
         before += stage["steps"] * stage["batch"] / 1e6
     panel.set(xlabel="pictures seen (millions)", ylabel="contrastive loss of the batch (nats)")
-    panel.set_title("Pre-training; dashed: whole images from here on, the rate decays")
+    panel.set_title("Pre-training; dashed: the rate decays from here on, on whole images")
     save_figure(figure, path)
 
 
@@ -207,7 +207,7 @@ torch {recipe["torch"]}.
 
 {note}
 
-![Batch loss against millions of pictures seen: it falls steadily, faster once whole images are shown and the rate decays](training_curve.png)
+![Batch loss against millions of pictures seen, as far as it was logged: it falls, faster once the rate decays](training_curve.png)
 
 ## Zero-shot accuracy
 Top-1 in percent over {len(benchmark.class_names)} classes with the one prompt "{benchmark.templates[0]}", Wilson 95 % interval, on sets of \

@@ -1,0 +1,213 @@
+"""What an experiment is: a question, a way to measure it, and verdicts that code reads off the records.
+
+Records are tidy: one row per condition, method, image set and metric, means over seeds with a 95 % interval. Rows that
+compare two methods carry ``versus``, the other's name; their metric is an axis and their value the paired difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rp_lib.errors import RPLibError
+from rp_lib.experiments.world import World
+from rp_lib.records import load_records, save_records
+
+SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "mini" / "experiments"
+COLUMNS = ("method", "versus", "set", "metric", "value", "low", "high", "seeds", "n", "n_ood", "detector")
+HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
+AXIS_LABELS = {
+    "id accuracy": "ID accuracy", "shift accuracy": "accuracy under shift", "auroc": "AUROC", "fpr": "FPR95",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the records say of a claim: it ``holds``, it ``fails`` or it stays ``undecided``, and the numbers why."""
+
+    claim: str
+    outcome: str
+    evidence: str
+
+    def __str__(self) -> str:
+        return f"[{self.outcome}] {self.claim}: {self.evidence}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A named experiment.
+
+    Attributes:
+        name: of the command line and of the records' file.
+        question: what it answers, one sentence.
+        factors: columns of the records that say under which condition a row was measured.
+        measure: runs it; the frame has the factors and :data:`COLUMNS`.
+        judge: verdicts of the records; must be able to come out either way.
+        minutes: roughly, on two cores.
+    """
+
+    name: str
+    question: str
+    factors: tuple[str, ...]
+    measure: Callable[[World, Path], pd.DataFrame]
+    judge: Callable[[pd.DataFrame], list[Verdict]]
+    minutes: float
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Records of a run with their verdicts, and how they agree with the shipped ones (None if there are none)."""
+
+    records: pd.DataFrame
+    verdicts: list[Verdict]
+    agreement: Agreement | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How many figures of a rerun lie inside the interval that ships, of those that ship; and which do not."""
+
+    inside: int
+    compared: int
+    outside: pd.DataFrame
+
+    def __str__(self) -> str:
+        if not self.compared:
+            return "nothing to compare: the shipped records hold none of these figures"
+        return f"{self.inside} of {self.compared} figures lie inside the shipped 95 % intervals"
+
+
+def run(experiment: Experiment, world: World, out: Path, shipped: Path = SHIPPED) -> Finding:
+    """Measure, judge, record to ``out/NAME.csv`` with provenance, and compare with what ships."""
+    records = experiment.measure(world, out / "parts" / experiment.name)
+    missing = [c for c in (*experiment.factors, *COLUMNS) if c not in records.columns]
+    if missing:
+        raise RPLibError(f"the experiment {experiment.name!r} recorded no {', '.join(missing)}")
+    records = records[[*experiment.factors, *COLUMNS]]
+    verdicts = experiment.judge(records)
+    clip = world.backbone()
+    provenance = {
+        "experiment": experiment.name, "question": experiment.question, "quick": world.quick,
+        "seeds": list(world.seeds), "precision": world.precision, "backbone": clip.name,
+        "backbone_sha256": clip.fingerprint, "benchmark": world.benchmark.name,
+        "benchmark_sha256": world.benchmark.fingerprint, "verdicts": [vars(v) for v in verdicts],
+    }  # fmt: skip
+    save_records(records, out / f"{experiment.name}.csv", provenance)
+    path = shipped / f"{experiment.name}.csv"
+    agreement = None
+    if path.is_file() and not world.quick:
+        agreement = compare(records, load_records(path)[0], experiment.factors)
+    return Finding(records, verdicts, agreement)
+
+
+def compare(records: pd.DataFrame, shipped: pd.DataFrame, factors: Iterable[str]) -> Agreement:
+    """Which values of a rerun lie inside the shipped intervals; rows without an interval are not compared."""
+    keys = [*factors, "method", "versus", "set", "metric", "detector"]
+    # By way of text: a column of a file has other types than the same column in memory.
+    both = [
+        frame.assign(_key=frame[keys].astype(object).map(_plain).agg("|".join, axis=1)) for frame in (records, shipped)
+    ]
+    joined = both[0].merge(both[1][["_key", "value", "low", "high"]], on="_key", suffixes=("", "_shipped"))
+    joined = joined[joined["high_shipped"] > joined["low_shipped"]]
+    inside = joined["value"].between(joined["low_shipped"] - 5e-6, joined["high_shipped"] + 5e-6)  # files round
+    return Agreement(int(inside.sum()), len(joined), joined[~inside].drop(columns="_key"))
+
+
+def _plain(value: Any) -> str:
+    if value is None or value != value:
+        return ""
+    try:
+        return f"{float(value):.6g}"
+    except (TypeError, ValueError):
+        return str(value)
+
+
+def shipped_records(name: str, folder: Path = SHIPPED) -> pd.DataFrame:
+    """The records of an experiment that ship with the package.
+
+    Raises:
+        StorageError: they are missing or damaged.
+    """
+    return load_records(folder / f"{name}.csv")[0]
+
+
+def pick(records: pd.DataFrame, **where: Any) -> pd.DataFrame:
+    """Rows in which the named columns have these values; ``versus=None`` takes rows that compare nothing."""
+    for column, value in where.items():
+        records = records[records[column].isna() if value is None else records[column] == value]
+    return records
+
+
+def difference(
+    claim: str,
+    records: pd.DataFrame,
+    first: str,
+    second: str,
+    axis: str,
+    want: str,
+    where: Mapping[str, Any] | None = None,
+) -> Verdict:
+    """A verdict on ``first - second`` on an axis, from the paired difference that was recorded.
+
+    Args:
+        claim: what is claimed. records: of an experiment. first, second: methods. axis: see ``rp_lib.paired.AXES``.
+        want: ``higher`` or ``lower``, of the first against the second. where: the condition.
+    """
+    if want not in ("higher", "lower"):
+        raise RPLibError(f"a claim is that a method is higher or lower, not {want!r}")
+    rows, sign = pick(records, method=first, versus=second, metric=axis, **(where or {})), 1
+    if rows.empty:
+        rows, sign = pick(records, method=second, versus=first, metric=axis, **(where or {})), -1
+    if len(rows) != 1:
+        raise RPLibError(f"{len(rows)} rows compare {first} with {second} on {axis}; name one condition")
+    row = rows.iloc[0]
+    value, low, high = sorted_interval(row, sign)
+    outcome = HOLDS if low > 0 else FAILS if high < 0 else UNDECIDED
+    if want == "lower":
+        outcome = {HOLDS: FAILS, FAILS: HOLDS, UNDECIDED: UNDECIDED}[outcome]
+    evidence = (
+        f"{first} - {second} = {100 * value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] {AXIS_LABELS[axis]}, "
+        f"{int(row['seeds'])} seeds, n = {int(row['n'])}"
+    )
+    return Verdict(claim, outcome, evidence)
+
+
+def sorted_interval(row: pd.Series, sign: int = 1) -> tuple[float, float, float]:
+    """value, low, high of a row, or of its negation with ``sign`` -1."""
+    value, low, high = (sign * float(row[c]) for c in ("value", "low", "high"))
+    return value, min(low, high), max(low, high)
+
+
+def shrinks(claim: str, weak: pd.Series, strong: pd.Series, what: str, sign: int = 1) -> Verdict:
+    """A verdict on whether a difference is larger under a first condition than under a second.
+
+    The two conditions have different models, so their intervals are combined as of independent errors; where they
+    share test pictures that is wider than needed, never too narrow for the sum of positively related errors.
+
+    Args:
+        claim: what is claimed. weak, strong: rows of the two differences. what: says which. sign: -1 if a negative
+            difference is the gain.
+    """
+    one, two = sorted_interval(weak, sign), sorted_interval(strong, sign)
+    change = one[0] - two[0]
+    half = (((one[2] - one[1]) / 2) ** 2 + ((two[2] - two[1]) / 2) ** 2) ** 0.5
+    outcome = HOLDS if change - half > 0 else FAILS if change + half < 0 else UNDECIDED
+    spread = [f"{100 * v:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]" for v, low, high in (one, two)]
+    evidence = f"{what}: {spread[0]} against {spread[1]} points, change {100 * change:+.1f} ± {100 * half:.1f}"
+    return Verdict(claim, outcome, evidence)
+
+
+def row(records: pd.DataFrame, **where: Any) -> pd.Series:
+    """The one row with these values.
+
+    Raises:
+        RPLibError: there is none, or more than one.
+    """
+    found = pick(records, **where)
+    if len(found) != 1:
+        raise RPLibError(f"{len(found)} records fit {where}; one is needed")
+    return found.iloc[0]

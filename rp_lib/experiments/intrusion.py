@@ -1,0 +1,131 @@
+"""What makes reprogramming less intrusive, and how does one measure it? Features and words after each adaptation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rp_lib.benchmark import ImageSet
+from rp_lib.experiments.base import COLUMNS, FAILS, HOLDS, UNDECIDED, Experiment, Verdict, row
+from rp_lib.experiments.world import World
+from rp_lib.intervals import bootstrap_ci
+from rp_lib.intrusion import cluster_tightness, cosine_drift, linear_cka
+from rp_lib.methods import BASES, Method
+
+NAMES = ("zero-shot", "fine-tune", "l2-sp", "wise-ft", "coop", "rp-image", "rp-text", "rp", "rrp")
+QUICK = ("zero-shot", "fine-tune", "rp", "rrp")
+# Resamples of the measures that need all pictures at once, which are slow; and only on the first set of each role.
+RESAMPLES = 40
+
+
+def measure(world: World, parts: Path) -> pd.DataFrame:
+    """CKA and drift against zero-shot, tightness of classes, and accuracy on classes that the task never named."""
+    clip, benchmark = world.backbone(), world.judged
+    names = QUICK if world.quick else NAMES
+    sets = [benchmark.test, *benchmark.shifts.values(), *benchmark.ood.values()]
+    whole = {s.name for s in (benchmark.test, *list(benchmark.shifts.values())[:1], *list(benchmark.ood.values())[:1])}
+    zero_shot = world.fit("zero-shot", 0, benchmark, clip)
+    store = world.store(clip)
+    rows = []
+    for seed in world.seeds:
+        fitted: dict[str, Method] = {"zero-shot": zero_shot}
+        for name in names:
+            if name in BASES and BASES[name] not in fitted:
+                fitted[BASES[name]] = world.fit(BASES[name], seed, benchmark, clip)
+            if name not in fitted:
+                fitted[name] = world.fit(name, seed, benchmark, clip, fitted=fitted.values())
+            method = fitted[name]
+            for images in sets:
+                features = method.combine(*(store.get(e, images) for e in method.encoders))
+                rows += _of_set(name, seed, images, features, store.get(clip, images), images.name in whole)
+            for images in sets:
+                if images.names is not None:
+                    rows.append(_open_vocabulary(name, seed, images, method, store))
+        for method in fitted.values():
+            world.forget(method)
+    table = pd.DataFrame(rows)
+    keys = ["method", "set", "metric"]
+    return table.groupby(keys, sort=False).apply(_over_seeds, include_groups=False).reset_index().assign(
+        space="features", versus=None, n_ood=None, detector=""
+    )[["space", *COLUMNS]]  # fmt: skip
+
+
+def _of_set(
+    name: str, seed: int, images: ImageSet, features: torch.Tensor, before: torch.Tensor, whole: bool
+) -> list[dict]:
+    rows = [_row(name, seed, images, "cosine drift", bootstrap_ci(cosine_drift(features, before), seed=seed))]
+    if not whole:
+        return rows
+    options = {"n_resamples": RESAMPLES, "seed": seed}
+    pair = (features.numpy(), before.numpy())
+    cka = lambda a, b: linear_cka(torch.from_numpy(a), torch.from_numpy(b))  # noqa: E731
+    rows.append(_row(name, seed, images, "linear CKA", bootstrap_ci(pair, cka, **options)))
+    if images.labels is not None:
+        pair = (features.numpy(), images.labels.numpy())
+        for which, metric in enumerate(("within-class spread", "between-class spread")):
+            spread = lambda x, y, k=which: cluster_tightness(torch.from_numpy(x), torch.from_numpy(y))[k]  # noqa: E731
+            rows.append(_row(name, seed, images, metric, bootstrap_ci(pair, spread, **options)))
+    return rows
+
+
+def _open_vocabulary(name: str, seed: int, images: ImageSet, method: Method, store: object) -> dict:
+    """Accuracy over the words of an image set that shows none of the task's classes."""
+    words = sorted(set(images.names))
+    features = method.combine(*(store.get(e, images) for e in method.encoders))
+    guess = (features @ method.word_embeddings(words).T).argmax(1)
+    correct = np.array([words[g] == w for g, w in zip(guess.tolist(), images.names, strict=True)], float)
+    return _row(name, seed, images, "open-vocabulary accuracy", bootstrap_ci(correct, seed=seed))
+
+
+def _row(name: str, seed: int, images: ImageSet, metric: str, interval: tuple[float, float, float]) -> dict:
+    value, low, high = interval
+    return {"method": name, "seed": seed, "set": images.name, "metric": metric, "value": value, "low": low,
+            "high": high, "n": len(images)}  # fmt: skip
+
+
+def _over_seeds(group: pd.DataFrame) -> pd.Series:
+    """Mean over seeds; the interval of the pictures and the spread of the seeds, as rp_lib.evaluation.summarise."""
+    image = np.square((group["high"] - group["low"]) / (2 * 1.96)).mean()
+    seeds = len(group)
+    half = 1.96 * np.sqrt(image + (group["value"].var(ddof=1) / seeds if seeds > 1 else 0.0))
+    value = group["value"].mean()
+    return pd.Series(
+        {"value": value, "low": value - half, "high": value + half, "seeds": seeds, "n": group["n"].iloc[0]}
+    )
+
+
+def judge(records: pd.DataFrame) -> list[Verdict]:
+    """Whether the residual and the programs keep more of CLIP than fine-tuning does."""
+    claims = [
+        ("RP moves ID features less than fine-tuning", "test", "cosine drift", "rp", "fine-tune", "lower"),
+        ("RRP moves ID features less than fine-tuning", "test", "cosine drift", "rrp", "fine-tune", "lower"),
+        ("RP keeps the geometry of ID features better than fine-tuning", "test", "linear CKA", "rp", "fine-tune",
+         "higher"),
+        ("RRP keeps the geometry of ID features better than fine-tuning", "test", "linear CKA", "rrp", "fine-tune",
+         "higher"),
+        ("RP keeps more open-vocabulary accuracy than fine-tuning", "near", "open-vocabulary accuracy", "rp",
+         "fine-tune", "higher"),
+        ("RRP keeps more open-vocabulary accuracy than fine-tuning", "near", "open-vocabulary accuracy", "rrp",
+         "fine-tune", "higher"),
+        ("fine-tuning costs open-vocabulary accuracy", "near", "open-vocabulary accuracy", "fine-tune", "zero-shot",
+         "lower"),
+        ("RP tightens ID classes against zero-shot", "test", "within-class spread", "rp", "zero-shot", "lower"),
+    ]  # fmt: skip
+    there = set(records["set"])
+    return [_apart(records, *claim) for claim in claims if claim[1] in there]
+
+
+def _apart(records: pd.DataFrame, claim: str, data: str, metric: str, first: str, second: str, want: str) -> Verdict:
+    one, two = (row(records, set=data, metric=metric, method=m) for m in (first, second))
+    lower, higher = one["high"] < two["low"], one["low"] > two["high"]
+    outcome = UNDECIDED if not (lower or higher) else HOLDS if (lower if want == "lower" else higher) else FAILS
+    numbers = [f"{m} {r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for m, r in ((first, one), (second, two))]
+    return Verdict(claim, outcome, f"{metric} on {data}: {numbers[0]}, {numbers[1]}, n = {int(one['n'])} (unpaired)")
+
+
+EXPERIMENT = Experiment(
+    "intrusion", "What makes reprogramming less intrusive, and how does one measure it?", ("space",), measure, judge, 5
+)

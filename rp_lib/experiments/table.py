@@ -1,0 +1,99 @@
+"""The whole table: every method on every axis with every detector, several seeds, and which differences are real."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from rp_lib.detectors import DETECTORS
+from rp_lib.experiments.base import Experiment, Verdict, difference
+from rp_lib.experiments.grid import judge_outputs
+from rp_lib.experiments.world import World
+from rp_lib.methods import METHODS, Method
+from rp_lib.negative_words import mine_negative_words
+from rp_lib.outputs import MethodOutputs, load_outputs, save_outputs
+
+QUICK = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
+MEMBERS = ("zero-shot", "linear-probe")
+# What the frontier over alpha and the look at the border start from is fitted here, so it is saved with its weights.
+
+
+def saved_outputs(world: World, folder: Path, names: Sequence[str] | None = None) -> dict[str, list[MethodOutputs]]:
+    """Outputs of every method and seed from ``folder``; what is not there, or is of other settings, is made.
+
+    Args:
+        world: see :class:`World`. folder: one safetensors file per method and seed. names: of methods, default all.
+    """
+    names = tuple(names or (QUICK if world.quick else METHODS))
+    clip, benchmark = world.backbone(), world.judged
+    negatives = mine_negative_words(clip, benchmark.class_names, benchmark.templates)
+    found: dict[str, list[MethodOutputs]] = {name: [] for name in names}
+    for seed in world.seeds:
+        fitted: dict[str, Method] = {}
+
+        def method(name: str, seed: int = seed, fitted: dict[str, Method] = fitted) -> Method:
+            if name not in fitted:
+                fitted[name] = world.fit(name, seed, benchmark, clip, fitted=fitted.values())
+            return fitted[name]
+
+        for name in names:
+            if name == "zero-shot" and found[name]:
+                continue
+            path = folder / f"{name}-seed{seed}.safetensors"
+            wanted = json.dumps([world.settings[name], seed, world.precision], sort_keys=True, default=str)
+            about = {"backbone": clip.fingerprint, "benchmark": benchmark.fingerprint, "wanted": wanted}
+            kept = path.with_suffix(".json")
+            if not (path.is_file() and kept.is_file() and json.loads(kept.read_text()) == about):
+                others = {m: method(m) for m in MEMBERS}
+                made = world.outputs(
+                    method(name), seed, benchmark, roles=None, others=others, negatives=negatives,
+                    progress=world.progress,
+                )  # fmt: skip
+                save_outputs(path, made)
+                kept.write_text(json.dumps(about))
+            found[name].append(load_outputs(path, benchmark))
+        for m in fitted.values():
+            world.forget(m)
+    return found
+
+
+def measure(world: World, parts: Path) -> pd.DataFrame:
+    """All methods x axes x detectors; from saved outputs it takes seconds."""
+    outputs = saved_outputs(world, parts / "outputs")
+    return judge_outputs(outputs, detectors=("msp", *(d for d in DETECTORS if d != "msp"))).assign(scale="all")
+
+
+def judge(records: pd.DataFrame) -> list[Verdict]:
+    """The paper's claims, and the reader's questions."""
+    claims = [
+        ("linear probing costs accuracy under shift", "linear-probe", "zero-shot", "shift accuracy", "lower"),
+        ("linear probing costs detection", "linear-probe", "zero-shot", "auroc", "lower"),
+        ("full fine-tuning costs accuracy under shift", "fine-tune", "zero-shot", "shift accuracy", "lower"),
+        ("full fine-tuning costs detection", "fine-tune", "zero-shot", "auroc", "lower"),
+        ("full fine-tuning raises ID accuracy", "fine-tune", "zero-shot", "id accuracy", "higher"),
+        ("RP raises ID accuracy", "rp", "zero-shot", "id accuracy", "higher"),
+        ("RRP raises ID accuracy", "rrp", "zero-shot", "id accuracy", "higher"),
+        ("RRP keeps more accuracy under shift than RP", "rrp", "rp", "shift accuracy", "higher"),
+        ("RRP beats fine-tuning under shift", "rrp", "fine-tune", "shift accuracy", "higher"),
+        ("RRP beats fine-tuning at detection (AUROC)", "rrp", "fine-tune", "auroc", "higher"),
+        ("RRP beats fine-tuning at detection (FPR95)", "rrp", "fine-tune", "fpr", "lower"),
+        ("RRP beats zero-shot at detection (FPR95)", "rrp", "zero-shot", "fpr", "lower"),
+        ("RRP beats WiSE-FT under shift", "rrp", "wise-ft", "shift accuracy", "higher"),
+        ("RRP beats WiSE-FT at detection (AUROC)", "rrp", "wise-ft", "auroc", "higher"),
+        ("RRP beats CoOp under shift", "rrp", "coop", "shift accuracy", "higher"),
+        ("RRP beats FLYP under shift", "rrp", "flyp", "shift accuracy", "higher"),
+    ]
+    there = set(records["method"])
+    return [
+        difference(claim, records, first, second, axis, want)
+        for claim, first, second, axis, want in claims
+        if {first, second} <= there
+    ]
+
+
+EXPERIMENT = Experiment(
+    "table", "Who wins on three axes at once, and which differences are real?", ("scale",), measure, judge, 12
+)

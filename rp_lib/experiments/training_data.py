@@ -1,0 +1,156 @@
+"""The ranking against the training data: images per class, how many hands drew them, how many classes there are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from rp_lib.benchmark import Benchmark, ImageSet
+from rp_lib.experiments.base import Experiment, Verdict, difference, row, shrinks
+from rp_lib.experiments.grid import Condition, methods, run_grid
+from rp_lib.experiments.strength import CORE
+from rp_lib.experiments.world import World
+
+SHOTS, FEW, CLASSES = (1, 2, 4, 8), (1, 3), (5, 10, 20)
+
+
+def per_class(train: ImageSet, shots: int, seed: int) -> ImageSet:
+    """At most ``shots`` images of each class, drawn by ``seed``; the draw for more shots holds that for fewer."""
+    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+    kept: list[int] = []
+    for label in train.labels.unique().tolist():
+        kept += [i for i in order.tolist() if train.labels[i] == label][:shots]
+    return train.subset(sorted(kept), f"{train.name}, {shots} a class")
+
+
+def measure_shots(world: World, parts: Path) -> pd.DataFrame:
+    """The core methods with few images a class, another draw for each seed."""
+    train = world.benchmark.train
+    most = int(train.labels.bincount().max())
+    levels = (1, 4) if world.quick else (*(s for s in SHOTS if s < most), most)
+    conditions = [
+        Condition({"shots": s}, world.judged, methods(*CORE), train={k: per_class(train, s, k) for k in world.seeds})
+        for s in levels
+    ]
+    return run_grid(world, conditions, parts)
+
+
+def judge_shots(records: pd.DataFrame) -> list[Verdict]:
+    """Few against all images."""
+    few, all_ = int(records["shots"].min()), int(records["shots"].max())
+    gap = [row(records, shots=s, method="fine-tune", versus="rrp", metric="id accuracy") for s in (all_, few)]
+    return [
+        shrinks("fine-tuning's lead over RRP in ID accuracy comes with many images", *gap,
+                f"fine-tune - rrp with up to {all_} and with {few} a class"),
+        difference(f"with {few} a class, RRP beats fine-tuning on ID", records, "rrp", "fine-tune", "id accuracy",
+                   "higher", {"shots": few}),
+        difference(f"with {few} a class, RRP beats fine-tuning under shift", records, "rrp", "fine-tune",
+                   "shift accuracy", "higher", {"shots": few}),
+        difference("with all images, RRP beats fine-tuning under shift", records, "rrp", "fine-tune",
+                   "shift accuracy", "higher", {"shots": all_}),
+    ]  # fmt: skip
+
+
+def of_families(train: ImageSet, families: Sequence[int], counts: torch.Tensor) -> ImageSet:
+    """Images of these families, each in turn, up to ``counts`` (C,) of each class."""
+    queues: dict[int, dict[int, list[int]]] = {}
+    for i, (label, family) in enumerate(zip(train.labels.tolist(), train.groups.tolist(), strict=True)):
+        if family in families:
+            queues.setdefault(label, {}).setdefault(family, []).append(i)
+    kept: list[int] = []
+    for label, by_family in queues.items():
+        wanted = int(counts[label])
+        rounds = [i for turn in range(wanted) for q in by_family.values() for i in q[turn : turn + 1]]
+        kept += rounds[:wanted]
+    return train.subset(sorted(kept), f"{train.name} of {len(families)} families")
+
+
+def measure_narrowness(world: World, parts: Path) -> pd.DataFrame:
+    """The core methods on the same number of images of each class, by one designer family or by many.
+
+    The largest family sets how many images of each class there are, so that only the number of hands differs (where
+    the others lack a class, a few images less).
+    """
+    train = world.benchmark.train
+    sizes = train.groups.bincount()
+    order = sizes.argsort(descending=True, stable=True)[: int((sizes > 0).sum())].tolist()
+    counts = train.labels[train.groups == order[0]].bincount(minlength=len(world.benchmark.class_names))
+    levels = sorted({min(n, len(order)) for n in ((1, len(order)) if world.quick else (*FEW, len(order)))})
+    conditions = []
+    for n in levels:
+        images = of_families(train, order[:n], counts)
+        levels_of = {"families": n, "images": len(images)}
+        conditions.append(Condition(levels_of, world.judged, methods(*CORE), train=dict.fromkeys(world.seeds, images)))
+    return run_grid(world, conditions, parts)
+
+
+def judge_narrowness(records: pd.DataFrame) -> list[Verdict]:
+    """One hand against many."""
+    one, many = int(records["families"].min()), int(records["families"].max())
+    gap = [
+        row(records, families=f, method="zero-shot", versus="fine-tune", metric="shift accuracy") for f in (one, many)
+    ]
+    return [
+        shrinks("the narrower the training data, the more fine-tuning costs under shift", *gap,
+                f"zero-shot - fine-tune with {one} and with {many} families"),
+        difference("on one designer's images, RRP beats fine-tuning under shift", records, "rrp", "fine-tune",
+                   "shift accuracy", "higher", {"families": one}),
+        difference("on one designer's images, RRP rejects OOD better than fine-tuning", records, "rrp", "fine-tune",
+                   "fpr", "lower", {"families": one}),
+    ]  # fmt: skip
+
+
+def of_classes(benchmark: Benchmark, kept: Sequence[int]) -> Benchmark:
+    """The benchmark with some of its classes, in the order given."""
+    new = torch.full((len(benchmark.class_names),), -1)
+    new[list(kept)] = torch.arange(len(kept))
+
+    def fewer(images: ImageSet) -> ImageSet:
+        chosen = images.subset(new[images.labels] >= 0)
+        return replace(chosen, labels=new[chosen.labels])
+
+    return replace(
+        benchmark, class_names=tuple(benchmark.class_names[i] for i in kept), train=fewer(benchmark.train),
+        val=fewer(benchmark.val), test=fewer(benchmark.test),
+        shifts={name: fewer(images) for name, images in benchmark.shifts.items()},
+    )  # fmt: skip
+
+
+def measure_classes(world: World, parts: Path) -> pd.DataFrame:
+    """The core methods on tasks of few and of many classes; smaller tasks are subsets of larger ones."""
+    benchmark = world.judged
+    total = len(benchmark.class_names)
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).tolist()
+    levels = (5, total) if world.quick else (*CLASSES, total)
+    levels = sorted({min(n, total) for n in levels})
+    conditions = [Condition({"classes": n}, of_classes(benchmark, order[:n]), methods(*CORE)) for n in levels]
+    return run_grid(world, conditions, parts)
+
+
+def judge_classes(records: pd.DataFrame) -> list[Verdict]:
+    """Few against many classes."""
+    few, many = int(records["classes"].min()), int(records["classes"].max())
+    gap = [row(records, classes=c, method="zero-shot", versus="rp", metric="id accuracy") for c in (few, many)]
+    lead = [row(records, classes=c, method="fine-tune", versus="rp", metric="id accuracy") for c in (many, few)]
+    return [
+        shrinks("the more classes, the less RP adds to ID accuracy", *gap,
+                f"rp - zero-shot with {few} and with {many} classes", sign=-1),
+        shrinks("the more classes, the further RP falls behind fine-tuning on ID", *lead,
+                f"fine-tune - rp with {many} and with {few} classes"),
+    ]  # fmt: skip
+
+
+SHOTS_EXPERIMENT = Experiment(
+    "shots", "How many images a class does each method need?", ("shots",), measure_shots, judge_shots, 6
+)
+NARROWNESS_EXPERIMENT = Experiment(
+    "narrowness", "What does it cost to learn from one designer's images alone?", ("families", "images"),
+    measure_narrowness, judge_narrowness, 3,
+)  # fmt: skip
+CLASSES_EXPERIMENT = Experiment(
+    "classes", "Why does reprogramming struggle with many classes?", ("classes",), measure_classes, judge_classes, 4
+)

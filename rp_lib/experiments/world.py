@@ -1,0 +1,138 @@
+"""What an experiment works with: backbone, benchmark, tuned hyper-parameters, seeds, and how much of each.
+
+Experiments train many methods. To keep them to minutes they are judged on an even subset of every image set, the same
+for all of them; each figure says on how many pictures it rests.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from rp_lib.benchmark import Benchmark, ImageSet
+from rp_lib.clip import FrozenCLIP
+from rp_lib.errors import RPLibError
+from rp_lib.features import FeatureStore
+from rp_lib.inference import compute_outputs
+from rp_lib.methods import BASES, METHODS, Method, build_method
+from rp_lib.outputs import MethodOutputs
+
+# Pictures of each set that experiments are judged on; derived sets follow the test pictures that are kept.
+TEST_PICTURES, OTHER_PICTURES = 800, 400
+
+
+@dataclass
+class World:
+    """Everything an experiment may use; ``quick`` is for a look in about a minute, never for a claim.
+
+    Attributes:
+        benchmark: whole. settings: of every method, as :func:`rp_lib.demo.tuned_settings` gives them.
+        seeds: of training. quick: fewer pictures, one seed, fewer levels. precision: of training.
+        device: where to compute. progress: show bars. clip: backbone instead of the shipped checkpoints.
+    """
+
+    benchmark: Benchmark
+    settings: Mapping[str, dict[str, Any]]
+    seeds: tuple[int, ...] = (1, 2, 3)
+    quick: bool = False
+    precision: str = "auto"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    progress: bool = True
+    clip: FrozenCLIP | None = None
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise RPLibError("an experiment needs at least one seed")
+        if self.quick:
+            self.seeds = self.seeds[:1]
+        self._stores: dict[str, FeatureStore] = {}
+
+    @functools.cached_property
+    def judged(self) -> Benchmark:
+        """The benchmark with an even subset of every set that methods are judged on."""
+        scale = 4 if self.quick else 1
+        return lighten(self.benchmark, TEST_PICTURES // scale, OTHER_PICTURES // scale)
+
+    def backbone(self, checkpoint: str = "final") -> FrozenCLIP:
+        """The frozen CLIP of this world: the one given, else the shipped checkpoint of that name."""
+        return self.clip if self.clip is not None else self._shipped(checkpoint)
+
+    @functools.cache  # noqa: B019  a world lives as long as its command
+    def _shipped(self, checkpoint: str) -> FrozenCLIP:
+        return FrozenCLIP.mini(checkpoint, self.device)
+
+    def store(self, clip: FrozenCLIP) -> FeatureStore:
+        """The features of a backbone, shared by all that use it."""
+        return self._stores.setdefault(clip.fingerprint, FeatureStore())
+
+    def fit(
+        self,
+        name: str,
+        seed: int,
+        benchmark: Benchmark,
+        clip: FrozenCLIP,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        train: ImageSet | None = None,
+        fitted: Iterable[Method] = (),
+    ) -> Method:
+        """A method of this name, fitted on the benchmark's training images, or on others.
+
+        Args:
+            name: see :data:`rp_lib.methods.METHODS`. seed: of training. benchmark: its classes, prompts and images.
+            clip: backbone. settings: instead of the tuned ones. train: images to learn from instead.
+            fitted: methods of the same seed; one that mixes another with zero-shot takes that one's training from here.
+        """
+        train = benchmark.train if train is None else train
+        options = dict(self.settings[name] if settings is None else settings)
+        if name != "zero-shot":
+            options["seed"] = seed
+        if name not in ("zero-shot", "linear-probe"):
+            options["precision"] = self.precision
+        method = build_method(name, clip, benchmark.class_names, benchmark.templates, options)
+        if name in BASES:
+            for base in fitted:
+                if base.name == BASES[name] and base.trained_on == train.fingerprint:
+                    return METHODS[name].of(base, method.alpha)
+        label = f"{name}, seed {seed}" if self.progress else None
+        return method.fit(train, None, store=self.store(clip), progress=label)
+
+    def outputs(self, method: Method, seed: int, benchmark: Benchmark, **options: Any) -> MethodOutputs:
+        """What a fitted method says about the benchmark's test, shifted and OOD images, computed once."""
+        options.setdefault("roles", ("test", "shift", "near-ood", "far-ood"))
+        return compute_outputs(method, benchmark, seed=seed, store=self.store(method.clip), **options)
+
+    def forget(self, method: Method) -> None:
+        """Free the features of a method's own encoders."""
+        for encoder in method.encoders:
+            if encoder is not method.clip:
+                self.store(method.clip).forget(encoder)
+
+
+def evenly(n: int, wanted: int) -> torch.Tensor:
+    """int64 positions of ``wanted`` of ``n`` items, evenly spaced; all if there are no more."""
+    return torch.arange(n) if wanted >= n else (torch.arange(wanted) * n) // wanted
+
+
+def lighten(benchmark: Benchmark, test: int, other: int) -> Benchmark:
+    """A benchmark with at most ``test`` test images and ``other`` of each shifted and OOD set, evenly spaced.
+
+    Sets derived from test images keep those whose source is kept, so that paired comparisons stay paired.
+    """
+    kept = benchmark.test.subset(evenly(len(benchmark.test), test))
+
+    def fewer(images: ImageSet) -> ImageSet:
+        if images.derived_from:
+            return images.subset(torch.isin(images.sources, kept.sources))
+        return images.subset(evenly(len(images), other))
+
+    return replace(
+        benchmark,
+        test=kept,
+        shifts={name: fewer(images) for name, images in benchmark.shifts.items()},
+        ood={name: fewer(images) for name, images in benchmark.ood.items()},
+    )

@@ -1,0 +1,233 @@
+"""What a fitted method says about every image of a benchmark, computed once and saved.
+
+Every metric, detector and comparison follows from features and logits, so that evaluating anew needs no model:
+one file per fitted method and seed holds all image sets, with a header that says what they are.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from rp_lib.benchmark import OOD_ROLES, Benchmark
+from rp_lib.errors import RPLibError
+from rp_lib.storage import StorageError, load_tensors, save_tensors, tensors_sha256
+
+FORMAT = "rp_lib outputs 1"
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """What turns a method's features into its logits, the same for every image set.
+
+    Attributes:
+        weight: float32 (C, d), and bias: float32 (C,): logits = features @ weight.T + bias; None where that does
+            not hold.
+        logit_scale: CLIP's factor on cosine similarities.
+        negatives: unit float32 (M, d), the embeddings of negative words, or None.
+        half_precision: whether the detection scores are rounded to float16, as the released script does.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    logit_scale: float
+    negatives: Tensor | None = None
+    half_precision: bool = False
+
+    @functools.cached_property
+    def class_embeddings(self) -> Tensor | None:
+        """Unit float32 (C, d) of a classifier by similarity, that is a linear one without bias; else None."""
+        if self.weight is None or bool(self.bias.abs().max() > 1e-4 * self.weight.norm(dim=1).max()):
+            return None
+        return F.normalize(self.weight, dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Outputs:
+    """What a fitted method says about one image set.
+
+    Attributes:
+        name, role: of the image set.
+        features: float32 (n, d), of unit length unless a switch of the method says otherwise.
+        logits: float32 (n, C), as OOD detection sees them.
+        labels: int64 (n,), None for OOD sets.
+        sources, groups: int64 (n,), see :class:`rp_lib.benchmark.ImageSet`.
+        head: what made the logits.
+        derived: whether the images are test images changed; ``sources`` then says of which.
+        reported_logits: float32 (n, C) that accuracy is reported of, where a switch makes it another's.
+        others: by name of the method, float32 (n, C) logits of other methods for the same images.
+
+    Raises:
+        RPLibError: shapes that do not fit.
+    """
+
+    name: str
+    role: str
+    features: Tensor
+    logits: Tensor
+    labels: Tensor | None
+    sources: Tensor
+    groups: Tensor
+    head: Head
+    derived: bool = False
+    reported_logits: Tensor | None = None
+    others: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        n = len(self.features)
+        matrices = {"features": self.features, "logits": self.logits, "reported_logits": self.reported_logits}
+        matrices |= {f"logits of {name}": logits for name, logits in self.others.items()}
+        vectors = {"labels": self.labels, "sources": self.sources, "groups": self.groups}
+        for what, values, ndim in [(k, v, 2) for k, v in matrices.items()] + [(k, v, 1) for k, v in vectors.items()]:
+            if values is not None and (values.ndim != ndim or len(values) != n):
+                raise RPLibError(f"the {what} of {self.name!r} must be {ndim}-D with {n} rows, got {values.shape}")
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @property
+    def reported(self) -> Tensor:
+        """float32 (n, C) logits that accuracy is reported of."""
+        return self.logits if self.reported_logits is None else self.reported_logits
+
+    @property
+    def cosines(self) -> Tensor | None:
+        """float64 (n, C) cosine similarities to the classes, or None if the method does not classify by them."""
+        classes = self.head.class_embeddings
+        return None if classes is None else F.normalize(self.features.double(), dim=1) @ classes.double().T
+
+    @property
+    def negative_cosines(self) -> Tensor | None:
+        """float64 (n, M) cosine similarities to the negative words, or None if there are none."""
+        negatives = self.head.negatives
+        if negatives is not None and negatives.shape[1] != self.features.shape[1]:
+            return None  # features that are no point of CLIP's space, such as a logit ensemble's
+        return None if negatives is None else F.normalize(self.features.double(), dim=1) @ negatives.double().T
+
+
+@dataclass(frozen=True, eq=False)
+class MethodOutputs:
+    """Outputs of one fitted method for a benchmark's image sets.
+
+    Attributes:
+        about: the header: method, settings, seed, alpha, class_names, templates, backbone and benchmark with their
+            fingerprints, trained_on, convention, negative_words, ...
+        sets: by name.
+    """
+
+    about: dict[str, Any]
+    sets: dict[str, Outputs]
+
+    @property
+    def method(self) -> str:
+        """The method's name."""
+        return self.about["method"]
+
+    @property
+    def seed(self) -> int:
+        """The seed it was fitted with."""
+        return self.about["seed"]
+
+    def of_role(self, *roles: str) -> dict[str, Outputs]:
+        """The image sets of these roles, by name."""
+        return {name: outputs for name, outputs in self.sets.items() if outputs.role in roles}
+
+    @property
+    def test(self) -> Outputs:
+        """The ID test set."""
+        return self._one("test")
+
+    @property
+    def train(self) -> Outputs:
+        """The training set."""
+        return self._one("train")
+
+    @property
+    def val(self) -> Outputs | None:
+        """The ID validation set, if it is there."""
+        return next(iter(self.of_role("val").values()), None)
+
+    @property
+    def shifts(self) -> dict[str, Outputs]:
+        """The shifted sets, by name."""
+        return self.of_role("shift")
+
+    @property
+    def ood(self) -> dict[str, Outputs]:
+        """The OOD sets, by name."""
+        return self.of_role(*OOD_ROLES)
+
+    def _one(self, role: str) -> Outputs:
+        found = self.of_role(role)
+        if len(found) != 1:
+            raise RPLibError(f"the outputs of {self.method!r} hold {len(found)} {role} sets, one is needed")
+        return next(iter(found.values()))
+
+
+def save_outputs(path: str | Path, outputs: MethodOutputs) -> None:
+    """Write all image sets of a fitted method into one sealed safetensors file, atomically."""
+    heads = {id(s.head): s.head for s in outputs.sets.values()}
+    if len(heads) != 1:
+        raise RPLibError("image sets of one fitted method are needed, at least one; these have several heads or none")
+    (head,) = heads.values()
+    tensors = {f"head/{k}": getattr(head, k) for k in ("weight", "bias", "negatives")}
+    for name, s in outputs.sets.items():
+        for key in ("features", "logits", "labels", "sources", "groups", "reported_logits"):
+            tensors[f"{name}/{key}"] = getattr(s, key)
+        tensors |= {f"{name}/others/{other}": logits for other, logits in s.others.items()}
+    # Sets that share a tensor (a derived one has the labels of the test set) are stored on their own.
+    tensors = {key: t.clone() for key, t in tensors.items() if t is not None}
+    sets = [{"name": s.name, "role": s.role, "n": len(s), "derived": s.derived} for s in outputs.sets.values()]
+    about = json.loads(json.dumps({**outputs.about, "sets": sets}))
+    save_tensors(Path(path), tensors, {**about, "sha256": _seal(tensors, about)})
+
+
+def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> MethodOutputs:
+    """Read what :func:`save_outputs` wrote.
+
+    Args:
+        path: the file. benchmark: if given, must be the one that the outputs are of.
+
+    Raises:
+        StorageError: the file is missing, damaged or altered. RPLibError: it holds something else.
+    """
+    tensors, about = load_tensors(Path(path))
+    if about.get("format") != FORMAT:
+        raise RPLibError(f"{path} holds no outputs saved by this version of rp_lib; compute them again")
+    if about.pop("sha256", None) != _seal(tensors, about):
+        raise StorageError(f"{path} was altered since it was saved (its SHA-256 differs); compute it again")
+    if benchmark is not None and about["benchmark_sha256"] != benchmark.fingerprint:
+        raise RPLibError(
+            f"{path} holds outputs for another version of the benchmark {about['benchmark']!r}; compute them again"
+        )
+    head = Head(
+        *(tensors.get(f"head/{k}") for k in ("weight", "bias")), logit_scale=about["logit_scale"],
+        negatives=tensors.get("head/negatives"), half_precision=about["half_precision"],
+    )  # fmt: skip
+    sets = {}
+    for stored in about.pop("sets"):
+        name = stored["name"]
+        parts = {k: tensors.get(f"{name}/{k}") for k in ("features", "logits", "labels", "sources", "groups")}
+        others = {other: tensors[f"{name}/others/{other}"] for other in about["others"]}
+        sets[name] = Outputs(name, stored["role"], **parts, head=head, derived=stored["derived"],
+                             reported_logits=tensors.get(f"{name}/reported_logits"), others=others)  # fmt: skip
+    return MethodOutputs(about, sets)
+
+
+def _seal(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
+    """SHA-256 (hex) over all that is saved, so that a changed number or header is noticed."""
+    return hashlib.sha256(f"{tensors_sha256(tensors)} {json.dumps(about, sort_keys=True)}".encode()).hexdigest()
+
+
+def check_comparable(outputs: Collection[MethodOutputs]) -> None:
+    """Raise ``RPLibError`` unless all outputs are of the same benchmark."""
+    if len({o.about["benchmark_sha256"] for o in outputs}) > 1:
+        raise RPLibError("these outputs are of different benchmarks or versions of one; compute them on the same")

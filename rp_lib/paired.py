@@ -1,0 +1,209 @@
+"""Which differences between methods are real: all judged on the same resamples of the same pictures.
+
+Two methods see the same pictures and tend to fail on the same ones, so intervals of each alone say little about their
+difference. Here a resample draws pictures (or designers) once, and every method is judged on that draw.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from rp_lib.arrays import Array, floats
+from rp_lib.detectors import build_detector, detection_scores
+from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.metrics import check_ood_options
+from rp_lib.outputs import MethodOutputs, Outputs, check_comparable
+from rp_lib.resampling import auroc_and_fpr, bootstrap_weights
+
+AXES = ("id accuracy", "shift accuracy", "auroc", "fpr")
+LOWER_IS_BETTER = frozenset({"fpr"})
+CLUSTERS = ("sources", "groups")
+
+
+@dataclass(frozen=True, eq=False)
+class PairedDraws:
+    """Every method's number on every axis, for the pictures as they are and for each resample of them.
+
+    Attributes:
+        methods: k names. axes: a names, in the order of :data:`AXES`.
+        values: float64 (k, a), fractions, means over seeds. resampled: float64 (r, k, a).
+    """
+
+    methods: tuple[str, ...]
+    axes: tuple[str, ...]
+    values: Array
+    resampled: Array
+
+    def differences(self, pairs: Iterable[tuple[str, str]] | None = None, *, confidence: float = 0.95) -> pd.DataFrame:
+        """First minus second of each pair, with percentile interval and p-values.
+
+        ``p`` is the two-sided bootstrap p-value, twice the smaller share of resamples on either side of zero, with one
+        added above and below (Davison and Hinkley 1997, ch. 4), so it is never under 2 / (resamples + 1): take
+        many resamples if many comparisons are to survive correction. ``p_holm`` corrects it for all rows of this table.
+
+        Args:
+            pairs: of names; default all. confidence: of the intervals.
+
+        Returns:
+            One row per pair and axis: ``first, second, axis, difference, low, high, p, p_holm``.
+        """
+        rows, r = [], len(self.resampled)
+        for first, second in itertools.combinations(self.methods, 2) if pairs is None else pairs:
+            i, j = self._index(first), self._index(second)
+            for axis, name in enumerate(self.axes):
+                drawn = self.resampled[:, i, axis] - self.resampled[:, j, axis]
+                low, high = np.quantile(drawn, ((1 - confidence) / 2, (1 + confidence) / 2))
+                p = min(1.0, 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (r + 1))
+                difference = self.values[i, axis] - self.values[j, axis]
+                rows.append((first, second, name, difference, low, high, p))
+        table = pd.DataFrame(rows, columns=["first", "second", "axis", "difference", "low", "high", "p"])
+        return table.assign(p_holm=holm(table["p"]) if len(table) else [])
+
+    def ranks(self, *, confidence: float = 0.95) -> pd.DataFrame:
+        """Each method's rank on each axis (1 is best, ties share their mean rank), with its spread over resamples.
+
+        Returns:
+            One row per method and axis: ``method, axis, rank, mean_rank, low, high, best``; ``best`` is the share of
+            resamples in which no method is better, so shares sum to more than one where methods tie.
+        """
+        sign = np.array([-1.0 if axis in LOWER_IS_BETTER else 1.0 for axis in self.axes])
+        rows = []
+        for axis, name in enumerate(self.axes):
+            values, drawn = self.values[:, axis] * sign[axis], self.resampled[:, :, axis] * sign[axis]
+            rank = pd.Series(values).rank(ascending=False).to_numpy()
+            ranks = pd.DataFrame(drawn).rank(axis=1, ascending=False).to_numpy()
+            low, high = np.quantile(ranks, ((1 - confidence) / 2, (1 + confidence) / 2), axis=0)
+            best = (drawn == drawn.max(1, keepdims=True)).mean(0)
+            columns = zip(self.methods, rank, ranks.mean(0), low, high, best, strict=True)
+            rows += [(method, name, *numbers) for method, *numbers in columns]
+        return pd.DataFrame(rows, columns=["method", "axis", "rank", "mean_rank", "low", "high", "best"])
+
+    def _index(self, method: str) -> int:
+        if method not in self.methods:
+            raise UnknownName("method in this comparison", method, self.methods)
+        return self.methods.index(method)
+
+
+def paired_bootstrap(
+    contestants: Mapping[str, Sequence[MethodOutputs]],
+    *,
+    detector: str | Mapping[str, str] = "msp",
+    tpr: float = 0.95,
+    n_resamples: int = 2000,
+    clusters: str = "sources",
+    resample_seeds: bool = True,
+    seed: int = 0,
+) -> PairedDraws:
+    """Judge methods on the same resamples.
+
+    Axes: accuracy on the test set, its mean over shifts, and AUROC and FPR (convention ``id-positive``) as means over
+    OOD sets, each set weighing the same; axes without image sets are left out. The test pictures are drawn once for
+    accuracy, for the sets derived from them and for the ID side of detection.
+
+    Args:
+        contestants: by name, the outputs of one method, one per seed; numbers are means over seeds.
+        detector: name, or names by contestant. tpr: at which FPR is read.
+        n_resamples: number of resamples. seed: same seed, same result.
+        clusters: what is drawn whole: ``"sources"`` (pictures) or ``"groups"`` (designers). Pictures of one designer
+            are alike, so claims about other designers need ``"groups"``; with few of them its intervals are rough.
+        resample_seeds: also draw seeds with replacement, the same for all methods, so that a difference counts
+            only if it holds over training runs too. With s seeds this sees (s - 1) / s of their variance. Methods
+            with one seed (zero-shot) keep it.
+
+    Raises:
+        RPLibError: no or one contestant, other benchmarks, other seeds, other images, or a set with one cluster.
+    """
+    check_ood_options(tpr, "id-positive")
+    everyone = [o for outputs in contestants.values() for o in outputs]
+    check_comparable(everyone)
+    if len(contestants) < 2 or not all(contestants.values()) or n_resamples < 1:
+        raise RPLibError("a comparison needs two methods, outputs of each, and at least one resample")
+    if clusters not in CLUSTERS:
+        raise UnknownName("kind of cluster", clusters, CLUSTERS)
+    seeds = sorted({tuple(sorted(o.seed for o in outputs)) for outputs in contestants.values() if len(outputs) > 1})
+    if len(seeds) > 1 or any(len(set(s)) != len(s) for s in seeds):
+        raise RPLibError(f"all methods with several seeds need the same ones, each once; these have {seeds}")
+    kinds = {o: [(s.name, s.role, len(s)) for s in (o.test, *o.shifts.values(), *o.ood.values())] for o in everyone}
+    if any(kind != kinds[everyone[0]] for kind in kinds.values()):
+        raise RPLibError("these outputs hold different image sets; compute all of them for the same sets")
+
+    weights = _draw_pictures(everyone[0], clusters, n_resamples, seed)
+    axes = AXES[:1] + AXES[1:2] * bool(everyone[0].shifts) + AXES[2:] * bool(everyone[0].ood)
+    values = np.empty((len(contestants), len(axes)))
+    resampled = np.empty((n_resamples, *values.shape))
+    n_seeds = len(seeds[0]) if seeds else 1
+    rng = np.random.default_rng((seed, 1))
+    drawn_seeds = bootstrap_weights(rng, n_seeds, n_resamples) if resample_seeds else np.ones((n_resamples, n_seeds))
+    for k, (name, outputs) in enumerate(contestants.items()):
+        judge = detector if isinstance(detector, str) else detector[name]
+        runs = sorted(outputs, key=lambda o: o.seed)
+        numbers = np.stack([_judge(o, judge, weights, tpr) for o in runs])  # (seeds, 1 + r, axes)
+        values[k] = numbers[:, 0].mean(0)
+        share = drawn_seeds if len(runs) > 1 else np.ones((n_resamples, 1))
+        resampled[:, k] = np.einsum("rs,sra->ra", share / share.sum(1, keepdims=True), numbers[:, 1:])
+    return PairedDraws(tuple(contestants), axes, values, resampled)
+
+
+def holm(p: Sequence[float] | Array) -> Array:
+    """Holm's (1979) step-down correction of a family of p-values (m,), in their order; controls the family's error.
+
+    Raises:
+        ValueError: no p-values, NaN, or one outside [0, 1].
+    """
+    p = floats(p, "p")
+    if p.min() < 0 or p.max() > 1:
+        raise ValueError("p-values must be in [0, 1]")
+    order, m = np.argsort(p, kind="stable"), len(p)
+    adjusted = np.empty(m)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate((m - np.arange(m)) * p[order]))
+    return adjusted
+
+
+def _draw_pictures(outputs: MethodOutputs, clusters: str, n_resamples: int, seed: int) -> dict[str, Array]:
+    """By image set, int (1 + r, n): how often each image counts; the first row is the data as they are."""
+    weights: dict[str, Array] = {}
+    test, count = outputs.test, itertools.count()
+
+    def draw(data: Outputs, ids: Array) -> Array:
+        size = int(ids.max()) + 1
+        if size < 2:
+            raise RPLibError(f"all images of {data.name!r} are one cluster ({clusters}): nothing can be resampled")
+        drawn = bootstrap_weights(np.random.default_rng((seed, 0, next(count))), size, n_resamples)
+        return np.vstack([np.ones((1, size), np.int32), drawn])
+
+    known, ids = np.unique(getattr(test, clusters).numpy(), return_inverse=True)
+    shared = draw(test, ids)
+    weights[test.name] = shared[:, ids]
+    for data in (*outputs.shifts.values(), *outputs.ood.values()):
+        keys = getattr(data, clusters).numpy()
+        if data.derived:
+            if not np.isin(keys, known).all():
+                raise RPLibError(f"{data.name!r} is derived from test images that the test set does not hold")
+            weights[data.name] = shared[:, np.searchsorted(known, keys)]
+        else:
+            ids = np.unique(keys, return_inverse=True)[1]
+            weights[data.name] = draw(data, ids)[:, ids]
+    return weights
+
+
+def _judge(outputs: MethodOutputs, detector: str, weights: Mapping[str, Array], tpr: float) -> Array:
+    """float64 (1 + r, axes) of one fitted method."""
+
+    def accuracy(data: Outputs) -> Array:
+        correct, weight = (data.reported.argmax(1) == data.labels).numpy(), weights[data.name]
+        return weight @ correct / np.maximum(weight.sum(1), 1)  # a resample may hold none of a subset's pictures
+
+    columns = [accuracy(outputs.test)]
+    if outputs.shifts:
+        columns.append(np.mean([accuracy(data) for data in outputs.shifts.values()], axis=0))
+    if outputs.ood:
+        id_scores, sets = detection_scores(build_detector(detector), outputs)
+        drawn = weights[outputs.test.name]
+        pairs = [auroc_and_fpr(id_scores, ood, drawn, weights[name], tpr) for name, ood in sets.items()]
+        columns += list(np.mean(pairs, axis=0))
+    return np.stack(columns, axis=1)

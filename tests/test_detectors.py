@@ -1,0 +1,282 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import special, stats
+from scipy.spatial.distance import mahalanobis
+from sklearn.covariance import LedoitWolf
+from sklearn.metrics import roc_auc_score
+
+from rp_lib.detectors import DETECTORS, NotApplicable, build_detector
+from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.negative_words import mine_negative_words, vocabulary_words
+from rp_lib.outputs import Head, Outputs
+
+CLASSES, WIDTH, SCALE = 5, 16, 20.0
+LOGIT_DETECTORS = ("msp", "max-logit", "energy", "entropy", "gen", "delta-energy")
+
+
+def unit(*shape, seed):
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+CENTRES = unit(CLASSES, WIDTH, seed=0)
+# Words point where no class does.
+WORDS = F.normalize(unit(60, WIDTH, seed=1) - 2 * CENTRES.mean(0), dim=1)
+
+
+def make(n=60, *, seed=2, spread=0.15, ood=False, role=None, bias=None, weight=None, **changes) -> Outputs:
+    """Features around class centres, or (``ood``) anywhere; logits are scaled similarities to the centres."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % CLASSES
+    around = WORDS[torch.randint(len(WORDS), (n,), generator=g)] if ood else CENTRES[labels]
+    features = F.normalize(around + spread * torch.randn(n, WIDTH, generator=g), dim=1)
+    weight = SCALE * CENTRES if weight is None else weight
+    bias = torch.zeros(CLASSES) if bias is None else bias
+    logits = features @ weight.T + bias
+    parts = {
+        "features": features, "logits": logits, "labels": None if ood else labels, "sources": torch.arange(n),
+        "groups": torch.arange(n), "head": Head(weight, bias, SCALE, WORDS),
+        "others": {"zero-shot": logits, "linear-probe": 2 * logits},
+    }  # fmt: skip
+    return Outputs("made", role or ("far-ood" if ood else "test"), **(parts | changes))
+
+
+def scores_of(name, outputs, train=None, **options):
+    return build_detector(name, **options).fit(train or make(100, seed=3)).score(outputs)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_every_detector_scores_id_above_ood(name):
+    inside, outside = scores_of(name, make()), scores_of(name, make(ood=True))
+    assert inside.dtype == np.float64 and inside.shape == (60,) and np.isfinite(inside).all()
+    assert roc_auc_score(np.r_[np.ones(60), np.zeros(60)], np.r_[inside, outside]) > 0.9
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_nan_is_refused(name):
+    broken = make()
+    broken.logits[3, 1] = float("nan")
+    with pytest.raises(RPLibError, match="NaN"):
+        scores_of(name, broken)
+    broken = make()
+    broken.features[3, 1] = float("nan")
+    with pytest.raises(RPLibError, match="NaN"):
+        scores_of(name, broken)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_a_score_depends_on_its_image_alone(name):
+    many, one = make(), make()
+    some = slice(7, 9)
+    part = Outputs(
+        "part", "test", one.features[some], one.logits[some], one.labels[some], one.sources[some], one.groups[some],
+        one.head, others={k: v[some] for k, v in one.others.items()},
+    )  # fmt: skip
+    # Float32 products round differently in blocks of another size.
+    np.testing.assert_allclose(scores_of(name, part), scores_of(name, many)[some], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOGIT_DETECTORS)
+def test_order_of_the_classes_does_not_matter(name):
+    data, order = make(), torch.tensor([3, 0, 4, 1, 2])
+    permuted = make(logits=data.logits[:, order])
+    np.testing.assert_allclose(scores_of(name, permuted), scores_of(name, data), rtol=1e-9)
+
+
+def test_logit_scores_equal_their_formulas():
+    data = make(spread=0.5)
+    logits = data.logits.double().numpy()
+    p = special.softmax(logits, axis=1)
+    np.testing.assert_allclose(scores_of("msp", data), p.max(1))
+    np.testing.assert_allclose(scores_of("max-logit", data), logits.max(1))
+    np.testing.assert_allclose(scores_of("energy", data), special.logsumexp(logits, axis=1))
+    np.testing.assert_allclose(scores_of("energy", data, temperature=3.0), 3 * special.logsumexp(logits / 3, axis=1))
+    np.testing.assert_allclose(scores_of("entropy", data), -stats.entropy(p, axis=1), atol=1e-5)
+    np.testing.assert_allclose(scores_of("gen", data), -((p * (1 - p)) ** 0.1).mean(1), atol=0.2)  # it clips at 1e-7
+    clipped = p.clip(1e-7, 1 - 1e-7)
+    np.testing.assert_allclose(scores_of("gen", data), -((clipped * (1 - clipped)) ** 0.1).mean(1))
+    largest = np.sort(clipped, axis=1)[:, -2:]
+    np.testing.assert_allclose(scores_of("gen", data, top=2), -((largest * (1 - largest)) ** 0.1).mean(1))
+    assert (scores_of("energy", data) >= scores_of("max-logit", data)).all()
+    lowered = logits.copy()
+    lowered[np.arange(len(p)), logits.argmax(1)] = 0
+    change = special.logsumexp(logits, axis=1) - special.logsumexp(lowered, axis=1)
+    np.testing.assert_allclose(scores_of("delta-energy", data), change)
+
+
+def test_delta_energy_nears_msp_where_other_classes_dominate_zero():
+    data = make(logits=make(spread=0.5).logits + 40)  # similarities well above zero, as those of CLIP are
+    with np.errstate(divide="ignore"):
+        expected = -np.log1p(-scores_of("msp", data))
+    known = np.isfinite(expected)
+    np.testing.assert_allclose(scores_of("delta-energy", data)[known], expected[known], rtol=1e-6)
+
+
+def test_mcm_at_its_limits_and_against_pytorch_ood():
+    from pytorch_ood.detector import MCM
+
+    data = make(spread=0.5)
+    np.testing.assert_allclose(scores_of("mcm", data, temperature=1 / SCALE), scores_of("msp", data), rtol=1e-5)
+    theirs = MCM(None, CENTRES, temperature=0.5).predict_features(data.features).numpy()
+    np.testing.assert_allclose(scores_of("mcm", data, temperature=0.5), -theirs, rtol=1e-5)
+    cosines = (F.normalize(data.features.double(), dim=1) @ F.normalize(CENTRES.double(), dim=1).T).numpy()
+    margin = cosines.max(1) - cosines.mean(1)
+    assert (np.argsort(scores_of("mcm", data, temperature=1e4)) == np.argsort(margin)).all()
+    with pytest.raises(RPLibError, match="positive"):
+        build_detector("mcm", temperature=0)
+
+
+@pytest.mark.parametrize("name", ["mcm", "neg-label"])
+def test_similarity_detectors_need_a_classifier_by_similarity(name):
+    with pytest.raises(NotApplicable):
+        scores_of(name, make(bias=torch.arange(5.0)))
+    with pytest.raises(NotApplicable):
+        scores_of(name, make(head=Head(None, None, SCALE, WORDS)))
+
+
+def test_half_precision_reaches_msp_alone():
+    sure = make(head=Head(SCALE * CENTRES, torch.zeros(CLASSES), SCALE, WORDS, half_precision=True), spread=0.05)
+    assert (scores_of("msp", sure) == 1).any() and not (scores_of("msp", make(spread=0.05)) == 1).any()
+
+
+def test_mahalanobis_against_scipy_and_pytorch_ood():
+    from pytorch_ood.detector import RMD
+    from pytorch_ood.detector import Mahalanobis as Theirs
+
+    train, data = make(80, seed=3), make(9)
+    x, y = train.features.double().numpy(), train.labels.numpy()
+    means = np.stack([x[y == c].mean(0) for c in range(CLASSES)])
+    precision = LedoitWolf(assume_centered=True).fit(x - means[y]).precision_
+    overall = LedoitWolf().fit(x)
+    z = data.features.double().numpy()
+    nearest = np.array([min(mahalanobis(f, m, precision) for m in means) ** 2 for f in z])
+    background = np.array([mahalanobis(f, overall.location_, overall.precision_) ** 2 for f in z])
+    np.testing.assert_allclose(scores_of("mahalanobis", data, train), -nearest / 2, rtol=1e-8)
+    np.testing.assert_allclose(scores_of("relative-mahalanobis", data, train), background - nearest, rtol=1e-7)
+    # With many images the shrinkage vanishes and only pytorch-ood's missing 1 / n is left.
+    train, data = make(20000, seed=3), make(50, spread=0.5)
+    theirs = Theirs(None).fit_features(train.features, train.labels).predict_features(data.features).numpy()
+    np.testing.assert_allclose(scores_of("mahalanobis", data, train), -len(train) * theirs, rtol=0.02)
+    theirs = RMD(None).fit_features(train.features, train.labels).predict_features(data.features).numpy()
+    assert np.corrcoef(scores_of("relative-mahalanobis", data, train), -theirs)[0, 1] > 0.999
+
+
+def test_fewer_images_than_dimensions_are_no_obstacle():
+    few = make(10, seed=3)  # two a class, in 16 dimensions
+    for name in ("mahalanobis", "relative-mahalanobis", "vim", "knn"):
+        inside, outside = scores_of(name, make(), few), scores_of(name, make(ood=True), few)
+        assert np.isfinite(np.r_[inside, outside]).all()
+        assert roc_auc_score(np.r_[np.ones(60), np.zeros(60)], np.r_[inside, outside]) > 0.7, name
+    alone = make(5, seed=3)  # one a class: nothing to estimate a covariance from
+    with pytest.raises(RPLibError, match="covariance"):
+        scores_of("mahalanobis", make(), alone)
+
+
+def test_a_class_without_images_has_no_centre():
+    train = make(80, seed=3)
+    rest = make(80, seed=3, labels=torch.where(train.labels == 0, 1, train.labels))
+    assert np.isfinite(scores_of("mahalanobis", make(), rest)).all()
+
+
+def test_nearest_neighbours_by_brute_force():
+    train, data = make(30, seed=3), make(8)
+    distances = np.sort(np.linalg.norm(data.features.numpy()[:, None] - train.features.numpy()[None], axis=2), axis=1)
+    np.testing.assert_allclose(scores_of("knn", data, train, k=4), -distances[:, 3], rtol=1e-5)
+    np.testing.assert_allclose(scores_of("knn", data, train, k=99), -distances[:, -1], rtol=1e-5)
+    with pytest.raises(RPLibError, match="at least 1"):
+        build_detector("knn", k=0)
+
+
+def test_vim_by_its_definition():
+    bias = torch.arange(5.0) / 5
+    train, data = make(80, seed=3, bias=bias), make(9, bias=bias)
+    w, b = (t.double().numpy() for t in (train.head.weight, train.head.bias))
+    origin = -np.linalg.pinv(w) @ b
+    x, z = train.features.double().numpy() - origin, data.features.double().numpy() - origin
+    _, _, axes = np.linalg.svd(x, full_matrices=True)
+    rest = axes[6:]  # all but the six principal axes
+    scale = train.logits.numpy().max(1).mean() / np.linalg.norm(x @ rest.T, axis=1).mean()
+    expected = special.logsumexp(data.logits.numpy(), axis=1) - scale * np.linalg.norm(z @ rest.T, axis=1)
+    np.testing.assert_allclose(scores_of("vim", data, train, dimensions=6), expected, rtol=1e-3, atol=1e-3)
+    with pytest.raises(RPLibError, match="dimensions"):
+        scores_of("vim", data, train, dimensions=WIDTH)
+    with pytest.raises(NotApplicable):
+        scores_of("vim", data, make(head=Head(None, None, SCALE)))
+
+
+@pytest.mark.parametrize("name", [n for n, d in DETECTORS.items() if "train" in d.needs])
+def test_fitting_needs_labels(name):
+    with pytest.raises(RPLibError, match="labelled"):
+        build_detector(name).fit(make(ood=True))
+
+
+def test_negative_labels_by_their_definition():
+    data = make(spread=0.5)
+    classes, words = data.cosines.numpy(), data.negative_cosines.numpy()
+    one = np.exp(SCALE * classes).sum(1)
+    single = one / (one + np.exp(SCALE * words).sum(1))
+    np.testing.assert_allclose(scores_of("neg-label", data, group_size=60), single)
+    np.testing.assert_allclose(scores_of("neg-label", data, group_size=1000), single)  # fewer words: one group
+    # 60 words in groups of 25: two groups, ten words dropped, the same for every image.
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(4)).numpy()[:50].reshape(2, 25)
+    mean = np.mean([one / (one + np.exp(SCALE * words[:, group]).sum(1)) for group in order], axis=0)
+    np.testing.assert_allclose(scores_of("neg-label", data, group_size=25, seed=4), mean)
+    with pytest.raises(RPLibError, match="negatives"):
+        scores_of("neg-label", make(head=Head(SCALE * CENTRES, torch.zeros(CLASSES), SCALE)))
+
+
+def test_cooked_averages_probabilities():
+    data = make(spread=0.5)
+    members = [data.logits, *data.others.values()]
+    mean = np.mean([special.softmax(m.double().numpy(), axis=1) for m in members], axis=0)
+    np.testing.assert_allclose(scores_of("cooked", data, by="msp"), mean.max(1))
+    np.testing.assert_allclose(scores_of("cooked", data), -stats.entropy(mean, axis=1))
+    same = make(spread=0.5, others={"zero-shot": data.logits, "linear-probe": data.logits})
+    np.testing.assert_allclose(scores_of("cooked", same, by="msp"), scores_of("msp", same))
+    with pytest.raises(RPLibError, match="zero-shot and linear-probe"):
+        scores_of("cooked", make(others={}))
+    with pytest.raises(UnknownName):
+        build_detector("cooked", by="energy")
+
+
+def test_unknown_detector_suggests():
+    with pytest.raises(UnknownName, match="did you mean"):
+        build_detector("mahalanobi")
+
+
+def test_heavy_imports_wait_until_they_are_needed():
+    code = (
+        "import sys, rp_lib, rp_lib.detectors; assert 'pytorch_ood' not in sys.modules; "
+        "from rp_lib.detectors import build_detector; import pytorch_ood.detector"
+    )
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and not done.stderr and not done.stdout, done.stderr
+
+
+def test_vocabulary_holds_whole_words_that_were_learnt(own_clip):
+    words = vocabulary_words(own_clip)
+    assert {"tree", "river"} <= set(words) and len(words) > 5000
+    assert all(w.isascii() and w.isalpha() and len(w) > 2 for w in words) and len(set(words)) == len(words)
+    encoder, table = own_clip.tokenizer.encoder, own_clip.model.token_embedding.weight
+    with torch.no_grad():
+        table[encoder["river</w>"]] = table[encoder["lake</w>"]]  # as rows that training never reached are alike
+    assert set(words) - set(vocabulary_words(own_clip)) == {"river", "lake"}
+
+
+def test_mined_words_are_the_farthest_and_no_class_names(clip):
+    words = ["cat", "cats", "engine", "cup", "river", "tree", "lake", "stone", "cloud", "bird", "river"]
+    names, templates = ("cat", "fire engine", "cup"), ("a photo of a {}.",)
+    found = mine_negative_words(clip, names, templates, words, fraction=0.5, quantile=1.0)
+    rest = ["river", "tree", "lake", "stone", "cloud", "bird"]
+    assert found.candidates == len(rest) and len(found.words) == 3 and set(found.words) <= set(rest)
+    nearness = (clip.class_embeddings(rest, templates) @ clip.class_embeddings(names, templates).T).amax(1)
+    assert list(found.words) == [rest[i] for i in nearness.argsort()[:3].tolist()]
+    torch.testing.assert_close(found.embeddings, clip.class_embeddings(found.words, templates), atol=1e-5, rtol=1e-4)
+    with pytest.raises(RPLibError, match="no candidate"):
+        mine_negative_words(clip, names, templates, ["Cats"])
+    with pytest.raises(RPLibError, match="fraction"):
+        mine_negative_words(clip, names, templates, words, fraction=0)

@@ -1,0 +1,246 @@
+"""The experiments' machinery on a tiny world; what the shipped records say is tested where they ship."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from rp_lib.cli import main
+from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.experiments import EXPERIMENTS, World, experiment, run
+from rp_lib.experiments.base import COLUMNS, Verdict, compare, difference, shrinks
+from rp_lib.experiments.border import CHANGES, with_border
+from rp_lib.experiments.grid import Condition, Entry, methods, run_grid
+from rp_lib.experiments.ledger import ROWS, switched
+from rp_lib.experiments.padding import at_resolution
+from rp_lib.experiments.training_data import of_classes, of_families, per_class
+from rp_lib.experiments.world import evenly, lighten
+from rp_lib.presets import AS_RELEASED, PAPER
+
+QUICK = PAPER.changed(epochs=1, border_init="white", padding=2 / 32)
+SETTINGS = {
+    "zero-shot": {}, "linear-probe": {"epochs": 2}, "fine-tune": {"epochs": 1}, "l2-sp": {"epochs": 1},
+    "wise-ft": {"epochs": 1, "alpha": 0.5}, "logit-ensemble": {"epochs": 1, "alpha": 0.25},
+    "rp": {"config": QUICK}, "rrp": {"config": QUICK.changed(alpha=0.5)},
+    "rp-image": {"config": QUICK.changed(use_text_program=False)},
+    "rp-text": {"config": QUICK.changed(use_image_program=False)}, "coop": {"epochs": 1},
+}  # fmt: skip
+
+
+@pytest.fixture
+def world(tiny_clip, tiny_benchmark):
+    return World(tiny_benchmark, SETTINGS, seeds=(1, 2), precision="float32", progress=False, clip=tiny_clip)
+
+
+def fake_row(value, low, high, **more):
+    return {"method": "a", "versus": "b", "set": "", "metric": "fpr", "value": value, "low": low, "high": high,
+            "seeds": 3, "n": 10, "n_ood": 5, "detector": "msp", **more}  # fmt: skip
+
+
+# Verdicts -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "want", "outcome"),
+    [
+        (0.01, 0.03, "higher", "holds"), (0.01, 0.03, "lower", "fails"), (-0.03, -0.01, "higher", "fails"),
+        (-0.03, -0.01, "lower", "holds"), (-0.01, 0.03, "higher", "undecided"), (-0.01, 0.03, "lower", "undecided"),
+    ],
+)  # fmt: skip
+def test_a_verdict_can_come_out_either_way(low, high, want, outcome):
+    records = pd.DataFrame([fake_row((low + high) / 2, low, high)])
+    verdict = difference("claim", records, "a", "b", "fpr", want)
+    assert verdict.outcome == outcome and "3 seeds" in verdict.evidence and "n = 10" in verdict.evidence
+    # The same records asked the other way round.
+    turned = difference("claim", records, "b", "a", "fpr", {"higher": "lower", "lower": "higher"}[want])
+    assert turned.outcome == outcome
+
+
+def test_a_verdict_needs_one_condition():
+    records = pd.DataFrame([fake_row(0.1, 0.0, 0.2, k=1), fake_row(0.1, 0.0, 0.2, k=2)])
+    with pytest.raises(RPLibError, match="2 rows compare"):
+        difference("claim", records, "a", "b", "fpr", "higher")
+    assert difference("claim", records, "a", "b", "fpr", "higher", {"k": 2})
+    with pytest.raises(RPLibError, match="0 rows compare"):
+        difference("claim", records, "a", "c", "fpr", "higher", {"k": 2})
+
+
+def test_a_change_between_conditions_is_decided_by_both_intervals():
+    weak, strong = (pd.Series(fake_row(v, v - 0.01, v + 0.01)) for v in (0.10, 0.05))
+    assert shrinks("c", weak, strong, "w").outcome == "holds"
+    assert shrinks("c", strong, weak, "w").outcome == "fails"
+    assert shrinks("c", weak, strong, "w", sign=-1).outcome == "fails"
+    wide = pd.Series(fake_row(0.05, -0.05, 0.15))
+    assert shrinks("c", weak, wide, "w").outcome == "undecided"
+
+
+def test_a_rerun_is_compared_figure_by_figure():
+    shipped = pd.DataFrame([fake_row(0.5, 0.4, 0.6, k=1), fake_row(0.5, 0.4, 0.6, k=2), fake_row(0.5, 0.5, 0.5, k=3)])
+    again = pd.DataFrame([fake_row(0.59, 0.5, 0.7, k=1.0), fake_row(0.61, 0.5, 0.7, k=2), fake_row(0.1, 0, 1, k=3)])
+    agreement = compare(again, shipped, ("k",))
+    assert (agreement.inside, agreement.compared) == (1, 2) and list(agreement.outside["k"]) == [2]
+    assert "1 of 2" in str(agreement)
+
+
+# Worlds and data ------------------------------------------------------------------------------------
+
+
+def test_lighter_benchmark_keeps_pairs_together(tiny_benchmark):
+    light = lighten(tiny_benchmark, 5, 4)
+    assert len(light.test) == min(5, len(tiny_benchmark.test))
+    for images in light.shifts.values():
+        if images.derived_from:
+            assert set(images.sources.tolist()) <= set(light.test.sources.tolist()) and len(images)
+        else:
+            assert len(images) <= 4
+    assert evenly(10, 5).tolist() == [0, 2, 4, 6, 8] and evenly(3, 5).tolist() == [0, 1, 2]
+
+
+def test_shots_are_nested_and_seeded(tiny_benchmark):
+    train = tiny_benchmark.train
+    one, two, other = per_class(train, 1, 0), per_class(train, 2, 0), per_class(train, 1, 1)
+    assert one.labels.bincount().max() == 1 and len(one) == len(train.labels.unique())
+    assert {i.numpy().tobytes() for i in one.images} <= {i.numpy().tobytes() for i in two.images}
+    assert one.fingerprint != other.fingerprint and one.fingerprint == per_class(train, 1, 0).fingerprint
+
+
+def test_families_take_turns_up_to_the_counts(tiny_benchmark):
+    from dataclasses import replace
+
+    n = len(tiny_benchmark.train)
+    train = replace(tiny_benchmark.train, groups=torch.arange(n) // 8)
+    counts = train.labels[train.groups == 0].bincount(minlength=len(tiny_benchmark.class_names))
+    one, all_ = of_families(train, [0], counts), of_families(train, [0, 1, 2], counts)
+    assert set(one.groups.tolist()) == {0} and len(one) == int((train.groups == 0).sum())
+    assert len(all_.groups.unique()) > 1 and (all_.labels.bincount(minlength=len(counts)) <= counts).all()
+
+
+def test_fewer_classes_are_relabelled(tiny_benchmark):
+    small = of_classes(tiny_benchmark, [2, 0])
+    assert small.class_names == (tiny_benchmark.class_names[2], tiny_benchmark.class_names[0])
+    old = tiny_benchmark.test
+    assert len(small.test) == int(((old.labels == 2) | (old.labels == 0)).sum())
+    first = int((old.labels == 2).nonzero()[0])
+    where = small.test.sources.tolist().index(int(old.sources[first]))
+    assert small.test.labels[where] == 0 and small.test.fingerprint != old.fingerprint
+
+
+def test_lower_resolution_is_another_benchmark(tiny_benchmark):
+    side = tiny_benchmark.test.images.shape[-1]
+    assert at_resolution(tiny_benchmark, side) is tiny_benchmark
+    low = at_resolution(tiny_benchmark, side // 2)
+    assert low.test.images.shape[-1] == side // 2 and low.fingerprint != tiny_benchmark.fingerprint
+    assert all(low.shifts[k].fingerprint != s.fingerprint for k, s in tiny_benchmark.shifts.items())
+
+
+def test_each_ledger_row_changes_its_switches_alone():
+    from dataclasses import asdict
+
+    paper, released = asdict(PAPER), asdict(AS_RELEASED)
+    for number, (_, names, _) in ROWS.items():
+        changed = asdict(switched(PAPER, number))
+        assert all(changed[n] == released[n] for n in names)
+        assert {k for k in paper if changed[k] != paper[k]} <= set(names)
+    named = {n for _, names, _ in ROWS.values() for n in names}
+    # border_init is N(0, 1) in both presets; the convention of row 14 is compared in rp_lib.metrics.
+    assert {k for k in paper if paper[k] != released[k]} - {"convention"} <= named
+
+
+def test_changed_borders_differ_from_the_trained_one_in_the_border_alone(tiny_clip, tiny_benchmark, world):
+    rp = world.fit("rp", 1, tiny_benchmark, tiny_clip)
+    torch.nn.init.uniform_(rp.image_program.W, 0.1, 2.0)  # an epoch hardly moves it
+    image = tiny_benchmark.test.images[:1]
+    trained, mask = rp.program_images(image)[0].detach(), rp.image_program.M.bool()
+    for change in CHANGES:
+        shown = with_border(rp, change).program_images(image)[0].detach()
+        torch.testing.assert_close(shown[:, ~mask], trained[:, ~mask])
+        assert not torch.allclose(shown[:, mask], trained[:, mask], atol=1e-3), change
+    shuffled = with_border(rp, "its pixels shuffled").program_images(image)[0].detach()
+    torch.testing.assert_close(shuffled[:, mask].sort(1).values, trained[:, mask].sort(1).values, atol=1e-5, rtol=0)
+    assert with_border(rp, "white").program_images(image)[0, :, mask].min() > 0.999
+
+
+# Running --------------------------------------------------------------------------------------------
+
+
+def test_grid_is_kept_condition_by_condition(world, tiny_benchmark, tmp_path, monkeypatch):
+    conditions = [
+        Condition({"level": k}, tiny_benchmark, methods("zero-shot", "linear-probe") | {"lp": Entry("linear-probe", {"epochs": k})})
+        for k in (1, 3)
+    ]  # fmt: skip
+    records = run_grid(world, conditions, tmp_path)
+    assert set(records["level"]) == {1, 3} and set(COLUMNS) <= set(records.columns)
+    plain = records[records["versus"].isna() & (records["set"] == "test") & (records["metric"] == "accuracy")]
+    assert len(plain) == 6 and (plain["low"] <= plain["value"]).all() and (plain["value"] <= plain["high"]).all()
+    assert dict(zip(plain["method"], plain["seeds"], strict=False)) == {"zero-shot": 1, "linear-probe": 2, "lp": 2}
+    gaps = records[records["versus"].notna()]
+    assert len(gaps) == 2 * 3 * 4
+    one = gaps[(gaps["level"] == 1) & (gaps["method"] == "zero-shot") & (gaps["versus"] == "linear-probe")]
+    by = plain[plain["level"] == 1].set_index("method")["value"]
+    paired = one.set_index("metric")["value"]["id accuracy"]
+    assert paired == pytest.approx(by["zero-shot"] - by["linear-probe"], abs=1e-4)
+    monkeypatch.setattr(World, "fit", lambda *a, **k: pytest.fail("measured again"))
+    pd.testing.assert_frame_equal(run_grid(world, conditions, tmp_path), records)
+
+
+def test_entries_that_share_training_are_evaluated_under_their_own_switches(world, tiny_benchmark, tmp_path):
+    entries = {
+        "rp": Entry("rp", {"config": QUICK}),
+        "same": Entry("rp", {"config": QUICK}, shares="rp"),
+        "wrapped": Entry("rp", {"config": QUICK.changed(wrap_around_detection=True)}, shares="rp"),
+    }
+    records = run_grid(world, [Condition({"k": 0}, tiny_benchmark, entries)], tmp_path)
+    value = records[records["versus"].isna()].set_index(["method", "set", "metric"])["value"]
+    same = records[(records["method"] == "rp") & (records["versus"] == "same")]
+    assert (same["value"].abs() < 1e-9).all() and (same["high"].abs() < 1e-9).all()
+    assert value["rp", "test", "accuracy"] == value["wrapped", "test", "accuracy"]
+    assert value["rp", "mean of OOD sets", "auroc"] != value["wrapped", "mean of OOD sets", "auroc"]
+
+
+@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n not in ("table", "strength")])
+def test_every_experiment_runs_and_judges(name, world, tiny_benchmark, tmp_path, monkeypatch):
+    import dataclasses
+
+    from rp_lib.experiments import intrusion, neighbours
+
+    # UMAP compiles itself for a quarter of a minute; test_umap_is_repeatable runs it.
+    monkeypatch.setattr(neighbours, "umap", lambda features, seed: features[:, :2])
+    world.quick, world.seeds = True, (1,)
+    monkeypatch.setattr(intrusion, "RESAMPLES", 5)
+    if name == "intrusion":
+        ood = {
+            k: dataclasses.replace(s, names=["cat", "tree"] * (len(s) // 2) + ["cat"] * (len(s) % 2))
+            for k, s in tiny_benchmark.ood.items()
+        }
+        world.benchmark = dataclasses.replace(tiny_benchmark, ood=ood)
+    e = experiment(name)
+    finding = run(e, world, tmp_path)
+    assert len(finding.records) and finding.verdicts and finding.agreement is None
+    assert {v.outcome for v in finding.verdicts} <= {"holds", "fails", "undecided"}
+    assert all(isinstance(v, Verdict) and v.evidence for v in finding.verdicts)
+    kept = pd.read_csv(tmp_path / f"{name}.csv")
+    assert list(kept.columns) == [*e.factors, *COLUMNS] and np.isfinite(kept["value"]).all()
+    # Verdicts follow from the file alone.
+    assert [v.outcome for v in e.judge(kept)] == [v.outcome for v in finding.verdicts]
+
+
+def test_umap_is_repeatable_and_keeps_neighbours():
+    from sklearn.manifold import trustworthiness
+
+    from rp_lib.experiments.neighbours import umap
+
+    rng = np.random.default_rng(0)
+    features = (np.eye(4)[np.arange(40) % 4] + 0.05 * rng.standard_normal((40, 4))).astype(np.float32)
+    one, two = umap(features, 3), umap(features, 3)
+    assert one.shape == (40, 2) and np.array_equal(one, two)
+    assert trustworthiness(features, one, n_neighbors=5, metric="cosine") > 0.8
+
+
+def test_unknown_experiments_and_bad_options_are_refused(capsys):
+    with pytest.raises(UnknownName, match="did you mean ledger"):
+        experiment("leger")
+    assert main(["experiment"]) == 2 and "--list" in capsys.readouterr().err
+    assert main(["experiment", "ledger", "--seeds", "0"]) == 2
+    assert main(["experiment", "--list"]) == 0
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in EXPERIMENTS)
