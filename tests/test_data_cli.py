@@ -209,7 +209,7 @@ def test_a_root_that_cannot_be_made(table, capsys):
 
 
 def light_python(folder: Path, body: str) -> Path:
-    """A ``.venv/bin/python`` that starts at once: as ours, with ``rp_lib`` there but for its import of torch."""
+    """A ``.venv/bin/python`` that starts at once: ``rp-lib data`` without the torch of the other commands."""
     path = folder / ".venv" / "bin" / "python"
     path.parent.mkdir(parents=True)
     path.write_text(body)
@@ -218,16 +218,24 @@ def light_python(folder: Path, body: str) -> Path:
 
 
 RUNNER = f"""#!{sys.executable}
-import runpy, sys
+import sys
 if sys.argv[1] == "-c":
-    sys.argv = sys.argv[1:]
-    exec(sys.argv.pop(0) and sys.argv[0])
+    exec(sys.argv[2])
 else:
     assert sys.argv[1:3] == ["-m", "rp_lib"]
     arguments = sys.argv[3:]
     {{code}}
-    from rp_lib import cli
-    sys.exit(cli.main(arguments))
+    import argparse
+    from rp_lib.data.cli import add_data_command
+    from rp_lib.errors import RPLibError
+    parser = argparse.ArgumentParser()
+    add_data_command(parser.add_subparsers())
+    args = parser.parse_args(arguments)
+    try:
+        args.run(args)
+    except RPLibError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
 """
 
 

@@ -470,7 +470,7 @@ def test_killed_at_random_moments_and_the_same_in_the_end(server, store):
         child.stdout.readline()  # it is at work
         time.sleep(draw.uniform(0, 0.25))
         child.send_signal(signal.SIGKILL)
-        child.communicate(timeout=5)
+        child.communicate(timeout=30)
         deaths += child.returncode == -signal.SIGKILL
         assert untouched(store, data) or holds(store, data)
     assert deaths >= 2
@@ -523,7 +523,7 @@ def test_two_processes_at_once(server, store):
     second = start_child(CHILD, *arguments)
     assert "another process is at work" in second.stdout.readline()
     gate.set()
-    outputs = [child.communicate(timeout=20) for child in (first, second)]
+    outputs = [child.communicate(timeout=60) for child in (first, second)]
     assert [first.returncode, second.returncode] == [0, 0], outputs
     assert server.ranges("a") == [None] and server.sent("a") == len(ARCHIVE)  # one of them did the work
     assert "fetching" not in outputs[1][0] and holds(store, data)
@@ -532,7 +532,7 @@ def test_two_processes_at_once(server, store):
 def test_many_processes_in_a_race(server, store):
     data = make(archive_file(server.put("a", ARCHIVE)))
     children = [start_child(CHILD, store.root, data.files[0].urls[0], data.files[0].hashes["md5"]) for _ in range(3)]
-    outputs = [child.communicate(timeout=20) for child in children]
+    outputs = [child.communicate(timeout=60) for child in children]
     assert [child.returncode for child in children] == [0, 0, 0], outputs
     assert len(server.log) == 1 and holds(store, data)
 
@@ -540,9 +540,11 @@ def test_many_processes_in_a_race(server, store):
 def test_the_lock_of_a_dead_process_holds_nobody_up(server, store, said):
     data = make(archive_file(server.put("a", ARCHIVE, Fault(stall=5_000))))
     child = start_child(CHILD, store.root, data.files[0].urls[0], data.files[0].hashes["md5"])
-    child.stdout.readline()
+    while not server.log:  # until it holds the lock and waits for bytes
+        assert child.poll() is None
+        time.sleep(0.01)
     child.kill()
-    child.communicate(timeout=5)
+    child.communicate(timeout=30)
     assert (store.root / ".rp-data" / "locks" / "pictures").exists()
     store.download(data)  # and returns: a lock that stayed would be waited for without end
     assert holds(store, data) and not any("another process" in text for text in said)
