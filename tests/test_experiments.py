@@ -15,6 +15,7 @@ from rp_lib.experiments.ledger import ROWS, switched
 from rp_lib.experiments.padding import at_resolution
 from rp_lib.experiments.training_data import of_classes, of_families, per_class
 from rp_lib.experiments.world import evenly, lighten
+from rp_lib.negative_words import mine_negative_words
 from rp_lib.presets import AS_RELEASED, PAPER
 
 QUICK = PAPER.changed(epochs=1, border_init="white", padding=2 / 32)
@@ -197,16 +198,20 @@ def test_entries_that_share_training_are_evaluated_under_their_own_switches(worl
     assert value["rp", "mean of OOD sets", "auroc"] != value["wrapped", "mean of OOD sets", "auroc"]
 
 
-@pytest.mark.parametrize("name", [n for n in EXPERIMENTS if n not in ("table", "strength")])
+@pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_every_experiment_runs_and_judges(name, world, tiny_benchmark, tmp_path, monkeypatch):
     import dataclasses
 
-    from rp_lib.experiments import intrusion, neighbours
+    from rp_lib.experiments import intrusion, neighbours, table
 
     # UMAP compiles itself for a quarter of a minute; test_umap_is_repeatable runs it.
     monkeypatch.setattr(neighbours, "umap", lambda features, seed: features[:, :2])
     world.quick, world.seeds = True, (1,)
     monkeypatch.setattr(intrusion, "RESAMPLES", 5)
+    words = mine_negative_words(
+        world.clip, world.benchmark.class_names, world.benchmark.templates, ["sea", "sky", "sand"]
+    )
+    monkeypatch.setattr(table, "mine_negative_words", lambda *a: words)  # the whole vocabulary takes a minute
     if name == "intrusion":
         ood = {
             k: dataclasses.replace(s, names=["cat", "tree"] * (len(s) // 2) + ["cat"] * (len(s) % 2))
@@ -222,6 +227,33 @@ def test_every_experiment_runs_and_judges(name, world, tiny_benchmark, tmp_path,
     assert list(kept.columns) == [*e.factors, *COLUMNS] and np.isfinite(kept["value"]).all()
     # Verdicts follow from the file alone.
     assert [v.outcome for v in e.judge(kept)] == [v.outcome for v in finding.verdicts]
+
+
+def test_table_is_made_from_saved_outputs_of_these_settings_alone(world, tmp_path, monkeypatch):
+    from rp_lib.experiments import table
+
+    words = mine_negative_words(
+        world.clip, world.benchmark.class_names, world.benchmark.templates, ["sea", "sky", "sand"]
+    )
+    monkeypatch.setattr(table, "mine_negative_words", lambda *a: words)
+    names = ("zero-shot", "linear-probe")
+    first = table.saved_outputs(world, tmp_path, names)
+    assert [len(first[n]) for n in names] == [1, 2]
+    counted = []
+    fit = World.fit
+    monkeypatch.setattr(World, "fit", lambda self, name, *a, **k: (counted.append(name), fit(self, name, *a, **k))[1])
+    again = table.saved_outputs(world, tmp_path, names)
+    assert not counted and torch.equal(again["zero-shot"][0].test.logits, first["zero-shot"][0].test.logits)
+    world.settings = {**world.settings, "linear-probe": {"epochs": 3}}
+    table.saved_outputs(world, tmp_path, names)
+    assert counted.count("linear-probe") == 2
+
+
+def test_shipped_checkpoints_are_loaded_once(tiny_benchmark):
+    world = World(tiny_benchmark, SETTINGS, progress=False)
+    assert world.backbone("final") is world.backbone() and world.backbone("final").name == "mini:final"
+    with pytest.raises(UnknownName):
+        world.backbone("finale")
 
 
 def test_umap_is_repeatable_and_keeps_neighbours():

@@ -18,7 +18,6 @@ from rp_lib.outputs import MethodOutputs, load_outputs, save_outputs
 
 QUICK = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
 MEMBERS = ("zero-shot", "linear-probe")
-# What the frontier over alpha and the look at the border start from is fitted here, so it is saved with its weights.
 
 
 def saved_outputs(world: World, folder: Path, names: Sequence[str] | None = None) -> dict[str, list[MethodOutputs]]:
@@ -43,7 +42,8 @@ def saved_outputs(world: World, folder: Path, names: Sequence[str] | None = None
             if name == "zero-shot" and found[name]:
                 continue
             path = folder / f"{name}-seed{seed}.safetensors"
-            wanted = json.dumps([world.settings[name], seed, world.precision], sort_keys=True, default=str)
+            used = [world.settings[n] for n in (name, *MEMBERS)]
+            wanted = json.dumps([used, seed, world.precision], sort_keys=True, default=str)
             about = {"backbone": clip.fingerprint, "benchmark": benchmark.fingerprint, "wanted": wanted}
             kept = path.with_suffix(".json")
             if not (path.is_file() and kept.is_file() and json.loads(kept.read_text()) == about):

@@ -50,6 +50,7 @@ class World:
         if self.quick:
             self.seeds = self.seeds[:1]
         self._stores: dict[str, FeatureStore] = {}
+        self._shipped: dict[str, FrozenCLIP] = {}
 
     @functools.cached_property
     def judged(self) -> Benchmark:
@@ -59,11 +60,11 @@ class World:
 
     def backbone(self, checkpoint: str = "final") -> FrozenCLIP:
         """The frozen CLIP of this world: the one given, else the shipped checkpoint of that name."""
-        return self.clip if self.clip is not None else self._shipped(checkpoint)
-
-    @functools.cache  # noqa: B019  a world lives as long as its command
-    def _shipped(self, checkpoint: str) -> FrozenCLIP:
-        return FrozenCLIP.mini(checkpoint, self.device)
+        if self.clip is not None:
+            return self.clip
+        if checkpoint not in self._shipped:
+            self._shipped[checkpoint] = FrozenCLIP.mini(checkpoint, self.device)
+        return self._shipped[checkpoint]
 
     def store(self, clip: FrozenCLIP) -> FeatureStore:
         """The features of a backbone, shared by all that use it."""
