@@ -9,7 +9,7 @@ from rp_lib.errors import RPLibError
 
 
 def add_experiment_command(commands: argparse._SubParsersAction) -> None:
-    """Add ``experiment`` to the command line; nothing heavy is imported for a ``--help``."""
+    """Add ``experiment`` to the commands of ``rp-lib``."""
     text = "Run a named experiment: tidy records, verdicts computed from them, comparison with the shipped ones."
     parser = commands.add_parser(
         "experiment", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
