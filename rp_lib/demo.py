@@ -18,7 +18,7 @@ from rp_lib.errors import RPLibError
 from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS, Run, evaluate, summarise
 from rp_lib.features import FeatureStore
 from rp_lib.figures import STYLE, save_figure, three_axes
-from rp_lib.methods import BASES, METHODS, Method, build_method, load_method
+from rp_lib.methods import Method, build_method, load_method, made_of
 from rp_lib.records import load_records, save_records
 from rp_lib.search import read_trials, settings_of, winners
 from rp_lib.storage import StorageError, check_writable, file_sha256
@@ -126,9 +126,9 @@ def _fitted(
     if name != "linear-probe":
         options["precision"] = precision
     method = build_method(name, clip, benchmark.class_names, benchmark.templates, options)
-    for base in (r.method for r in runs if r.method.name == BASES.get(name)):  # its settings name its seed
-        if _apart_from_alpha(base.settings()) == _apart_from_alpha(method.settings()):
-            return METHODS[name].of(base, method.alpha)
+    shared = made_of(method, (r.method for r in runs), benchmark.train.fingerprint)  # settings name the seed
+    if shared is not None:
+        return shared
     method.trained_on = benchmark.train.fingerprint
     path = out / "trained" / f"{name}-seed{seed}.safetensors"
     checkpoint = path.with_suffix(".checkpoint")
@@ -151,11 +151,6 @@ def _fitted(
     )
     method.save(path)
     return method
-
-
-def _apart_from_alpha(settings: dict[str, Any]) -> dict[str, Any]:
-    kept = {key: value for key, value in settings.items() if key != "alpha"}
-    return kept | {"config": _apart_from_alpha(kept["config"])} if "config" in kept else kept
 
 
 COLUMNS = (

@@ -177,8 +177,8 @@ def search(
     # A trial counts as done only if it is the same trial: same draw, backbone and data.
     key = {"search_seed": seed, "backbone": clip.fingerprint[:16], "data": benchmark.fingerprint[:16]}
     drawn = {name: draw_trials(name, trials, seed) for name in methods}
-    rows = [row for row in read_trials(out) if _same(row, key, drawn)] if out.is_file() else []
-    done = {(row["method"], int(row["trial"])) for row in rows}
+    rows = [row for row in read_trials(out) if _kept(row, key, drawn)] if out.is_file() else []
+    done = {(row["method"], int(row["trial"])) for row in rows if row["method"] in drawn}
     store = FeatureStore()
     for name in methods:
         for number, trial in enumerate(drawn[name]):
@@ -218,10 +218,16 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
     return table.to_dict("records")
 
 
-def _same(row: dict[str, Any], key: dict[str, Any], drawn: dict[str, list[dict[str, Any]]]) -> bool:
-    trials = drawn.get(row["method"], [])
-    if any(str(row.get(name)) != str(value) for name, value in key.items()) or row["trial"] >= len(trials):
+def _kept(row: dict[str, Any], key: dict[str, Any], drawn: dict[str, list[dict[str, Any]]]) -> bool:
+    """Whether a recorded trial still counts: of the same search, and if its method is searched now, of its draw.
+
+    Trials of methods that are not searched now stay, and so do those beyond the number asked for now.
+    """
+    if any(str(row.get(name)) != str(value) for name, value in key.items()):
         return False
+    trials = drawn.get(row["method"], [])
+    if row["trial"] >= len(trials):
+        return True
     if any(pd.isna(row.get(f"alpha_{mixed}")) for mixed in _mixtures(row["method"])):
         return False  # recorded before that mixture was there
     return all(_plain(row.get(name)) == value for name, value in trials[row["trial"]].items())

@@ -202,12 +202,11 @@ def test_entries_that_share_training_are_evaluated_under_their_own_switches(worl
 def test_every_experiment_runs_and_judges(name, world, tiny_benchmark, tmp_path, monkeypatch):
     import dataclasses
 
-    from rp_lib.experiments import intrusion, neighbours, table
+    from rp_lib.experiments import neighbours, table
 
     # UMAP compiles itself for a quarter of a minute; test_umap_is_repeatable runs it.
     monkeypatch.setattr(neighbours, "umap", lambda features, seed: features[:, :2])
     world.quick, world.seeds = True, (1,)
-    monkeypatch.setattr(intrusion, "RESAMPLES", 5)
     words = mine_negative_words(
         world.clip, world.benchmark.class_names, world.benchmark.templates, ["sea", "sky", "sand"]
     )

@@ -1,4 +1,5 @@
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -67,5 +68,13 @@ def test_wrong_earlier_releases_are_refused(released, tmp_path):
         release((released / "two",), tmp_path / "out", (), after=released / "first", keep_after=("fin",))
     with pytest.raises(RPLibError, match="holds no release"):
         release((released / "two",), tmp_path / "out", (), after=tmp_path)
+
+
+def test_a_refused_release_leaves_the_folder_as_it_was(released, tmp_path):
+    shutil.copytree(released / "first", tmp_path / "out")
+    before = {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()}
     with pytest.raises(RPLibError, match=r"kept no checkpoint at 0\.9"):
         release((released / "one",), tmp_path / "out", (0.9,))
+    with pytest.raises(RPLibError, match="both be called at-50-percent"):
+        release((released / "one",), tmp_path / "out", (0.5, 0.5))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before

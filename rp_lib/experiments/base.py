@@ -82,7 +82,10 @@ class Agreement:
 
 
 def run(experiment: Experiment, world: World, out: Path, shipped: Path = SHIPPED) -> Finding:
-    """Measure, judge, record to ``out/NAME.csv`` with provenance, and compare with what ships."""
+    """Measure, judge, record to ``out/NAME.csv`` with provenance, and compare with what ships.
+
+    The shipped records are compared with only if they come from the same weights, data and number of seeds.
+    """
     records = experiment.measure(world, out / "parts" / experiment.name)
     missing = [c for c in (*experiment.factors, *COLUMNS) if c not in records.columns]
     if missing:
@@ -94,13 +97,16 @@ def run(experiment: Experiment, world: World, out: Path, shipped: Path = SHIPPED
         "experiment": experiment.name, "question": experiment.question, "quick": world.quick,
         "seeds": list(world.seeds), "precision": world.precision, "backbone": clip.name,
         "backbone_sha256": clip.fingerprint, "benchmark": world.benchmark.name,
-        "benchmark_sha256": world.benchmark.fingerprint, "verdicts": [vars(v) for v in verdicts],
+        "benchmark_sha256": world.benchmark.fingerprint, "settings": dict(world.settings),
+        "verdicts": [vars(v) for v in verdicts],
     }  # fmt: skip
     save_records(records, out / f"{experiment.name}.csv", provenance)
     path = shipped / f"{experiment.name}.csv"
     agreement = None
     if path.is_file() and not world.quick:
-        agreement = compare(records, load_records(path)[0], experiment.factors)
+        theirs, about = load_records(path)
+        if all(about.get(k) == provenance[k] for k in ("backbone_sha256", "benchmark_sha256", "seeds")):
+            agreement = compare(records, theirs, experiment.factors)
     return Finding(records, verdicts, agreement)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 from rp_lib.errors import RPLibError
@@ -20,6 +21,7 @@ def add_experiment_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--quick", action="store_true", help="a look in about a minute: one seed, fewer pictures")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every trained method")
     parser.add_argument("--out", type=Path, default=Path("results/experiments"), help="folder for records and parts")
+    parser.add_argument("--fresh", action="store_true", help="measure anew whatever is there")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
     parser.add_argument("--precision", default="auto", help="of training: auto, float32, bfloat16, float16")
@@ -48,8 +50,12 @@ def _experiment(args: argparse.Namespace) -> None:
     from rp_lib.figures import save_figure
     from rp_lib.storage import check_writable
 
+    if args.quick:  # never over records that took longer
+        args.out = args.out / "quick"
     check_writable(args.out)  # now, not after minutes of training
     for e in chosen:
+        if args.fresh:
+            shutil.rmtree(args.out / "parts" / e.name, ignore_errors=True)
         finding = run(e, world, args.out)
         _say(e.question, finding.verdicts)
         print(f"  {len(finding.records)} records in {args.out / e.name}.csv")
@@ -63,6 +69,8 @@ def _experiment(args: argparse.Namespace) -> None:
             print("  a quick look: one seed and few pictures; no claim rests on it")
         elif finding.agreement is not None:
             print(f"  {finding.agreement}")
+        else:
+            print("  no shipped records of the same weights, data and seeds to compare with")
 
 
 def _world(args: argparse.Namespace):

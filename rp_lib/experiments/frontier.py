@@ -38,8 +38,7 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
                     )
                 if at in at.encoders:
                     world.forget(at)
-        for method in bases.values():
-            world.forget(method)
+        world.forget(*bases.values())
     frames = [judge_outputs(outputs).assign(rule=rule, alpha=alpha) for (rule, alpha), outputs in found.items()]
     table = pd.concat(frames, ignore_index=True)
     for name, alpha in picked.items():
@@ -48,7 +47,7 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
 
 
 def _picked(world: World, name: str) -> float:
-    settings = world.settings[name]
+    settings = world.tuned(name)
     alpha = settings.get("alpha", getattr(settings.get("config"), "alpha", None))
     if alpha is None:
         raise RPLibError(f"the settings of {name} have no alpha; run `rp-lib search` to choose one")

@@ -16,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 
+from rp_lib._version import __version__
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
 from rp_lib.detectors import build_detector
@@ -29,6 +30,8 @@ from rp_lib.paired import paired_bootstrap
 from rp_lib.storage import write_atomically
 
 RESAMPLES = 1000
+# Parts of another format or version are measured again. Raise it with every change to what a part holds.
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -87,11 +90,13 @@ def run_grid(world: World, conditions: Sequence[Condition], parts: Path) -> pd.D
 def _key(world: World, condition: Condition) -> str:
     clip = world.backbone(condition.checkpoint)
     entries = {
-        label: [e.method, dict(world.settings[e.method] if e.settings is None else e.settings)]
+        label: [e.method, dict(world.tuned(e.method) if e.settings is None else e.settings), e.shares]
         for label, e in condition.entries.items()
     }
     trains = None if condition.train is None else {seed: s.fingerprint for seed, s in condition.train.items()}
     parts = [
+        FORMAT,
+        __version__,
         trains,
         clip.fingerprint,
         condition.benchmark.fingerprint,
@@ -114,8 +119,9 @@ def run_condition(world: World, condition: Condition) -> pd.DataFrame:
                 continue  # nothing is drawn in it
             fitted[label] = _fit(world, condition, entry, seed, clip, fitted)
             outputs[label].append(world.outputs(fitted[label], seed, condition.benchmark))
-        for method in fitted.values():
-            world.forget(method)
+        world.forget(*fitted.values())
+    if condition.benchmark is not world.judged:
+        world.forget_images(clip)
     return judge_outputs(outputs, condition.pairs)
 
 
@@ -124,7 +130,7 @@ def _fit(
 ) -> Method:
     if entry.shares is not None:
         base = fitted[entry.shares]
-        settings = {**(world.settings[entry.method] if entry.settings is None else entry.settings), "seed": seed}
+        settings = {**(world.tuned(entry.method) if entry.settings is None else entry.settings), "seed": seed}
         method = build_method(entry.method, clip, base.class_names, base.templates, settings)
         method.load_trained(base.trained())
         method.trained_on = base.trained_on
@@ -172,6 +178,7 @@ def _differences(
             "value": found["difference"], "low": found["low"], "high": found["high"],
             "seeds": [max(seeds[a], seeds[b]) for a, b in zip(found["first"], found["second"], strict=True)],
             "n": [sizes.get(axis, len(one.test)) for axis in found["axis"]],
+            "p_holm": found["p_holm"],
             "n_ood": [sum(len(s) for s in one.ood.values()) if a in ("auroc", "fpr") else None for a in found["axis"]],
             "detector": [detector if a in ("auroc", "fpr") else "" for a in found["axis"]],
         }

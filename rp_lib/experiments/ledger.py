@@ -35,7 +35,7 @@ def switched(config: Reprogramming, row: str) -> Reprogramming:
 
 def measure(world: World, parts: Path) -> pd.DataFrame:
     """RP and RRP as tuned under ``paper``, and with each row of the ledger switched alone."""
-    tuned, alpha = world.settings["rp"]["config"], world.settings["rrp"]["config"].alpha
+    tuned, alpha = world.tuned("rp")["config"], world.tuned("rrp")["config"].alpha
     rows = QUICK if world.quick else tuple(ROWS)
     entries = {"rp": Entry("rp", {"config": tuned}), "rrp": Entry("rrp", {"config": tuned.changed(alpha=alpha)}, "rp")}
     pairs = []

@@ -16,7 +16,7 @@ PAPER = "contrastive, cross-entropy"
 
 def measure_losses(world: World, parts: Path) -> pd.DataFrame:
     """RP with every objective and loss; all else as tuned with the paper's."""
-    tuned = world.settings["rp"]["config"]
+    tuned = world.tuned("rp")["config"]
     entries = {
         f"{objective}, {loss}": Entry("rp", {"config": tuned.changed(objective=objective, loss=loss)})
         for objective in OBJECTIVES

@@ -45,8 +45,7 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
             rows.append((name, seed, "UMAP", "trustworthiness", *trust))
             if seed == world.seeds[0]:
                 points += _points(name, flat, sets)
-        for method in fitted.values():
-            world.forget(method)
+        world.forget(*fitted.values())
     table = pd.DataFrame(points, columns=["method", "set", "role", "label", "source", "x", "y"])
     write_atomically(parts / "points.csv", lambda p: table.to_csv(p, index=False, float_format="%.3f"))
     records = pd.DataFrame(rows, columns=["method", "seed", "space", "metric", "value", "low", "high", "n"])

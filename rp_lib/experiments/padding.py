@@ -39,7 +39,7 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
 
     All else is as tuned for the native resolution, so what varies is the padding alone.
     """
-    tuned = world.settings["rp"]["config"]
+    tuned = world.tuned("rp")["config"]
     widths = (2, 8) if world.quick else WIDTHS
     entries = {"zero-shot": Entry("zero-shot")}
     entries |= {f"rp {w}/64": Entry("rp", {"config": tuned.changed(padding=w / 64)}) for w in widths}

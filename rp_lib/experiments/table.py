@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
+from rp_lib._version import __version__
+from rp_lib.benchmark import Benchmark
 from rp_lib.detectors import DETECTORS
+from rp_lib.errors import RPLibError
 from rp_lib.experiments.base import Experiment, Verdict, difference
 from rp_lib.experiments.grid import judge_outputs
 from rp_lib.experiments.world import World
-from rp_lib.methods import METHODS, Method
+from rp_lib.methods import BASES, METHODS, Method
 from rp_lib.negative_words import mine_negative_words
 from rp_lib.outputs import MethodOutputs, load_outputs, save_outputs
 
@@ -28,12 +32,14 @@ def saved_outputs(world: World, folder: Path, names: Sequence[str] | None = None
     """
     names = tuple(names or (QUICK if world.quick else METHODS))
     clip, benchmark = world.backbone(), world.judged
-    negatives = mine_negative_words(clip, benchmark.class_names, benchmark.templates)
+    words = functools.cache(lambda: mine_negative_words(clip, benchmark.class_names, benchmark.templates))
     found: dict[str, list[MethodOutputs]] = {name: [] for name in names}
     for seed in world.seeds:
         fitted: dict[str, Method] = {}
 
         def method(name: str, seed: int = seed, fitted: dict[str, Method] = fitted) -> Method:
+            if name in BASES:  # the mixtures take its training
+                method(BASES[name], seed, fitted)
             if name not in fitted:
                 fitted[name] = world.fit(name, seed, benchmark, clip, fitted=fitted.values())
             return fitted[name]
@@ -42,22 +48,27 @@ def saved_outputs(world: World, folder: Path, names: Sequence[str] | None = None
             if name == "zero-shot" and found[name]:
                 continue
             path = folder / f"{name}-seed{seed}.safetensors"
-            used = [world.settings[n] for n in (name, *MEMBERS)]
-            wanted = json.dumps([used, seed, world.precision], sort_keys=True, default=str)
-            about = {"backbone": clip.fingerprint, "benchmark": benchmark.fingerprint, "wanted": wanted}
-            kept = path.with_suffix(".json")
-            if not (path.is_file() and kept.is_file() and json.loads(kept.read_text()) == about):
+            used = [world.tuned(n) for n in (name, *MEMBERS)]
+            wanted = json.dumps([__version__, used, seed, world.precision], sort_keys=True, default=str)
+            made = _kept(path, benchmark, clip.fingerprint, wanted)
+            if made is None:
                 others = {m: method(m) for m in MEMBERS}
-                made = world.outputs(
-                    method(name), seed, benchmark, roles=None, others=others, negatives=negatives,
-                    progress=world.progress,
-                )  # fmt: skip
+                options = {"roles": None, "others": others, "negatives": words(), "progress": world.progress}
+                made = world.outputs(method(name), seed, benchmark, **options)
+                made = MethodOutputs({**made.about, "wanted": wanted}, made.sets)
                 save_outputs(path, made)
-                kept.write_text(json.dumps(about))
-            found[name].append(load_outputs(path, benchmark))
-        for m in fitted.values():
-            world.forget(m)
+            found[name].append(made)
+        world.forget(*fitted.values())
     return found
+
+
+def _kept(path: Path, benchmark: Benchmark, backbone: str, wanted: str) -> MethodOutputs | None:
+    """Saved outputs, if they are whole and of this benchmark, backbone and settings, which their header says."""
+    try:
+        kept = load_outputs(path, benchmark)
+    except RPLibError:  # not there, cut short, of another benchmark: made anew
+        return None
+    return kept if (kept.about["backbone_sha256"], kept.about.get("wanted")) == (backbone, wanted) else None
 
 
 def measure(world: World, parts: Path) -> pd.DataFrame:

@@ -18,7 +18,7 @@ from rp_lib.clip import FrozenCLIP
 from rp_lib.errors import RPLibError
 from rp_lib.features import FeatureStore
 from rp_lib.inference import compute_outputs
-from rp_lib.methods import BASES, METHODS, Method, build_method
+from rp_lib.methods import Method, build_method, made_of
 from rp_lib.outputs import MethodOutputs
 
 # Pictures of each set that experiments are judged on; derived sets follow the test pictures that are kept.
@@ -51,6 +51,7 @@ class World:
             self.seeds = self.seeds[:1]
         self._stores: dict[str, FeatureStore] = {}
         self._shipped: dict[str, FrozenCLIP] = {}
+        self._fits: dict[tuple[Any, ...], Method] = {}
 
     @functools.cached_property
     def judged(self) -> Benchmark:
@@ -89,29 +90,50 @@ class World:
             fitted: methods of the same seed; one that mixes another with zero-shot takes that one's training from here.
         """
         train = benchmark.train if train is None else train
-        options = dict(self.settings[name] if settings is None else settings)
+        tuned = settings is None and train is self.benchmark.train
+        key = (name, repr(self.settings.get(name)), seed, clip.fingerprint, benchmark.class_names)
+        if tuned and key in self._fits:
+            return self._fits[key]
+        options = dict(self.tuned(name) if settings is None else settings)
         if name != "zero-shot":
             options["seed"] = seed
         if name not in ("zero-shot", "linear-probe"):
             options["precision"] = self.precision
         method = build_method(name, clip, benchmark.class_names, benchmark.templates, options)
-        if name in BASES:
-            for base in fitted:
-                if base.name == BASES[name] and base.trained_on == train.fingerprint:
-                    return METHODS[name].of(base, method.alpha)
-        label = f"{name}, seed {seed}" if self.progress else None
-        return method.fit(train, None, store=self.store(clip), progress=label)
+        known = [*fitted, *(self._fits[k] for k in self._fits if k[2:] == key[2:])]
+        shared = made_of(method, known, train.fingerprint)
+        if shared is None:
+            label = f"{name}, seed {seed}" if self.progress else None
+            shared = method.fit(train, None, store=self.store(clip), progress=label)
+        if tuned:  # most experiments need these; others are needed once
+            self._fits[key] = shared
+        return shared
+
+    def tuned(self, name: str) -> dict[str, Any]:
+        """The tuned hyper-parameters of a method.
+
+        Raises:
+            RPLibError: the recorded search has none for it.
+        """
+        if name not in self.settings:
+            raise RPLibError(f"the recorded search has no settings for {name!r}: run `rp-lib search --methods {name}`")
+        return self.settings[name]
 
     def outputs(self, method: Method, seed: int, benchmark: Benchmark, **options: Any) -> MethodOutputs:
         """What a fitted method says about the benchmark's test, shifted and OOD images, computed once."""
         options.setdefault("roles", ("test", "shift", "near-ood", "far-ood"))
         return compute_outputs(method, benchmark, seed=seed, store=self.store(method.clip), **options)
 
-    def forget(self, method: Method) -> None:
-        """Free the features of a method's own encoders."""
-        for encoder in method.encoders:
-            if encoder is not method.clip:
-                self.store(method.clip).forget(encoder)
+    def forget(self, *methods: Method) -> None:
+        """Free the features of these methods' own encoders."""
+        for method in methods:
+            for encoder in method.encoders:
+                if encoder is not method.clip:
+                    self.store(method.clip).forget(encoder)
+
+    def forget_images(self, clip: FrozenCLIP) -> None:
+        """Free all features of a backbone, since image sets made for one condition are not seen again."""
+        self.store(clip).forget(clip)
 
 
 def evenly(n: int, wanted: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,24 @@ def build_method(
     return METHODS[name](clip, class_names, templates, **settings)
 
 
+def made_of(method: Method, fitted: Iterable[Method], trained_on: str) -> Method | None:
+    """The same mixture with the training of a method that is fitted already, or None if none of them fits.
+
+    Args:
+        method: of a name in :data:`BASES`, not fitted. fitted: candidates. trained_on: fingerprint of the images.
+    """
+    for base in fitted:
+        same = base.name == BASES.get(method.name) and base.trained_on == trained_on
+        if same and _apart_from_alpha(base.settings()) == _apart_from_alpha(method.settings()):
+            return METHODS[method.name].of(base, method.alpha)
+    return None
+
+
+def _apart_from_alpha(settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {key: value for key, value in settings.items() if key != "alpha"}
+    return kept | {"config": _apart_from_alpha(kept["config"])} if "config" in kept else kept
+
+
 def load_method(path: str | Path, clip: FrozenCLIP, class_names: Sequence[str] | None = None) -> Method:
     """Load what :meth:`Method.save` wrote.
 
@@ -73,5 +91,5 @@ def load_method(path: str | Path, clip: FrozenCLIP, class_names: Sequence[str] |
 __all__ = [
     "BASES", "FLYP", "L2SP", "LPFT", "METHODS", "CoOp", "DeepPrompts", "FineTune", "ImageReprogrammer", "LinearProbe",
     "LogitEnsemble", "Method", "Reprogrammer", "ResidualReprogrammer", "TextReprogrammer", "WiSEFT", "ZeroShot",
-    "build_method", "load_method",
+    "build_method", "load_method", "made_of",
 ]  # fmt: skip

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from rp_lib.clip import FrozenCLIP
-from rp_lib.errors import RPLibError
 from rp_lib.methods.prompt_learner import ContextPrompts, PromptLearner
 
 
@@ -67,16 +66,8 @@ class CoOp(PromptLearner):
 
     @torch.no_grad()
     def word_embeddings(self, words: Sequence[str]) -> Tensor:
-        """Embeddings of any class names behind the trained context.
-
-        Raises:
-            RPLibError: each class has a context of its own, so other words have none; or a word is too long.
-        """
-        if self.class_specific:
-            raise RPLibError("with a context of its own for each class, other class names have none")
-        prompts = ContextPrompts(self.clip, words, self.templates[0], n=self.n_context, start=self.start)
-        prompts.context.copy_(self.prompts.context)
-        return prompts.encode().cpu()
+        """Embeddings of any class names behind the trained context; see :meth:`ContextPrompts.before`."""
+        return self.prompts.before(words).encode().cpu()
 
     def settings(self) -> dict[str, Any]:
         """The context's shape and start, and the hyper-parameters."""

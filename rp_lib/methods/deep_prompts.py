@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -99,8 +99,16 @@ class DeepPrompts(PromptLearner):
 
     def prompt_embeddings(self) -> Tensor:
         """Unit float32 (C, d) features of the class prompts, with gradients."""
+        return self.prompts.encode(self._run())
+
+    @torch.no_grad()
+    def word_embeddings(self, words: Sequence[str]) -> Tensor:
+        """Embeddings of any class names behind the trained prompts; see :meth:`ContextPrompts.before`."""
+        return self.prompts.before(words).encode(self._run()).cpu()
+
+    def _run(self) -> Callable[..., Tensor]:
         transformer = text_part(self.clip.model).transformer
-        return self.prompts.encode(functools.partial(walk_blocks, transformer, deep=list(self.deep), at=1))
+        return functools.partial(walk_blocks, transformer, deep=list(self.deep), at=1)
 
     def settings(self) -> dict[str, Any]:
         """Number, depth and start of the prompts, and the hyper-parameters."""

@@ -151,6 +151,11 @@ class LogitEnsemble(FineTuneEnsemble):
 
     name = "logit-ensemble"
 
+    def word_embeddings(self, words: Sequence[str]) -> Tensor:
+        """float32 (k, 2 d): CLIP's embeddings twice, weighed as the features are."""
+        embeddings = super().word_embeddings(words)
+        return torch.cat([(1 - self.alpha) ** 0.5 * embeddings, self.alpha**0.5 * embeddings], 1)
+
     @property
     def encoders(self) -> tuple[Encoder, ...]:
         """The fine-tuned tower and the untouched backbone."""

@@ -64,6 +64,7 @@ class ContextPrompts(nn.Module):
         if start not in STARTS:
             raise UnknownName("start of the context", start, STARTS)
         self._clip = [clip]  # in a list: the frozen model is not a submodule of its prompts
+        self._template, self._start = template, start
         part = text_part(clip.model)
         before, after = template.split("{}")
         words = _ids(clip, before) if start == "words" else []
@@ -98,6 +99,19 @@ class ContextPrompts(nn.Module):
         rows = part.token_embedding.weight[words[:n]].detach().float().cpu()
         context[..., n - len(rows) :, :] = rows
         self.context = nn.Parameter(context.to(clip.device))
+
+    @torch.no_grad()
+    def before(self, words: Sequence[str]) -> ContextPrompts:
+        """The same trained context before other class names.
+
+        Raises:
+            RPLibError: each class has a context of its own, so others have none; or a name is too long.
+        """
+        if self.context.ndim == 3:
+            raise RPLibError("with a context of its own for each class, other class names have none")
+        made = ContextPrompts(self._clip[0], words, self._template, n=self.context.shape[0], start=self._start)
+        made.context.copy_(self.context)
+        return made
 
     def forward(self) -> Tensor:
         """What the text transformer reads: float (C, length, width), tokens plus positions."""

@@ -52,6 +52,14 @@ def release(
     before, total = sum(stage["steps"] for stage in told), sum(stage["steps"] for stage in stages)
     benchmark = Benchmark.mini()
     earlier = _earlier_states(after, keep_after) if after is not None else []  # read before out, its folder or not
+    states = [(state, fraction * before / total) for state, fraction in earlier]
+    states += [(state, (before + state["step"]) / total) for state in _kept_states(runs[0], keep)]
+    names = [_name(fraction) for _, fraction in states]
+    doubled = [name for name in names if names.count(name) > 1]
+    if doubled:
+        raise RPLibError(f"two checkpoints would both be called {doubled[0]}; keep one of them")
+    final = torch.load(runs[-1] / "state.pt", weights_only=True)
+    # Nothing is written before all of it is there: the folder may be the one that ships.
     entries: dict[str, dict[str, Any]] = {}
 
     def add(name: str, state: dict[str, Any], fraction: float, tokens: torch.Tensor | None) -> None:
@@ -59,18 +67,10 @@ def release(
         weights.export(state, CONFIG, path, tokens)
         entries[name] = {"file": path.name, "sha256": file_sha256(path), "fraction": fraction}
 
-    add("final", torch.load(runs[-1] / "state.pt", weights_only=True), 1.0, None)
+    add("final", final, 1.0, None)
     words = _benchmark_tokens(weights.load(str(out / "final.safetensors")), benchmark)
-    for state, fraction in earlier:
-        add(_name(fraction * before / total), state, fraction * before / total, words)
-    for fraction in keep:
-        path = runs[0] / f"checkpoint-{fraction:g}.pt"
-        if not path.is_file():
-            there = ", ".join(sorted(p.stem.removeprefix("checkpoint-") for p in runs[0].glob("checkpoint-*.pt")))
-            raise RPLibError(f"{runs[0]} kept no checkpoint at {fraction:g}; it has {there}")
-        state = torch.load(path, weights_only=True)
-        share = (before + state["step"]) / total
-        add(_name(share), state, share, words)
+    for state, fraction in states:
+        add(_name(fraction), state, fraction, words)
     for path in out.glob("*.safetensors"):  # of an earlier release in the same folder
         if path.stem not in entries:
             path.unlink()
@@ -80,6 +80,18 @@ def release(
     _draw_curve(stages, out / "training_curve.png")
     card = _card(stages, entries, out, benchmark, note)
     write_atomically(out / "MODEL_CARD.md", lambda p: p.write_text(card, encoding="utf-8"))
+
+
+def _kept_states(run: Path, keep: tuple[float, ...]) -> list[dict[str, Any]]:
+    """Checkpoints that a run kept, by its own fractions."""
+    states = []
+    for fraction in keep:
+        path = run / f"checkpoint-{fraction:g}.pt"
+        if not path.is_file():
+            there = ", ".join(sorted(p.stem.removeprefix("checkpoint-") for p in run.glob("checkpoint-*.pt")))
+            raise RPLibError(f"{run} kept no checkpoint at {fraction:g}; it has {there}")
+        states.append(torch.load(path, weights_only=True))
+    return states
 
 
 def _name(fraction: float) -> str:
