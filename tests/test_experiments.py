@@ -1,5 +1,7 @@
 """The experiments' machinery on a tiny world; what the shipped records say is tested where they ship."""
 
+import itertools
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -35,6 +37,7 @@ def world(tiny_clip, tiny_benchmark):
 
 def fake_row(value, low, high, **more):
     return {"method": "a", "versus": "b", "set": "", "metric": "fpr", "value": value, "low": low, "high": high,
+            "p_holm": 0.001,
             "seeds": 3, "n": 10, "n_ood": 5, "detector": "msp", **more}  # fmt: skip
 
 
@@ -81,6 +84,92 @@ def test_a_rerun_is_compared_figure_by_figure():
     agreement = compare(again, shipped, ("k",))
     assert (agreement.inside, agreement.compared) == (1, 2) and list(agreement.outside["k"]) == [2]
     assert "1 of 2" in str(agreement)
+
+
+def test_a_difference_that_correction_does_not_leave_is_undecided():
+    records = pd.DataFrame([fake_row(0.02, 0.001, 0.04, p_holm=0.2)])
+    assert difference("claim", records, "a", "b", "fpr", "higher").outcome == "undecided"
+
+
+# How good each method is in a made-up world, in points on every axis; FPR the other way round.
+GOOD = {
+    "rrp": 6, "rp": 5, "zero-shot": 4, "wise-ft": 3, "coop": 2, "flyp": 1, "fine-tune": 0, "linear-probe": -1,
+}  # fmt: skip
+
+
+def made_up(better=GOOD, **levels):
+    """Records of paired differences between all methods of a world in which ``better`` says who is how good."""
+    rows = []
+    for first, second in itertools.combinations(better, 2):
+        gap = (better[first] - better[second]) / 100
+        for axis in ("id accuracy", "shift accuracy", "auroc", "fpr"):
+            d = -gap if axis == "fpr" else gap
+            rows.append({**levels, **fake_row(d, d - 0.001, d + 0.001, method=first, versus=second, metric=axis)})
+    return pd.DataFrame(rows)
+
+
+def outcomes(name, records):
+    return {v.claim: v.outcome for v in EXPERIMENTS[name].judge(records)}
+
+
+def test_the_tables_claims_point_the_right_way():
+    found = outcomes("table", made_up())
+    false = {"full fine-tuning raises ID accuracy"}
+    assert {c for c, o in found.items() if o == "fails"} == false
+    assert {c for c, o in found.items() if o == "holds"} == set(found) - false
+    turned = outcomes("table", made_up({m: -g for m, g in GOOD.items()}))
+    assert turned["full fine-tuning raises ID accuracy"] == "holds"
+    # RRP against RP and zero-shot, RP against zero-shot ... all turn round.
+    assert {c for c, o in turned.items() if o == "holds"} == false
+
+
+def test_strength_and_shots_point_the_right_way():
+    core = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
+    low = dict(zip(core, (0, 1, 9, 4, 5), strict=True))  # fine-tuning gains much
+    high = dict(zip(core, (5, 4, 3, 5.5, 7), strict=True))  # and loses here
+    told = outcomes("strength", pd.concat([
+        made_up(low, checkpoint="weak", fraction=0.1), made_up(high, checkpoint="strong", fraction=1.0)
+    ]))  # fmt: skip
+    assert set(told.values()) == {"holds"} and len(told) == 5
+    turned = outcomes("strength", pd.concat([
+        made_up(high, checkpoint="weak", fraction=0.1), made_up(low, checkpoint="strong", fraction=1.0)
+    ]))  # fmt: skip
+    assert set(turned.values()) == {"fails"}
+    shots = pd.concat([made_up(high, shots=1), made_up(low, shots=50)])
+    assert list(outcomes("shots", shots).values()) == ["holds", "holds", "holds", "fails"]
+    assert list(outcomes("shots", pd.concat([made_up(low, shots=1), made_up(high, shots=50)])).values()) == [
+        "fails", "fails", "fails", "holds",
+    ]  # fmt: skip
+
+
+def test_narrowness_and_classes_point_the_right_way():
+    core = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
+    bad, good = dict(zip(core, (5, 4, 0, 6, 7), strict=True)), dict(zip(core, (5, 4, 4.5, 4, 4), strict=True))
+    found = outcomes("narrowness", pd.concat([made_up(bad, families=1), made_up(good, families=9)]))
+    assert list(found.values()) == ["holds", "holds", "holds"]
+    found = outcomes("narrowness", pd.concat([made_up(good, families=1), made_up(bad, families=9)]))
+    assert list(found.values()) == ["fails", "fails", "fails"]
+    few, many = (
+        dict(zip(("zero-shot", "fine-tune", "rp", "rrp"), g, strict=True)) for g in ((0, 9, 9, 9), (0, 9, 1, 2))
+    )
+    assert set(outcomes("classes", pd.concat([made_up(few, classes=5), made_up(many, classes=40)])).values()) == {
+        "holds"
+    }
+    assert set(outcomes("classes", pd.concat([made_up(many, classes=5), made_up(few, classes=40)])).values()) == {
+        "fails"
+    }
+
+
+def test_a_whole_rerun_reproduces_itself_and_other_weights_are_not_compared(world, tmp_path):
+    from conftest import make_clip
+
+    e = experiment("programs")
+    first = run(e, world, tmp_path / "one", shipped=tmp_path / "nowhere")
+    assert first.agreement is None
+    again = run(e, world, tmp_path / "two", shipped=tmp_path / "one").agreement
+    assert again.compared > 50 and again.inside == again.compared
+    world.clip = make_clip(7)
+    assert run(e, world, tmp_path / "three", shipped=tmp_path / "one").agreement is None
 
 
 # Worlds and data ------------------------------------------------------------------------------------

@@ -144,3 +144,15 @@ def test_damaged_table_of_trials_says_so(tmp_path, content):
     (tmp_path / "search.csv").write_text(content)
     with pytest.raises(StorageError, match="no table of trials"):
         tuned_settings(tmp_path / "search.csv")
+
+
+def test_searching_one_method_keeps_the_trials_of_others(tiny_clip, tiny_benchmark, tmp_path):
+    options = {"seed": 0, "precision": "float32", "progress": False}
+    search(tiny_clip, tiny_benchmark, tmp_path / "s.csv", trials=3, methods=("linear-probe",), **options)
+    before = pd.read_csv(tmp_path / "s.csv")
+    search(tiny_clip, tiny_benchmark, tmp_path / "s.csv", trials=1, methods=("rp-text",), **options)
+    search(tiny_clip, tiny_benchmark, tmp_path / "s.csv", trials=2, methods=("linear-probe",), **options)
+    after = pd.read_csv(tmp_path / "s.csv")
+    assert after.groupby("method").size().to_dict() == {"linear-probe": 3, "rp-text": 1}
+    kept = after[after["method"] == "linear-probe"]
+    pd.testing.assert_frame_equal(kept[before.columns].reset_index(drop=True), before, check_dtype=False)

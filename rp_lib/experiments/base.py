@@ -1,7 +1,8 @@
 """What an experiment is: a question, a way to measure it, and verdicts that code reads off the records.
 
 Records are tidy: one row per condition, method, image set and metric, means over seeds with a 95 % interval. Rows that
-compare two methods carry ``versus``, the other's name; their metric is an axis and their value the paired difference.
+compare two methods carry ``versus``, the other's name; their metric is an axis, their value the paired difference, and
+``p_holm`` its p-value, corrected by Holm for all differences of the same condition.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rp_lib.errors import RPLibError
@@ -18,7 +20,7 @@ from rp_lib.experiments.world import World
 from rp_lib.records import load_records, save_records
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "mini" / "experiments"
-COLUMNS = ("method", "versus", "set", "metric", "value", "low", "high", "seeds", "n", "n_ood", "detector")
+COLUMNS = ("method", "versus", "set", "metric", "value", "low", "high", "p_holm", "seeds", "n", "n_ood", "detector")
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
 AXIS_LABELS = {
     "id accuracy": "ID accuracy", "shift accuracy": "accuracy under shift", "auroc": "AUROC", "fpr": "FPR95",
@@ -159,6 +161,8 @@ def difference(
 ) -> Verdict:
     """A verdict on ``first - second`` on an axis, from the paired difference that was recorded.
 
+    It is decided where the 95 % interval excludes zero and the corrected p-value is below 0.05.
+
     Args:
         claim: what is claimed. records: of an experiment. first, second: methods. axis: see ``rp_lib.paired.AXES``.
         want: ``higher`` or ``lower``, of the first against the second. where: the condition.
@@ -172,14 +176,22 @@ def difference(
         raise RPLibError(f"{len(rows)} rows compare {first} with {second} on {axis}; name one condition")
     row = rows.iloc[0]
     value, low, high = sorted_interval(row, sign)
-    outcome = HOLDS if low > 0 else FAILS if high < 0 else UNDECIDED
+    outcome = direction(row, sign)
     if want == "lower":
         outcome = {HOLDS: FAILS, FAILS: HOLDS, UNDECIDED: UNDECIDED}[outcome]
     evidence = (
         f"{first} - {second} = {100 * value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] {AXIS_LABELS[axis]}, "
-        f"{int(row['seeds'])} seeds, n = {int(row['n'])}"
+        f"Holm p = {row['p_holm']:.3f}, {int(row['seeds'])} seeds, n = {int(row['n'])}"
     )
     return Verdict(claim, outcome, evidence)
+
+
+def direction(row: pd.Series, sign: int = 1) -> str:
+    """``holds`` if a recorded difference, times ``sign``, is above zero, ``fails`` if below, else ``undecided``."""
+    _, low, high = sorted_interval(row, sign)
+    if not row["p_holm"] < 0.05 or low <= 0 <= high:
+        return UNDECIDED
+    return HOLDS if low > 0 else FAILS
 
 
 def sorted_interval(row: pd.Series, sign: int = 1) -> tuple[float, float, float]:
@@ -205,6 +217,16 @@ def shrinks(claim: str, weak: pd.Series, strong: pd.Series, what: str, sign: int
     spread = [f"{100 * v:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]" for v, low, high in (one, two)]
     evidence = f"{what}: {spread[0]} against {spread[1]} points, change {100 * change:+.1f} ± {100 * half:.1f}"
     return Verdict(claim, outcome, evidence)
+
+
+def over_seeds(group: pd.DataFrame) -> pd.Series:
+    """Mean over seeds of rows ``value, low, high, n``, with the interval of :func:`rp_lib.evaluation.summarise`."""
+    image = np.square((group["high"] - group["low"]) / (2 * 1.96)).mean()
+    seeds, value = len(group), group["value"].mean()
+    half = 1.96 * np.sqrt(image + (group["value"].var(ddof=1) / seeds if seeds > 1 else 0.0))
+    return pd.Series(
+        {"value": value, "low": value - half, "high": value + half, "seeds": seeds, "n": group["n"].iloc[0]}
+    )
 
 
 def row(records: pd.DataFrame, **where: Any) -> pd.Series:

@@ -29,9 +29,10 @@ from rp_lib.outputs import MethodOutputs
 from rp_lib.paired import paired_bootstrap
 from rp_lib.storage import write_atomically
 
-RESAMPLES = 1000
+# Of the paired differences: p-values are at least 2 / (RESAMPLES + 1), and are corrected for up to a hundred of them.
+RESAMPLES = 5000
 # Parts of another format or version are measured again. Raise it with every change to what a part holds.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -150,15 +151,15 @@ def judge_outputs(
     rows = []
     for label, runs in outputs.items():
         for o in runs:
-            found = accuracy_rows(o, RESAMPLES // 5)
+            found = accuracy_rows(o, RESAMPLES // 25)
             for name in detectors:
-                found += detection_rows(o, build_detector(name), metrics=("auroc", "fpr"), n_resamples=RESAMPLES // 5)
+                found += detection_rows(o, build_detector(name), metrics=("auroc", "fpr"), n_resamples=RESAMPLES // 25)
             rows += [{**row, "method": label} for row in found]
     frame = pd.DataFrame(rows)
     frame["detector"] = frame["detector"].fillna("") if "detector" in frame else ""
     if "n_ood" not in frame:
         frame["n_ood"] = float("nan")
-    summary = summarise(frame).assign(versus=None)
+    summary = summarise(frame).assign(versus=None, p_holm=float("nan"))
     if len(outputs) > 1:
         summary = pd.concat([summary, _differences(outputs, pairs, detectors[0])], ignore_index=True)
     return summary[list(COLUMNS)]

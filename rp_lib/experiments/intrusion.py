@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from rp_lib.benchmark import ImageSet
-from rp_lib.experiments.base import COLUMNS, FAILS, HOLDS, UNDECIDED, Experiment, Verdict, row
+from rp_lib.experiments.base import COLUMNS, FAILS, HOLDS, UNDECIDED, Experiment, Verdict, over_seeds, row
 from rp_lib.experiments.world import World
 from rp_lib.intervals import bootstrap_ci
 from rp_lib.intrusion import cluster_tightness, cosine_drift, linear_cka
@@ -49,8 +49,8 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
         world.forget(*fitted.values())
     table = pd.DataFrame(rows)
     keys = ["method", "set", "metric"]
-    return table.groupby(keys, sort=False).apply(_over_seeds, include_groups=False).reset_index().assign(
-        space="features", versus=None, n_ood=None, detector=""
+    return table.groupby(keys, sort=False).apply(over_seeds, include_groups=False).reset_index().assign(
+        space="features", versus=None, p_holm=float("nan"), n_ood=None, detector=""
     )[["space", *COLUMNS]]  # fmt: skip
 
 
@@ -97,17 +97,6 @@ def _row(name: str, seed: int, images: ImageSet, metric: str, interval: tuple[fl
     value, low, high = interval
     return {"method": name, "seed": seed, "set": images.name, "metric": metric, "value": value, "low": low,
             "high": high, "n": len(images)}  # fmt: skip
-
-
-def _over_seeds(group: pd.DataFrame) -> pd.Series:
-    """Mean over seeds; the interval of the pictures and the spread of the seeds, as rp_lib.evaluation.summarise."""
-    image = np.square((group["high"] - group["low"]) / (2 * 1.96)).mean()
-    seeds = len(group)
-    half = 1.96 * np.sqrt(image + (group["value"].var(ddof=1) / seeds if seeds > 1 else 0.0))
-    value = group["value"].mean()
-    return pd.Series(
-        {"value": value, "low": value - half, "high": value + half, "seeds": seeds, "n": group["n"].iloc[0]}
-    )
 
 
 def judge(records: pd.DataFrame) -> list[Verdict]:

@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from rp_lib.experiments.base import AXIS_LABELS, FAILS, HOLDS, UNDECIDED, Experiment, Verdict, difference, pick
+from rp_lib.experiments.base import (
+    AXIS_LABELS,
+    FAILS,
+    HOLDS,
+    UNDECIDED,
+    Experiment,
+    Verdict,
+    difference,
+    direction,
+    pick,
+)
 from rp_lib.experiments.grid import Condition, Entry, run_grid
 from rp_lib.experiments.world import World
 from rp_lib.presets import AS_RELEASED, Reprogramming
@@ -26,6 +36,8 @@ ROWS: dict[str, tuple[str, tuple[str, ...], bool]] = {
 }
 RESIDUAL_ONLY = frozenset({"5", "6"})
 QUICK = ("1", "2", "5")
+# A row whose intervals all lie within this of zero changes nothing that matters: one point.
+MARGIN = 0.01
 
 
 def switched(config: Reprogramming, row: str) -> Reprogramming:
@@ -59,13 +71,13 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
     for label in [m for m in dict.fromkeys(compared["method"]) if m.startswith("rrp, row")]:
         found = {axis: pick(compared, method=label, metric=axis) for axis in AXIS_LABELS}
         found = {axis: rows.iloc[0] for axis, rows in found.items() if len(rows)}
-        changed = [axis for axis, r in found.items() if r["low"] > 0 or r["high"] < 0]
+        changed = [axis for axis, r in found.items() if direction(r) != UNDECIDED]
         parts = [
             f"{AXIS_LABELS[axis]} {100 * r['value']:+.1f} [{100 * r['low']:+.1f}, {100 * r['high']:+.1f}]"
             for axis, r in found.items()
         ]
-        same = all(r["low"] == r["high"] == 0 for r in found.values())
-        outcome = HOLDS if changed else FAILS if same else UNDECIDED
+        small = all(-MARGIN <= r["low"] <= r["high"] <= MARGIN for r in found.values())
+        outcome = HOLDS if changed else FAILS if small else UNDECIDED
         verdicts.append(Verdict(f"{label.removeprefix('rrp, ')} changes a number of RRP", outcome, "; ".join(parts)))
     wrap = f"rp, row 2: {ROWS['2'][0]}"
     if wrap in set(compared["method"]):

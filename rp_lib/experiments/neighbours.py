@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.errors import MissingDependency
-from rp_lib.experiments.base import COLUMNS, FAILS, HOLDS, UNDECIDED, Experiment, Verdict, row
+from rp_lib.experiments.base import COLUMNS, FAILS, HOLDS, UNDECIDED, Experiment, Verdict, over_seeds, row
 from rp_lib.experiments.world import World, evenly
 from rp_lib.metrics import ood_metrics
 from rp_lib.storage import write_atomically
@@ -49,12 +49,10 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
     table = pd.DataFrame(points, columns=["method", "set", "role", "label", "source", "x", "y"])
     write_atomically(parts / "points.csv", lambda p: table.to_csv(p, index=False, float_format="%.3f"))
     records = pd.DataFrame(rows, columns=["method", "seed", "space", "metric", "value", "low", "high", "n"])
-    grouped = records.groupby(["space", "method", "metric"], sort=False)
-    return grouped.agg(
-        value=("value", "mean"), low=("low", "min"), high=("high", "max"), seeds=("seed", "nunique"), n=("n", "first")
-    ).reset_index().assign(versus=None, set=f"test, {shift.name}, {ood.name}", n_ood=len(sets[2]), detector="")[
-        ["space", *COLUMNS]
-    ]  # fmt: skip
+    table = records.groupby(["space", "method", "metric"], sort=False).apply(over_seeds, include_groups=False)
+    names = f"test, {shift.name}, {ood.name}"
+    table = table.reset_index().assign(versus=None, p_holm=np.nan, set=names, n_ood=len(sets[2]), detector="")
+    return table[["space", *COLUMNS]]
 
 
 def umap(features: np.ndarray, seed: int) -> np.ndarray:

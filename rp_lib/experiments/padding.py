@@ -9,7 +9,7 @@ import pandas as pd
 import torch.nn.functional as F
 
 from rp_lib.benchmark import Benchmark, ImageSet
-from rp_lib.experiments.base import Experiment, Verdict, pick, row, shrinks
+from rp_lib.experiments.base import Experiment, Verdict, row, shrinks
 from rp_lib.experiments.grid import Condition, Entry, run_grid
 from rp_lib.experiments.world import World
 
@@ -57,31 +57,7 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
         gap = [row(records, resolution=r, method=NARROW, versus=WIDE, metric=axis) for r in (high, low)]
         claim, what = f"a wide border costs less {name} on images of low resolution", f"at {high} and at {low} px"
         verdicts.append(shrinks(claim, *gap, f"{NARROW} - {WIDE} {what}"))
-    verdicts.append(_best(records))
     return verdicts
-
-
-def _best(records: pd.DataFrame) -> Verdict:
-    """The best padding of each resolution by its estimate; decided only if the intervals of the two differ."""
-    chosen = {}
-    for side in sorted(records["resolution"].unique()):
-        rows = pick(records, resolution=side, set="test", metric="accuracy", versus=None)
-        rows = rows[rows["method"] != "zero-shot"].sort_values("value", ascending=False)
-        chosen[int(side)] = rows.iloc[0]
-    low, high = chosen[min(chosen)], chosen[max(chosen)]
-    widths = [int(r["method"].removeprefix("rp ").split("/")[0]) for r in (low, high)]
-
-    def beats(side: int, winner: pd.Series, other: str) -> bool:
-        rival = row(records, resolution=side, method=other, set="test", metric="accuracy", versus=None)
-        return winner["low"] > rival["high"]
-
-    clear = beats(min(chosen), low, high["method"]) and beats(max(chosen), high, low["method"])
-    outcome = "undecided" if not clear else "holds" if widths[0] > widths[1] else "fails"
-    listed = "; ".join(
-        f"{side} px: {r['method']} ({100 * r['value']:.1f} [{100 * r['low']:.1f}, {100 * r['high']:.1f}] %)"
-        for side, r in chosen.items()
-    )
-    return Verdict("the best padding is larger on images of low resolution", outcome, f"best by estimate: {listed}")
 
 
 EXPERIMENT = Experiment(

@@ -1,4 +1,8 @@
-"""The ranking against the training data: images per class, how many hands drew them, how many classes there are."""
+"""The ranking against the training data: images per class, how many hands drew them, how many classes there are.
+
+With fewer images an epoch has fewer steps. Every condition trains for as many steps as the tuned settings take on all
+images, so that what varies is the data and not how long a method learns.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,28 @@ import torch
 
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.experiments.base import Experiment, Verdict, difference, row, shrinks
-from rp_lib.experiments.grid import Condition, methods, run_grid
+from rp_lib.experiments.grid import Condition, Entry, run_grid
 from rp_lib.experiments.strength import CORE
 from rp_lib.experiments.world import World
+from rp_lib.trainer import batches
 
 SHOTS, FEW, CLASSES = (1, 2, 4, 8), (1, 3), (5, 10, 20)
+
+
+def same_steps(world: World, images: int, names: Sequence[str] = CORE) -> dict[str, Entry]:
+    """The tuned methods with as many epochs as make, on so many images, the steps that they take on all."""
+    entries = {}
+    for name in names:
+        settings = dict(world.tuned(name))
+        config = settings.get("config")
+        epochs = config.epochs if config else settings.get("epochs")
+        if epochs is not None:
+            size = config.batch_size if config else settings.get("batch_size", 128)
+            whole, few = (len(batches(n, size, 0, 0)) for n in (len(world.benchmark.train), images))
+            epochs = max(1, round(epochs * whole / few))
+            settings |= {"config": config.changed(epochs=epochs)} if config else {"epochs": epochs}
+        entries[name] = Entry(name, settings)
+    return entries
 
 
 def per_class(train: ImageSet, shots: int, seed: int) -> ImageSet:
@@ -32,10 +53,11 @@ def measure_shots(world: World, parts: Path) -> pd.DataFrame:
     train = world.benchmark.train
     most = int(train.labels.bincount().max())
     levels = (1, 4) if world.quick else (*(s for s in SHOTS if s < most), most)
-    conditions = [
-        Condition({"shots": s}, world.judged, methods(*CORE), train={k: per_class(train, s, k) for k in world.seeds})
-        for s in levels
-    ]
+    conditions = []
+    for s in levels:
+        drawn = {k: per_class(train, s, k) for k in world.seeds}
+        images = len(drawn[world.seeds[0]])  # the same for each draw
+        conditions.append(Condition({"shots": s}, world.judged, same_steps(world, images), train=drawn))
     return run_grid(world, conditions, parts)
 
 
@@ -72,20 +94,26 @@ def of_families(train: ImageSet, families: Sequence[int], counts: torch.Tensor) 
 def measure_narrowness(world: World, parts: Path) -> pd.DataFrame:
     """The core methods on the same number of images of each class, by one designer family or by many.
 
-    The largest family sets how many images of each class there are, so that only the number of hands differs (where
-    the others lack a class, a few images less).
+    The largest family sets the classes and how many images of each there are, so that only the number of hands
+    differs (where the others lack a class, a few images less). It is one family, not a sample of families: what holds
+    for it need not hold for another.
     """
     train = world.benchmark.train
     sizes = train.groups.bincount()
     order = sizes.argsort(descending=True, stable=True)[: int((sizes > 0).sum())].tolist()
-    counts = train.labels[train.groups == order[0]].bincount(minlength=len(world.benchmark.class_names))
-    levels = sorted({min(n, len(order)) for n in ((1, len(order)) if world.quick else (*FEW, len(order)))})
-    conditions = []
-    for n in levels:
+    covered = train.labels[train.groups == order[0]].unique().tolist()
+    benchmark = of_classes(world.judged, covered)
+    train = benchmark.train
+    counts = train.labels[train.groups == order[0]].bincount(minlength=len(covered))
+    conditions = {}
+    for n in (1, len(order)) if world.quick else (*FEW, len(order)):
         images = of_families(train, order[:n], counts)
-        levels_of = {"families": n, "images": len(images)}
-        conditions.append(Condition(levels_of, world.judged, methods(*CORE), train=dict.fromkeys(world.seeds, images)))
-    return run_grid(world, conditions, parts)
+        used = len(images.groups.unique())
+        conditions[used] = Condition(
+            {"families": used, "images": len(images), "classes": len(covered)},
+            benchmark, same_steps(world, len(images)), train=dict.fromkeys(world.seeds, images),
+        )  # fmt: skip
+    return run_grid(world, list(conditions.values()), parts)
 
 
 def judge_narrowness(records: pd.DataFrame) -> list[Verdict]:
@@ -97,10 +125,10 @@ def judge_narrowness(records: pd.DataFrame) -> list[Verdict]:
     return [
         shrinks("the narrower the training data, the more fine-tuning costs under shift", *gap,
                 f"zero-shot - fine-tune with {one} and with {many} families"),
-        difference("on one designer's images, RRP beats fine-tuning under shift", records, "rrp", "fine-tune",
+        difference("on one designer family's images, RRP beats fine-tuning under shift", records, "rrp", "fine-tune",
                    "shift accuracy", "higher", {"families": one}),
-        difference("on one designer's images, RRP rejects OOD better than fine-tuning", records, "rrp", "fine-tune",
-                   "fpr", "lower", {"families": one}),
+        difference("on one designer family's images, RRP rejects OOD better than fine-tuning", records, "rrp",
+                   "fine-tune", "fpr", "lower", {"families": one}),
     ]  # fmt: skip
 
 
@@ -127,7 +155,8 @@ def measure_classes(world: World, parts: Path) -> pd.DataFrame:
     order = torch.randperm(total, generator=torch.Generator().manual_seed(0)).tolist()
     levels = (5, total) if world.quick else (*CLASSES, total)
     levels = sorted({min(n, total) for n in levels})
-    conditions = [Condition({"classes": n}, of_classes(benchmark, order[:n]), methods(*CORE)) for n in levels]
+    tasks = {n: of_classes(benchmark, order[:n]) for n in levels}
+    conditions = [Condition({"classes": n}, task, same_steps(world, len(task.train))) for n, task in tasks.items()]
     return run_grid(world, conditions, parts)
 
 
@@ -148,7 +177,7 @@ SHOTS_EXPERIMENT = Experiment(
     "shots", "How many images a class does each method need?", ("shots",), measure_shots, judge_shots, 6
 )
 NARROWNESS_EXPERIMENT = Experiment(
-    "narrowness", "What does it cost to learn from one designer's images alone?", ("families", "images"),
+    "narrowness", "What does it cost to learn from one designer's images alone?", ("families", "images", "classes"),
     measure_narrowness, judge_narrowness, 3,
 )  # fmt: skip
 CLASSES_EXPERIMENT = Experiment(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -44,10 +45,10 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
         rows += [(f"position {p}", seed, "bias moved by", float(d)) for p, d in enumerate(moved)]
         world.forget(rp)
     table = pd.DataFrame(rows, columns=["word", "seed", "metric", "value"])
-    grouped = table.groupby(["word", "metric"], sort=False)["value"].agg(["mean", "min", "max", "count"]).reset_index()
-    return grouped.rename(columns={"mean": "value", "min": "low", "max": "high", "count": "seeds"}).assign(
-        method="rp", versus=None, set="", n=len(benchmark.train), n_ood=None, detector=""
-    )[["word", *COLUMNS]]  # fmt: skip
+    grouped = table.groupby(["word", "metric"], sort=False)["value"].agg(["mean", "count"]).reset_index()
+    fixed = {"method": "rp", "versus": None, "set": "", "low": np.nan, "high": np.nan, "p_holm": np.nan, "n_ood": None}
+    grouped = grouped.rename(columns={"mean": "value", "count": "seeds"})
+    return grouped.assign(**fixed, n=len(benchmark.train), detector="")[["word", *COLUMNS]]
 
 
 def judge(records: pd.DataFrame) -> list[Verdict]:
@@ -72,6 +73,6 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
 
 
 EXPERIMENT = Experiment(
-    "words", "Which words did the text program move, and how far? (low and high: range over seeds)", ("word",), measure,
+    "words", "Which words did the text program move, and how far?", ("word",), measure,
     judge, 1,
 )  # fmt: skip
