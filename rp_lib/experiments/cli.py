@@ -18,7 +18,7 @@ def add_experiment_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run, see --list; `all` runs every one")
     parser.add_argument("--list", action="store_true", help="explain every experiment and exit")
     parser.add_argument("--shipped", action="store_true", help="say what the shipped records found, without running")
-    parser.add_argument("--quick", action="store_true", help="a look in about a minute: one seed, fewer pictures")
+    parser.add_argument("--quick", action="store_true", help="a short look: one seed, fewer pictures and levels")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every trained method")
     parser.add_argument("--out", type=Path, default=Path("results/experiments"), help="folder for records and parts")
     parser.add_argument("--fresh", action="store_true", help="measure anew whatever is there")

@@ -36,7 +36,7 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
     def gap(checkpoint: str, first: str, second: str, axis: str) -> pd.Series:
         return row(records, checkpoint=checkpoint, method=first, versus=second, metric=axis)
 
-    both = f"at {weak} and at {strong}"
+    both = f"with checkpoint {weak} and with {strong}"
     tuned = ("zero-shot", "fine-tune")
     return [
         shrinks(
@@ -47,18 +47,12 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
             "the stronger the pre-training, the less fine-tuning adds to accuracy under shift",
             *(gap(c, *tuned, "shift accuracy") for c in (weak, strong)), f"fine-tune - zero-shot {both}", sign=-1,
         ),
-        difference(
-            f"at {weak}, fine-tuning beats RRP under shift", records, "fine-tune", "rrp", "shift accuracy", "higher",
-            {"checkpoint": weak},
-        ),
-        difference(
-            f"at {strong}, RRP beats fine-tuning under shift", records, "rrp", "fine-tune", "shift accuracy", "higher",
-            {"checkpoint": strong},
-        ),
-        difference(
-            f"at {strong}, RRP rejects OOD better than fine-tuning", records, "rrp", "fine-tune", "fpr", "lower",
-            {"checkpoint": strong},
-        ),
+        difference(f"with checkpoint {weak}, fine-tuning beats RRP under shift", records, "fine-tune", "rrp",
+                   "shift accuracy", "higher", {"checkpoint": weak}),
+        difference(f"with checkpoint {strong}, RRP beats fine-tuning under shift", records, "rrp", "fine-tune",
+                   "shift accuracy", "higher", {"checkpoint": strong}),
+        difference(f"with checkpoint {strong}, RRP rejects OOD better than fine-tuning", records, "rrp", "fine-tune",
+                   "fpr", "lower", {"checkpoint": strong}),
     ]  # fmt: skip
 
 

@@ -27,7 +27,7 @@ TEST_PICTURES, OTHER_PICTURES = 800, 400
 
 @dataclass
 class World:
-    """Everything an experiment may use; ``quick`` is for a look in about a minute, never for a claim.
+    """Everything an experiment may use; ``quick`` is for a short look, never for a claim.
 
     Attributes:
         benchmark: whole. settings: of every method, as :func:`rp_lib.demo.tuned_settings` gives them.
