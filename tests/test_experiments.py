@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rp_lib.cli import main
+from rp_lib.detectors import DETECTORS
 from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.experiments import EXPERIMENTS, World, experiment, run
 from rp_lib.experiments.base import COLUMNS, Verdict, compare, difference, shrinks
@@ -17,6 +18,7 @@ from rp_lib.experiments.ledger import ROWS, switched
 from rp_lib.experiments.padding import at_resolution
 from rp_lib.experiments.training_data import of_classes, of_families, per_class
 from rp_lib.experiments.world import evenly, lighten
+from rp_lib.methods import METHODS
 from rp_lib.negative_words import mine_negative_words
 from rp_lib.presets import AS_RELEASED, PAPER
 
@@ -335,6 +337,29 @@ def test_table_is_made_from_saved_outputs_of_these_settings_alone(world, tmp_pat
     world.settings = {**world.settings, "linear-probe": {"epochs": 3}}
     table.saved_outputs(world, tmp_path, names)
     assert counted.count("linear-probe") == 2
+
+
+def test_every_detector_says_of_every_method_a_number_or_that_it_does_not_apply(world, tmp_path, monkeypatch):
+    from rp_lib.experiments import table
+    from rp_lib.experiments.grid import judge_outputs
+
+    words = mine_negative_words(
+        world.clip, world.benchmark.class_names, world.benchmark.templates, ["sea", "sky", "sand"]
+    )
+    monkeypatch.setattr(table, "mine_negative_words", lambda *a: words)
+    quick = {
+        "l2-sp": {"epochs": 1},
+        "lp-ft": {"epochs": 1},
+        "flyp": {"epochs": 1},
+        "maple": {"epochs": 1, "n_prompts": 1},
+    }
+    world.settings, world.seeds = {**SETTINGS, **quick}, (1,)
+    outputs = table.saved_outputs(world, tmp_path, tuple(METHODS))
+    records = judge_outputs(outputs, [("rrp", "rp")], tuple(DETECTORS))
+    rows = records[(records["set"] == "mean of OOD sets") & (records["metric"] == "auroc")]
+    missing = {(m, d) for m in METHODS for d in DETECTORS} - set(zip(rows["method"], rows["detector"], strict=True))
+    biased = {"linear-probe", "lp-ft"}  # their classes are no directions in feature space
+    assert missing == {(m, d) for m in biased for d in ("mcm", "neg-label")} | {("logit-ensemble", "neg-label")}
 
 
 def test_shipped_checkpoints_are_loaded_once(tiny_benchmark):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rp_lib.detectors.base import Detector, cosines_of
+from rp_lib.detectors.base import Detector, NotApplicable, cosines_of
 from rp_lib.errors import RPLibError
 from rp_lib.outputs import Outputs
 
@@ -32,6 +32,8 @@ class NegativeLabels(Detector):
     def confidence(self, outputs: Outputs) -> Tensor:
         """In [0, 1]; defined for methods that classify by similarity."""
         classes, words = cosines_of(outputs, self.name), outputs.negative_cosines
+        if words is None and outputs.head.negatives is not None:
+            raise NotApplicable(f"{self.name!r} needs features in CLIP's space; this method's are not")
         if words is None:
             raise RPLibError(f"{self.name!r} needs negative words: compute the outputs with `negatives`")
         scale, count = outputs.head.logit_scale, words.shape[1]
