@@ -10,6 +10,7 @@ from rp_lib.benchmark import Benchmark
 from rp_lib.clip import FrozenCLIP
 from rp_lib.demo import CORE, markdown
 from rp_lib.evaluation import summarise
+from rp_lib.experiments import experiment, shipped_records
 from rp_lib.records import load_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -66,3 +67,35 @@ def test_zero_shot_numbers_are_those_of_the_model_card():
     for value, interval in re.findall(r"([0-9.]+) % (\[[0-9., ]+\])", weak)[:2]:
         assert f"{value} {interval}" in final
     assert len(re.findall(r"([0-9.]+) % (\[[0-9., ]+\])", weak)) >= 2
+
+
+def test_numbers_of_experiments_are_those_of_the_shipped_verdicts():
+    told = README[README.index("**When does reprogramming win?**") :].split("## ")[0].replace("\n", " ")
+    quoted = re.findall(r"[+-][0-9.]+ \[[+-][0-9.]+, [+-][0-9.]+\]", told)
+    evidence = " ".join(v.evidence for v in experiment("strength").judge(shipped_records("strength")))
+    evidence = evidence.replace(" points [", " [")
+    assert len(quoted) == 4 and all(q in evidence for q in quoted)
+
+
+def test_what_the_table_decided_is_told_as_it_came_out():
+    records = shipped_records("table")
+    told = README[README.index("**Who wins, and by which detector?**") :].split("![")[0].replace("\n", " ")
+    verdicts = experiment("table").judge(records)
+    assert len(verdicts) == 16 and "Of sixteen claims" in told
+    assert {v.claim for v in verdicts if v.outcome == "holds"} == {
+        "RRP keeps more accuracy under shift than RP",
+        "RRP beats fine-tuning under shift",
+        "RRP beats fine-tuning at detection (AUROC)",
+        "full fine-tuning costs detection",
+    }
+    assert [v.claim for v in verdicts if v.outcome == "fails"] == ["linear probing costs detection"]
+    plain = records[records["versus"].isna()]
+    shift = plain[(plain["set"] == "mean of shifts") & (plain["metric"] == "accuracy")].set_index("method")["value"]
+    assert shift.idxmax() == "wise-ft"
+    fpr = plain[(plain["set"] == "mean of OOD sets") & (plain["metric"] == "fpr")].set_index(["method", "detector"])
+    percent = [f"{100 * fpr.loc[key, 'value']:.0f} %" for key in (
+        ("linear-probe", "max-logit"), ("zero-shot", "max-logit"), ("linear-probe", "msp"), ("zero-shot", "msp"))]  # fmt: skip
+    assert re.findall(r"\d+ %", told) == percent
+    for detector in ("mahalanobis", "relative-mahalanobis", "knn", "vim"):
+        rank = fpr.xs(detector, level="detector")["value"].rank(ascending=False)
+        assert rank["fine-tune"] <= 3
