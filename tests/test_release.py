@@ -6,7 +6,9 @@ import pytest
 import torch
 from test_pretrain import RECIPE, corpus  # noqa: F401  the fixture
 
+from rp_lib.benchmark import Benchmark
 from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.experiments.world import lighten
 from rp_lib.mini import weights
 from rp_lib.mini.pretrain import pretrain
 from rp_lib.mini.release import release
@@ -17,11 +19,14 @@ from rp_lib.storage import StorageError, load_tensors
 def released(corpus, tmp_path_factory):  # noqa: F811
     """Two releases: one run from scratch, and a second stage that goes on from the first release's weights."""
     root = tmp_path_factory.mktemp("release")
-    pretrain(corpus, root / "one", RECIPE)
-    release((root / "one",), root / "first", (0.5,))
-    second = replace(RECIPE, steps=3, seed=9, restyle=1.0, shared=0.7, augment_over=0.0)
-    pretrain(corpus, root / "two", second, start=root / "first" / "final.safetensors")
-    release((root / "two",), root / "second", (), "A note.", root / "first", ("at-50-percent", "final"))
+    few = lighten(Benchmark.mini(), 40, 20)  # the cards measure every checkpoint on every set
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Benchmark, "mini", lambda: few)
+        pretrain(corpus, root / "one", RECIPE)
+        release((root / "one",), root / "first", (0.5,))
+        second = replace(RECIPE, steps=3, seed=9, restyle=1.0, shared=0.7, augment_over=0.0)
+        pretrain(corpus, root / "two", second, start=root / "first" / "final.safetensors")
+        release((root / "two",), root / "second", (), "A note.", root / "first", ("at-50-percent", "final"))
     return root
 
 
