@@ -166,3 +166,23 @@ def test_unfinished_corpus_is_refused(corpus, tmp_path):
     (tmp_path / "cut" / "ATTRIBUTION.md").unlink()
     with pytest.raises(RPLibError, match="no finished icon corpus"):
         IconPairs(tmp_path / "cut")
+
+
+def test_names_of_one_family_are_drawn_less_often_as_asked(corpus, tmp_path):
+    import shutil
+
+    shutil.copytree(corpus, tmp_path / "own")
+    text = (tmp_path / "own" / "mdi.json").read_text()
+    (tmp_path / "own" / "mdi.json").write_text(text.replace("moon", "comet"))
+    drawn = {}
+    for shared in (0.0, 1.0):
+        pairs = IconPairs(tmp_path / "own", shared=shared)
+        names = [pairs.rows[i][0] for i in pairs.draw(6000, np.random.default_rng(0))]
+        drawn[shared] = names.count("comet") / names.count("sun")  # one family's name against one of two families
+    assert drawn[0.0] == pytest.approx(0.5, abs=0.06) and drawn[1.0] == pytest.approx(0.25, abs=0.05)
+
+
+def test_pictures_are_restyled_as_asked(corpus):
+    pairs, index = IconPairs(corpus), np.arange(12)
+    plain, again, other = (pairs.pictures(index, 0.0, np.random.default_rng(0), m) for m in (0.0, 0.0, 1.0))
+    assert torch.equal(plain, again) and not torch.equal(plain, other) and other.shape == plain.shape
