@@ -49,7 +49,7 @@ class Experiment:
         factors: columns of the records that say under which condition a row was measured.
         measure: runs it; the frame has the factors and :data:`COLUMNS`.
         judge: verdicts of the records; must be able to come out either way.
-        minutes: roughly, on two cores.
+        minutes: on two cores; measured for those whose records ship, an estimate for the others.
     """
 
     name: str

@@ -58,5 +58,5 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
 
 EXPERIMENT = Experiment(
     "strength", "Does the ranking of the methods turn as pre-training gets stronger?", ("checkpoint", "fraction"),
-    measure, judge, 4,
+    measure, judge, 6,
 )  # fmt: skip

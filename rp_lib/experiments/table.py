@@ -111,5 +111,5 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
 
 
 EXPERIMENT = Experiment(
-    "table", "Who wins on three axes at once, and which differences are real?", ("scale",), measure, judge, 12
+    "table", "Who wins on three axes at once, and which differences are real?", ("scale",), measure, judge, 7
 )
