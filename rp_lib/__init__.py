@@ -1,8 +1,10 @@
 """Adapt CLIP without breaking it.
 
-Layers, from the bottom: errors, storage, device; data; text_tower, deep_towers, clip, programs; benchmark, corruptions,
-features; objectives, trainer, presets, methods; metrics, intervals, resampling, intrusion; negative_words, outputs,
-inference; scores, detectors, threshold; judging, evaluation, paired, records; search, demo, experiments, figures, cli.
+Layers, from the bottom: errors, storage, distributed, device; data; text_tower, deep_towers, backbones, clip, programs;
+benchmark, corruptions, photos, features; objectives, schedule, checkpoints, trainer, presets, methods; metrics,
+intervals, resampling, intrusion; negative_words, outputs, inference; scores, detectors, threshold; judging, evaluation,
+paired, records, figures; subsets, run, search, demo; cost, run_config (what to run), tracks, run_plan; experiments, course
+(what the notebooks import), notebooks, cli.
 """
 
 from rp_lib._version import __version__

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from rp_lib.among import check_among
 from rp_lib.corruptions import RECIPE_VERSION, corrupt
 from rp_lib.errors import RPLibError, UnknownName
 
@@ -46,8 +47,12 @@ class ImageSet:
         sources: int64 (n,), which images show the same picture: a set derived from another (inverted, corrupted)
             says from which of its images; by default every image is its own. Intervals resample sources.
         names: what each image shows in words, length n, where the task's classes do not say it (near OOD), or None.
+        content: hex digest of pixels that are too many to be hashed at every use (a memory-mapped cache, verified
+            when it was made and opened). It stands for them in the fingerprint.
         derived_from: recipe of a derived set. It stands for the pixels in the fingerprint, because the last bit of
             computed pixels differs between processors.
+        among: class numbers among which a prediction is made, for a set that shows some of the classes only and is
+            scored over these (200 of 1000 in ImageNet-A and -R); kept sorted. None: among all classes.
 
     Raises:
         RPLibError: a shape, dtype, role or length that does not fit.
@@ -62,6 +67,8 @@ class ImageSet:
     sources: Tensor = None  # type: ignore[assignment]
     derived_from: str | None = None
     names: list[str] | None = None
+    content: str | None = None
+    among: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -89,6 +96,8 @@ class ImageSet:
         for what, words in (("styles", self.styles), ("names", self.names)):
             if words is not None and len(words) != n:
                 raise RPLibError(f"{self.name!r} has {n} images but {len(words)} {what}")
+        if self.among is not None:
+            object.__setattr__(self, "among", check_among(self.among, self.labels, self.name))
 
     def __len__(self) -> int:
         return len(self.images)
@@ -111,6 +120,8 @@ class ImageSet:
             sources=self.sources[index],
             derived_from=None if self.derived_from is None else f"{self.derived_from} at {index.tolist()}",
             names=None if self.names is None else [self.names[i] for i in index.tolist()],
+            content=None if self.content is None else _content_at(self.content, index % max(len(self), 1)),
+            among=self.among,
         )
 
     @cached_property
@@ -118,12 +129,17 @@ class ImageSet:
         """SHA-256 (hex) over images, labels and groups: the same data, the same fingerprint."""
         digest = hashlib.sha256()
         digest.update(f"{self.derived_from}".encode())
-        for values in (None if self.derived_from else self.images, self.labels, self.groups):
+        named = self.derived_from or self.content
+        if self.content is not None and self.derived_from is None:
+            digest.update(f"content {self.content} {tuple(self.images.shape)}".encode())
+        for values in (None if named else self.images, self.labels, self.groups):
             if values is None:
                 digest.update(b"none")
                 continue
             digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
             digest.update(values.contiguous().numpy().data)
+        if self.among is not None:
+            digest.update(f"among {self.among}".encode())
         return digest.hexdigest()
 
 
@@ -172,6 +188,11 @@ class Benchmark:
                     raise RPLibError(
                         f"{images.name!r} has labels {low} to {high} but there are only {len(self.class_names)} classes"
                     )
+            if images.among is not None and images.among[-1] >= len(self.class_names):
+                raise RPLibError(
+                    f"{images.name!r} is scored among classes up to {images.among[-1]} but there are only "
+                    f"{len(self.class_names)}"
+                )
         counts = torch.bincount(self.train.labels, minlength=len(self.class_names))
         for name, count in zip(self.class_names, counts.tolist(), strict=True):
             if not count:
@@ -232,6 +253,25 @@ class Benchmark:
         shifts |= {f"corrupted-{severity}": _corrupted(test, severity) for severity in MINI_SEVERITIES}
         ood = {name: images for name, images in sets.items() if images.role in OOD_ROLES}
         return cls("mini", stored.class_names, stored.templates, train, val, test, shifts, ood)
+
+    @classmethod
+    def from_folders(cls, name: str = "own", **options: Any) -> Benchmark:
+        """Your own photographs, folders with one subfolder for each class (:func:`rp_lib.photos.from_folders`).
+
+        >>> Benchmark.from_folders(  # doctest: +SKIP
+        ...     train="pets/train", test="pets/test",
+        ...     shifts={"drawings": "pets/drawings"},
+        ...     ood={"textures": "textures"},
+        ... )
+        """
+        from rp_lib.photos import from_folders
+
+        return from_folders(name, **options)
+
+
+def _content_at(content: str, index: Tensor) -> str:
+    """The digest of a subset, from the digest of the whole and int64 positions (m,) from 0."""
+    return hashlib.sha256(f"{content} at".encode() + index.contiguous().numpy().tobytes()).hexdigest()
 
 
 def _corrupted(test: ImageSet, severity: int) -> ImageSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +13,8 @@ from rp_lib._version import __version__
 from rp_lib.data.cli import add_data_command
 from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.experiments.cli import add_experiment_command
+from rp_lib.notebooks import add_notebooks_command
+from rp_lib.run_cli import add_run_command
 
 Command = Callable[[argparse.Namespace], None]
 
@@ -20,6 +23,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 bad input or environment, 130 interrupted."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    if os.environ.get("WORLD_SIZE", "1") != "1":  # a launcher's; torch is not imported for a --help
+        from rp_lib import distributed
+
+        if not distributed.is_main():  # it says what the main process says
+            sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
     # open_clip's image library announces its own future renames; a newcomer cannot act on that.
     warnings.filterwarnings("ignore", category=FutureWarning, module="timm")
     try:
@@ -80,8 +88,10 @@ def build_parser() -> argparse.ArgumentParser:
     look.add_argument("--methods", default="", help="comma-separated method names; default: every method with a grid")
     _backbone_options(look)
 
+    add_run_command(commands)
     add_experiment_command(commands)
     add_data_command(commands)
+    add_notebooks_command(commands)
     mini = commands.add_parser("mini", help="Make the mini world anew: corpus, pre-training, benchmark.")
     steps = mini.add_subparsers(required=True, metavar="STEP")
     corpus = add("corpus", _corpus, "Fetch the icons with npm and rasterise them (minutes; resumes).", steps)

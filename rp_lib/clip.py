@@ -8,20 +8,20 @@ so that a program trained for one backbone is never applied to another.
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rp_lib.device import computing
-from rp_lib.errors import RPLibError, UnknownName
+from rp_lib import distributed
+from rp_lib.backbones import load_backbone
+from rp_lib.device import compile_in_place, computing, evaluating
+from rp_lib.errors import RPLibError
 from rp_lib.storage import tensors_sha256
 from rp_lib.text_tower import encode_tokens
-
-log = logging.getLogger(__name__)
 
 
 def check_images(images: Tensor) -> None:
@@ -59,6 +59,12 @@ def resize(images: Tensor, size: int) -> Tensor:
 class FrozenCLIP:
     """A CLIP whose weights never change.
 
+    Args:
+        model, tokenizer: as open_clip builds them. mean, std: per channel, of images in [0, 1].
+        channels_last: lay out images with channels last in memory, which convolutions on GPUs are faster with.
+        compile: compile the image towers with ``torch.compile``, True or the name of one of its backends; the first
+            step then takes a minute or more, results differ by rounding. Pays on GPUs, for long runs.
+
     Attributes:
         name: what it is, e.g. ``"mini"`` or ``"ViT-B-32-quickgelu/openai"``.
         image_size: side of the square input, pixels.
@@ -76,10 +82,15 @@ class FrozenCLIP:
         std: Sequence[float],
         image_size: int,
         device: torch.device | str = "cpu",
+        channels_last: bool = False,
+        compile: bool | str = False,
     ) -> None:
+        distributed.start()  # of several processes, each then has a GPU of its own behind "cuda"
         self.device = torch.device(device)
+        self.channels_last, self.compiled = channels_last, compile
         # No gradient is ever computed for a frozen weight: that is a third of a training step saved.
         self.model = model.to(self.device).eval().requires_grad_(False)
+        self.arrange(self.model.visual)
         self.tokenizer = tokenizer
         self.name = name
         self.image_size = image_size
@@ -103,44 +114,30 @@ class FrozenCLIP:
         """Any open_clip model with a pretrained tag or a local checkpoint; ``None`` gives random weights.
 
         OpenAI's weights were trained with QuickGELU; with plain GELU every number is silently lower, so
-        ``("ViT-B-32", "openai")`` is loaded as ``ViT-B-32-quickgelu``.
+        ``("ViT-B-32", "openai")`` is loaded as ``ViT-B-32-quickgelu``. See :func:`rp_lib.backbones.load_backbone`.
+
+        Args:
+            name: such as ``ViT-B-32``, ``hf-hub:ORG/REPO`` or ``local-dir:FOLDER``.
+            pretrained: tag, file or None. device: where it computes.
+            options: ``channels_last`` and ``compile`` as above; others go to ``open_clip.create_model``.
 
         Raises:
             UnknownName: open_clip has no such model or tag.
-            RPLibError: the weights cannot be fetched or read.
+            RPLibError: the weights cannot be fetched or read, or no text program can act on the text tower.
         """
-        import open_clip
-
-        models = open_clip.list_models()
-        if name not in models:
-            raise UnknownName("open_clip model", name, models)
-        if pretrained == "openai" and f"{name}-quickgelu" in models:
-            log.warning("%s with OpenAI weights needs QuickGELU: loading %s-quickgelu", name, name)
-            name = f"{name}-quickgelu"
-        tag = str(pretrained) if pretrained is not None else None
-        if tag is not None and not Path(tag).is_file():
-            tags = open_clip.list_pretrained_tags_by_model(name)
-            if tag not in tags:
-                raise UnknownName(f"pretrained tag or weight file for {name}", tag, tags)
-        try:
-            model = open_clip.create_model(
-                name, pretrained=tag, device="cpu", require_pretrained=tag is not None, **options
-            )
-        except Exception as error:  # hub, network and file errors have no common base
-            raise RPLibError(
-                f"cannot load {name} / {tag}: {error}. Without a network pass a local checkpoint file as `pretrained`"
-            ) from error
-        visual = model.visual
-        size = visual.image_size[0] if isinstance(visual.image_size, tuple | list) else visual.image_size
+        own: dict[str, Any] = {key: options.pop(key) for key in ("channels_last", "compile") if key in options}
+        b = load_backbone(name, pretrained, **options)
         return cls(
-            model,
-            open_clip.get_tokenizer(name),
-            name=f"{name}/{Path(tag).name if tag else 'random'}",
-            mean=visual.image_mean or open_clip.OPENAI_DATASET_MEAN,
-            std=visual.image_std or open_clip.OPENAI_DATASET_STD,
-            image_size=size,
-            device=device,
+            b.model, b.tokenizer, name=b.name, mean=b.mean, std=b.std, image_size=b.image_size, device=device, **own
         )
+
+    def arrange(self, tower: nn.Module) -> nn.Module:
+        """Lay out and compile an image tower as this backbone's own, in place; returns it."""
+        if self.channels_last:
+            tower.to(memory_format=torch.channels_last)
+        if self.compiled:
+            compile_in_place(tower, self.device, "inductor" if self.compiled is True else str(self.compiled))
+        return tower
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -165,12 +162,14 @@ class FrozenCLIP:
         The same as open_clip's ``build_zero_shot_classifier``. ``templates`` hold one ``{}`` each.
         """
         prompts = [t.format(c) for c in class_names for t in templates]
-        features = self.encode_tokens(self.tokenize(prompts)).view(len(class_names), len(templates), -1)
+        with evaluating():
+            features = self.encode_tokens(self.tokenize(prompts)).view(len(class_names), len(templates), -1)
         return F.normalize(features.mean(1), dim=-1)
 
     def normalise(self, images: Tensor) -> Tensor:
         """Map float (n, 3, H, H) in [0, 1] to what the image tower expects."""
-        return (images - self._mean) / self._std
+        pixels = (images - self._mean) / self._std
+        return pixels.contiguous(memory_format=torch.channels_last) if self.channels_last else pixels
 
     def encode_pixels(self, images: Tensor) -> Tensor:
         """Unit float32 (n, d) features of float (n, 3, H, H) in [0, 1]; gradients reach the pixels."""

@@ -141,16 +141,14 @@ def summarise(records: pd.DataFrame) -> pd.DataFrame:
         One row per method, alpha, set, metric and detector: ``value, low, high, seeds, n, n_ood``. The interval is a
         normal approximation; with two or three seeds their part of it is rough.
     """
-
-    def one(group: pd.DataFrame) -> pd.Series:
-        image = np.square((group["high"] - group["low"]) / (2 * 1.96)).mean()
-        seeds = len(group)
-        chance = group["value"].var(ddof=1) / seeds if seeds > 1 else 0.0
-        half = 1.96 * np.sqrt(image + chance)
-        mean = group["value"].mean()
-        return pd.Series({"value": mean, "low": mean - half, "high": mean + half, "seeds": seeds,
-                          "n": group["n"].iloc[0], "n_ood": group["n_ood"].iloc[0]})  # fmt: skip
-
     # One method at two alphas, or with two detectors, is two rows, not two seeds.
     keys = ["method", "alpha", "set", "role", "metric", "detector"]
-    return records.groupby(keys, sort=False, dropna=False).apply(one, include_groups=False).reset_index()
+    image = np.square((records["high"] - records["low"]) / (2 * 1.96))
+    groups = records.assign(image=image).groupby(keys, sort=False, dropna=False)
+    seeds, value = groups.size(), groups["value"].mean()
+    chance = (groups["value"].var(ddof=1) / seeds).where(seeds > 1, 0.0)
+    half = 1.96 * np.sqrt(groups["image"].mean() + chance)
+    first = groups[["n", "n_ood"]].nth(0)
+    summary = {"value": value, "low": value - half, "high": value + half, "seeds": seeds.astype(float)}
+    sizes = {name: first[name].to_numpy(float) for name in ("n", "n_ood")}
+    return pd.DataFrame(summary).assign(**sizes).reset_index()

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from rp_lib import distributed
 from rp_lib.benchmark import ImageSet
+from rp_lib.device import evaluating
 from rp_lib.errors import RPLibError
 
 
@@ -20,7 +22,9 @@ class Encoder(Protocol):
 
 
 def encode_all(encoder: Encoder, images: Tensor, *, batch_size: int = 256, progress: str | None = None) -> Tensor:
-    """Unit float32 (n, d) features on the CPU, batch by batch, without gradients.
+    """Unit float32 (n, d) features on the CPU, batch by batch, without gradients and in full precision.
+
+    Several processes share the batches; each gets all features.
 
     Raises:
         RPLibError: there are no images, or a feature is not finite.
@@ -28,10 +32,15 @@ def encode_all(encoder: Encoder, images: Tensor, *, batch_size: int = 256, progr
     if not len(images):
         raise RPLibError("there are no images to encode")
     parts = images.split(batch_size)
-    bar = tqdm(parts, desc=progress, unit="batch", disable=progress is None, leave=False)
+    # Whole batches are shared out, so that features are those of one process to the bit.
+    shares = [parts[distributed.share(len(parts), of)] for of in range(distributed.world())]
+    hidden = progress is None or not distributed.is_main()
+    bar = tqdm(shares[distributed.rank()], desc=progress, unit="batch", disable=hidden, leave=False)
     # Not inference_mode: its tensors could take no part in training.
-    with torch.no_grad():
+    with torch.no_grad(), evaluating():
         features = torch.cat([encoder.encode(part).cpu() for part in bar])
+        if len(parts) >= len(shares):  # else each has encoded them all
+            features = distributed.gather_parts(features, [sum(map(len, mine)) for mine in shares])
     if not bool(torch.isfinite(features).all()):
         bad = int((~torch.isfinite(features)).any(1).nonzero()[0])
         raise RPLibError(f"the features of image {bad} are not finite: the backbone or the trained program is damaged")

@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
+from rp_lib.distributed import on_main
 from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
 from rp_lib.storage import write_atomically
 
@@ -81,4 +82,4 @@ def three_axes(summary: pd.DataFrame, title: str) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG atomically."""
-    write_atomically(path, lambda partial: figure.savefig(partial, dpi=150, format="png"))
+    on_main(lambda: write_atomically(path, lambda partial: figure.savefig(partial, dpi=150, format="png")))

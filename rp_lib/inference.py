@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rp_lib.benchmark import Benchmark, ImageSet
+from rp_lib.device import evaluating
 from rp_lib.errors import RPLibError
 from rp_lib.features import FeatureStore
 from rp_lib.methods import Method, ResidualReprogrammer
@@ -17,6 +18,7 @@ from rp_lib.outputs import FORMAT, Head, MethodOutputs, Outputs
 
 
 @torch.no_grad()
+@evaluating()
 def compute_outputs(
     method: Method,
     benchmark: Benchmark,
@@ -63,7 +65,7 @@ def compute_outputs(
         sets[data.name] = Outputs(
             data.name, data.role, *features[data.name], data.labels, data.sources, data.groups, head,
             derived=data.derived_from is not None, reported_logits=reported,
-            others={name: said(other, data)[1] for name, other in (others or {}).items()},
+            others={name: said(other, data)[1] for name, other in (others or {}).items()}, among=data.among,
         )  # fmt: skip
     if seen is not method:
         for encoder in seen.encoders:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from rp_lib.detectors import Detector, NotApplicable, detection_scores
 from rp_lib.intervals import Interval, bootstrap_ci, bootstrap_ood_sets_ci, wilson_interval
 from rp_lib.metrics import calibration_gaps, check_ood_options, ood_metrics
 from rp_lib.outputs import MethodOutputs, Outputs
-from rp_lib.resampling import auroc_and_fpr, bootstrap_weights
+from rp_lib.resampling import auroc_and_fpr_of_sets, bootstrap_weights, shared_draws
 
 log = logging.getLogger(__name__)
 COLUMNS = (
@@ -96,18 +97,22 @@ def _fast_intervals(
     """As :func:`bootstrap_ood_sets_ci` for AUROC and FPR, by weights."""
     check_ood_options(tpr, "id-positive")
     values = {name: ood_metrics(id_scores, scores, tpr=tpr) for name, scores in sets.items()}
-    id_rng, *ood_rngs = np.random.default_rng(seed).spawn(1 + len(sets))
-    drawn = bootstrap_weights(id_rng, len(id_scores), n)
-    resampled = {}
-    for (name, scores), rng in zip(sets.items(), ood_rngs, strict=True):
-        pair = auroc_and_fpr(id_scores, scores, drawn, bootstrap_weights(rng, len(scores), n), tpr)
-        resampled[name] = dict(zip(("auroc", "fpr"), pair, strict=True))
+    drawn, *others = _weights(seed, n, (len(id_scores), *map(len, sets.values())))
+    pairs = auroc_and_fpr_of_sets(id_scores, sets, drawn, dict(zip(sets, others, strict=True)), tpr)
+    resampled = {name: dict(zip(("auroc", "fpr"), pair, strict=True)) for name, pair in pairs.items()}
     values[ALL_OOD] = {m: float(np.mean([v[m] for v in values.values()])) for m in metrics}
     resampled[ALL_OOD] = {m: np.mean([r[m] for r in resampled.values()], axis=0) for m in metrics}
     return {
         name: {m: Interval(v[m], *map(float, np.quantile(resampled[name][m], (0.025, 0.975)))) for m in metrics}
         for name, v in values.items()
     }
+
+
+@functools.lru_cache(maxsize=4)
+def _weights(seed: int, n_resamples: int, sizes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
+    """Counts of each set of these sizes; every method of a seed and every detector is judged on the same ones."""
+    rngs = np.random.default_rng(seed).spawn(len(sizes))
+    return tuple(bootstrap_weights(rng, n, n_resamples) for rng, n in zip(rngs, sizes, strict=True))
 
 
 def _calibration_error(index: np.ndarray, gap: np.ndarray) -> float:
@@ -129,16 +134,17 @@ def mean_accuracy_interval(
 
     Sets derived from the test pictures share each resample of them: their errors do not average out.
     """
-    rng = np.random.default_rng(seed)
     size = 1 + max(int(data.sources.max()) for _, data in shifted)
+    sizes = tuple(None if data.derived else len(data) for _, data in shifted)
     resampled = np.empty((n_resamples, len(shifted)))
-    for row in range(n_resamples):
-        shared = np.bincount(rng.integers(0, size, size), minlength=size)
+    for block, shared, alone in shared_draws(seed, n_resamples, size, sizes):
         for column, (correct, data) in enumerate(shifted):
             if data.derived:
-                weight = shared[data.sources.numpy()]
-                resampled[row, column] = (weight * correct).sum() / max(1, weight.sum())
+                sources = data.sources.numpy()
+                right, there = (np.bincount(sources, weights, size) for weights in (correct, None))
+                drawn = shared @ np.stack([right, there], 1).astype(np.float32)
+                resampled[block, column] = drawn[:, 0] / np.maximum(1, drawn[:, 1]).astype(np.float64)
             else:
-                resampled[row, column] = correct[rng.integers(0, len(correct), len(correct))].mean()
+                resampled[block, column] = (alone[column] @ correct.astype(np.float32)).astype(np.float64) / len(data)
     low, high = np.quantile(resampled.mean(1), (0.025, 0.975))
     return float(np.mean([correct.mean() for correct, _ in shifted])), float(low), float(high)

@@ -17,7 +17,9 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from rp_lib.among import among_only
 from rp_lib.benchmark import OOD_ROLES, Benchmark
+from rp_lib.distributed import on_main
 from rp_lib.errors import RPLibError
 from rp_lib.storage import StorageError, load_tensors, save_tensors, tensors_sha256
 
@@ -64,6 +66,7 @@ class Outputs:
         derived: whether the images are test images changed; ``sources`` then says of which.
         reported_logits: float32 (n, C) that accuracy is reported of, where a switch makes it another's.
         others: by name of the method, float32 (n, C) logits of other methods for the same images.
+        among: ascending class numbers among which a prediction is made, see :class:`rp_lib.benchmark.ImageSet`.
 
     Raises:
         RPLibError: shapes that do not fit.
@@ -80,6 +83,7 @@ class Outputs:
     derived: bool = False
     reported_logits: Tensor | None = None
     others: Mapping[str, Tensor] = field(default_factory=dict)
+    among: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.features)
@@ -95,8 +99,8 @@ class Outputs:
 
     @property
     def reported(self) -> Tensor:
-        """float32 (n, C) logits that accuracy is reported of."""
-        return self.logits if self.reported_logits is None else self.reported_logits
+        """float32 (n, C) logits that accuracy and calibration are reported of; -inf for classes not in ``among``."""
+        return among_only(self.logits if self.reported_logits is None else self.reported_logits, self.among)
 
     @property
     def cosines(self) -> Tensor | None:
@@ -185,9 +189,12 @@ def save_outputs(path: str | Path, outputs: MethodOutputs) -> None:
         tensors |= {f"{name}/others/{other}": logits for other, logits in s.others.items()}
     # Sets that share a tensor (a derived one has the labels of the test set) are stored on their own.
     tensors = {key: t.clone() for key, t in tensors.items() if t is not None}
-    sets = [{"name": s.name, "role": s.role, "n": len(s), "derived": s.derived} for s in outputs.sets.values()]
+    sets = [
+        {"name": s.name, "role": s.role, "n": len(s), "derived": s.derived, "among": s.among}
+        for s in outputs.sets.values()
+    ]
     about = json.loads(json.dumps({**outputs.about, "sets": sets}))
-    save_tensors(Path(path), tensors, {**about, "sha256": _seal(tensors, about)})
+    on_main(lambda: save_tensors(Path(path), tensors, {**about, "sha256": _seal(tensors, about)}))
 
 
 def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> MethodOutputs:
@@ -217,8 +224,10 @@ def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> Method
         name = stored["name"]
         parts = {k: tensors.get(f"{name}/{k}") for k in ("features", "logits", "labels", "sources", "groups")}
         others = {other: tensors[f"{name}/others/{other}"] for other in about["others"]}
+        among = stored.get("among")  # absent in files of before it existed
         sets[name] = Outputs(name, stored["role"], **parts, head=head, derived=stored["derived"],
-                             reported_logits=tensors.get(f"{name}/reported_logits"), others=others)  # fmt: skip
+                             reported_logits=tensors.get(f"{name}/reported_logits"), others=others,
+                             among=None if among is None else tuple(among))  # fmt: skip
     return MethodOutputs(about, sets)
 
 

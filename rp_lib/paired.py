@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from rp_lib.arrays import Array, floats
 from rp_lib.detectors import build_detector, detection_scores
 from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.metrics import check_ood_options
 from rp_lib.outputs import MethodOutputs, Outputs, check_comparable
-from rp_lib.resampling import auroc_and_fpr, bootstrap_weights
+from rp_lib.resampling import auroc_and_fpr_of_sets, bootstrap_weights, of_members
 
 AXES = ("id accuracy", "shift accuracy", "auroc", "fpr")
 LOWER_IS_BETTER = frozenset({"fpr"})
@@ -64,6 +65,16 @@ class PairedDraws:
         table = pd.DataFrame(rows, columns=["first", "second", "axis", "difference", "low", "high", "p"])
         return table.assign(p_holm=holm(table["p"]) if len(table) else [])
 
+    def estimates(self, *, confidence: float = 0.95) -> pd.DataFrame:
+        """Each method's number on each axis with its percentile interval: ``method, axis, value, low, high``."""
+        low, high = np.quantile(self.resampled, ((1 - confidence) / 2, (1 + confidence) / 2), axis=0)
+        rows = [
+            (method, axis, self.values[i, j], low[i, j], high[i, j])
+            for i, method in enumerate(self.methods)
+            for j, axis in enumerate(self.axes)
+        ]
+        return pd.DataFrame(rows, columns=["method", "axis", "value", "low", "high"])
+
     def ranks(self, *, confidence: float = 0.95) -> pd.DataFrame:
         """Each method's rank on each axis (1 is best, ties share their mean rank), with its spread over resamples.
 
@@ -75,13 +86,17 @@ class PairedDraws:
         rows = []
         for axis, name in enumerate(self.axes):
             values, drawn = self.values[:, axis] * sign[axis], self.resampled[:, :, axis] * sign[axis]
-            rank = pd.Series(values).rank(ascending=False).to_numpy()
-            ranks = pd.DataFrame(drawn).rank(axis=1, ascending=False).to_numpy()
+            rank, ranks = rankdata(-values), rankdata(-drawn, axis=1)
             low, high = np.quantile(ranks, ((1 - confidence) / 2, (1 + confidence) / 2), axis=0)
             best = (drawn == drawn.max(1, keepdims=True)).mean(0)
             columns = zip(self.methods, rank, ranks.mean(0), low, high, best, strict=True)
             rows += [(method, name, *numbers) for method, *numbers in columns]
         return pd.DataFrame(rows, columns=["method", "axis", "rank", "mean_rank", "low", "high", "best"])
+
+    def of(self, methods: Sequence[str]) -> PairedDraws:
+        """The same draws of some of the methods, in the order given; ranks are then among these alone."""
+        kept = [self._index(m) for m in methods]
+        return PairedDraws(tuple(methods), self.axes, self.values[kept], self.resampled[:, kept])
 
     def _index(self, method: str) -> int:
         if method not in self.methods:
@@ -144,7 +159,7 @@ def paired_bootstrap(
         runs = sorted(outputs, key=lambda o: o.seed)
         numbers = np.stack([_judge(o, judge, weights, tpr) for o in runs])  # (seeds, 1 + r, axes)
         values[k] = numbers[:, 0].mean(0)
-        share = drawn_seeds if len(runs) > 1 else np.ones((n_resamples, 1))
+        share = drawn_seeds.astype(np.float64) if len(runs) > 1 else np.ones((n_resamples, 1))
         resampled[:, k] = np.einsum("rs,sra->ra", share / share.sum(1, keepdims=True), numbers[:, 1:])
     return PairedDraws(tuple(contestants), axes, values, resampled)
 
@@ -165,7 +180,7 @@ def holm(p: Sequence[float] | Array) -> Array:
 
 
 def _draw_pictures(outputs: MethodOutputs, clusters: str, n_resamples: int, seed: int) -> dict[str, Array]:
-    """By image set, int (1 + r, n): how often each image counts; the first row is the data as they are."""
+    """By image set, float32 (1 + r, n): how often each image counts; the first row is the data as they are."""
     weights: dict[str, Array] = {}
     test, count = outputs.test, itertools.count()
 
@@ -174,20 +189,20 @@ def _draw_pictures(outputs: MethodOutputs, clusters: str, n_resamples: int, seed
         if size < 2:
             raise RPLibError(f"all images of {data.name!r} are one cluster ({clusters}): nothing can be resampled")
         drawn = bootstrap_weights(np.random.default_rng((seed, 0, next(count))), size, n_resamples)
-        return np.vstack([np.ones((1, size), np.int32), drawn])
+        return np.vstack([np.ones((1, size), np.float32), drawn])
 
     known, ids = np.unique(getattr(test, clusters).numpy(), return_inverse=True)
     shared = draw(test, ids)
-    weights[test.name] = shared[:, ids]
+    weights[test.name] = of_members(shared, ids)
     for data in (*outputs.shifts.values(), *outputs.ood.values()):
         keys = getattr(data, clusters).numpy()
         if data.derived:
             if not np.isin(keys, known).all():
                 raise RPLibError(f"{data.name!r} is derived from test images that the test set does not hold")
-            weights[data.name] = shared[:, np.searchsorted(known, keys)]
+            weights[data.name] = of_members(shared, np.searchsorted(known, keys))
         else:
             ids = np.unique(keys, return_inverse=True)[1]
-            weights[data.name] = draw(data, ids)[:, ids]
+            weights[data.name] = of_members(draw(data, ids), ids)
     return weights
 
 
@@ -196,14 +211,14 @@ def _judge(outputs: MethodOutputs, detector: str, weights: Mapping[str, Array], 
 
     def accuracy(data: Outputs) -> Array:
         correct, weight = (data.reported.argmax(1) == data.labels).numpy(), weights[data.name]
-        return weight @ correct / np.maximum(weight.sum(1), 1)  # a resample may hold none of a subset's pictures
+        right, drawn = (weight @ np.stack([correct, np.ones_like(correct)], 1).astype(np.float32)).T.astype(np.float64)
+        return right / np.maximum(drawn, 1)  # a resample may hold none of a subset's pictures
 
     columns = [accuracy(outputs.test)]
     if outputs.shifts:
         columns.append(np.mean([accuracy(data) for data in outputs.shifts.values()], axis=0))
     if outputs.ood:
         id_scores, sets = detection_scores(build_detector(detector), outputs)
-        drawn = weights[outputs.test.name]
-        pairs = [auroc_and_fpr(id_scores, ood, drawn, weights[name], tpr) for name, ood in sets.items()]
-        columns += list(np.mean(pairs, axis=0))
+        pairs = auroc_and_fpr_of_sets(id_scores, sets, weights[outputs.test.name], weights, tpr)
+        columns += list(np.mean(list(pairs.values()), axis=0))
     return np.stack(columns, axis=1)

@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from rp_lib._version import __version__
+from rp_lib.distributed import on_main
 from rp_lib.storage import StorageError, file_sha256, write_atomically
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pandas", "scikit-learn", "pytorch-ood", "safetensors")
@@ -63,9 +64,18 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
+def as_csv(records: pd.DataFrame) -> str:
+    """Records as their files hold them: numbers with six digits."""
+    return records.to_csv(index=False, float_format="%.6g")
+
+
 def save_records(records: pd.DataFrame, path: Path, provenance: dict[str, Any]) -> None:
     """Write ``path`` (CSV) and, beside it, ``path.json`` with environment, command, time and ``provenance``."""
-    write_atomically(path, lambda p: records.to_csv(p, index=False, float_format="%.6g"))
+    on_main(lambda: _save_records(records, path, provenance))
+
+
+def _save_records(records: pd.DataFrame, path: Path, provenance: dict[str, Any]) -> None:
+    write_atomically(path, lambda p: p.write_text(as_csv(records), encoding="utf-8"))
     about = {
         **provenance,
         "records_sha256": file_sha256(path),

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,12 +20,18 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rp_lib import distributed
+from rp_lib.checkpoints import Checkpoint, History, RunState
 from rp_lib.device import autocast_dtype, computing
 from rp_lib.errors import RPLibError, UnknownName
-from rp_lib.storage import StorageError, tensors_sha256, torch_save, write_atomically
+from rp_lib.schedule import SCHEDULES, Schedule, ahead, batches
+from rp_lib.storage import tensors_sha256
 
+__all__ = [
+    "OPTIMISERS", "SCHEDULES", "Checkpoint", "Group", "History", "Schedule", "Task", "TrainingDiverged", "batches",
+    "interrupt_between_steps", "train",
+]  # fmt: skip
 log = logging.getLogger(__name__)
-SCHEDULES = ("constant", "cosine", "steps")
 OPTIMISERS = ("adam", "adamw", "sgd")
 
 
@@ -61,56 +66,17 @@ class Task(Protocol):
         """Trained parameters with their optimiser settings."""
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Scalar loss of a batch on ``device``."""
+        """Scalar loss of a batch on ``device``.
+
+        ``inputs`` are this process's share of the batch (alone: all of it), ``labels`` those of the whole batch; what
+        is computed of the inputs passes :func:`rp_lib.distributed.gather` and then meets the labels.
+        """
 
     def identity(self) -> str:
         """Everything beside data and schedule that the run depends on; a checkpoint of another run is refused."""
 
     def validate(self) -> float | None:
         """Accuracy on validation data as a fraction, or None if there is none."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """How long, in which order and at which rate.
-
-    ``cosine`` falls to zero after a linear warm-up; ``steps`` multiplies the rate by .5, .2, .1 (of the start)
-    at 40, 70 and 80 % of the run, as the released code does.
-    """
-
-    epochs: int
-    batch_size: int = 128
-    kind: str = "cosine"
-    warmup_steps: int = 0
-    seed: int = 1
-    precision: str = "auto"
-    validate_every: int = 1
-
-    def __post_init__(self) -> None:
-        if self.kind not in SCHEDULES:
-            raise UnknownName("schedule", self.kind, SCHEDULES)
-        if self.epochs < 0 or self.batch_size < 1:
-            raise RPLibError("epochs must be >= 0 and batch_size >= 1")
-
-    def factor(self, step: int, total: int) -> float:
-        """Multiplier of the base rate at a step; the warm-up takes at most a fifth of a short run."""
-        warmup = min(self.warmup_steps, total // 5)
-        if step < warmup:
-            return (step + 1) / warmup
-        done = (step - warmup) / max(1, total - warmup)
-        if self.kind == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * done))
-        if self.kind == "steps":
-            return next((f for at, f in ((0.8, 0.1), (0.7, 0.2), (0.4, 0.5)) if done >= at), 1.0)
-        return 1.0
-
-
-@dataclass
-class History:
-    """Loss of every step and validation accuracy after every epoch."""
-
-    losses: list[float] = field(default_factory=list)
-    accuracies: list[float | None] = field(default_factory=list)
 
 
 def _optimiser(groups: list[Group]) -> list[torch.optim.Optimizer]:
@@ -128,120 +94,145 @@ def _optimiser(groups: list[Group]) -> list[torch.optim.Optimizer]:
     return made
 
 
-def batches(n: int, size: int, seed: int, epoch: int) -> list[Tensor]:
-    """The epoch's batches of indices; the order depends on (seed, epoch) alone, so that a resumed run repeats it.
-
-    A last batch smaller than half is joined to the one before: a contrastive loss on three images is noise.
-    """
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed * 100_003 + epoch))
-    parts = list(order.split(size))
-    if len(parts) > 1 and len(parts[-1]) < size / 2:
-        parts[-2:] = [torch.cat(parts[-2:])]
-    return parts
-
-
 def train(
     task: Task,
     inputs: Tensor,
     labels: Tensor,
     schedule: Schedule,
     *,
-    checkpoint: Path | None = None,
+    checkpoint: Path | Checkpoint | None = None,
     checkpoint_every: int = 1,
+    content: str | None = None,
     progress: str | None = None,
     on_epoch: Callable[[int, History], None] | None = None,
 ) -> History:
-    """Train ``task`` and return its history.
+    """Train ``task`` and return its history. Several processes share the work, see :mod:`rp_lib.distributed`.
 
     Args:
         task: the method.
         inputs: (n, ...) images uint8 (n, 3, h, w), or features float (n, d).
         labels: int64 (n,).
         schedule: epochs, batch size, rates, seed, precision.
-        checkpoint: file to write after every ``checkpoint_every`` epochs and on Ctrl-C, and to resume from if
-            it is there; removed when the run is whole.
+        checkpoint: file to write now and then and on Ctrl-C, and to resume from if it is there; removed when the run
+            is whole. A path alone means after every ``checkpoint_every`` epochs, and every ten minutes in between;
+            a :class:`rp_lib.checkpoints.Checkpoint` says how often.
         checkpoint_every: epochs from one checkpoint to the next.
+        content: digest that stands for ``inputs`` in the checkpoint. For data that is not in memory: without it, a
+            checkpoint reads all of them once, to be sure that it is resumed with the same. With it, batches are
+            read one step ahead of use.
         progress: label of a progress bar on stderr; None shows none.
         on_epoch: called after each epoch with (epochs done, history).
 
     Raises:
         TrainingDiverged: a loss is NaN or infinite.
         StorageError: the checkpoint cannot be written, or belongs to another run.
+        RPLibError: several processes train batch normalisation, whose statistics would be of each one's share.
     """
     device, history = task.device, History()
-    optimisers = _optimiser(task.groups())
+    _check_shareable(task.module())
+    distributed.copy_from_main(task.module())
+    groups = task.groups()
+    parameters = [p for g in groups for p in g.parameters]
+    optimisers = _optimiser(groups)
     base_rates = [[g["lr"] for g in o.param_groups] for o in optimisers]
     dtype = autocast_dtype(device, schedule.precision)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
-    sizes = [len(b) for b in batches(len(labels), schedule.batch_size, 0, 0)]
-    total = schedule.epochs * len(sizes)
-    identity = (
-        f"{asdict(schedule)} {task.identity()} {tensors_sha256({'inputs': inputs, 'labels': labels})}"
-        if checkpoint
-        else ""
-    )
-    epoch, position = 0, 0
-    if checkpoint is not None and checkpoint.is_file():
-        epoch, position = _resume(checkpoint, identity, task, optimisers, scaler, history)
-        log.info("resuming from %s at epoch %d, step %d", checkpoint, epoch, position)
+    steps = len(batches(len(labels), schedule.batch_size, 0, 0))
+    total = schedule.epochs * steps
+    rule = Checkpoint(checkpoint, checkpoint_every) if isinstance(checkpoint, Path) else checkpoint
+    identity = f"{asdict(schedule)} {task.identity()} {_digest(inputs, labels, content)}" if rule else ""
+    state = RunState(task.module(), optimisers, scaler, history, identity, rule)
+    if state.resume(device):
+        log.info("resuming from %s at epoch %d, step %d", rule and rule.path, state.epoch, state.position)
 
-    def save() -> None:
-        if checkpoint is not None:
-            state = {
-                "identity": identity, "module": task.module().state_dict(), "scaler": scaler.state_dict(),
-                "optimisers": [o.state_dict() for o in optimisers], "epoch": epoch, "position": position,
-                "losses": history.losses, "accuracies": history.accuracies,
-            }  # fmt: skip
-            write_atomically(checkpoint, lambda partial: torch_save(state, partial))
+    def stop_if(asked: bool) -> None:
+        if distributed.any_process(asked):
+            state.save()
+            distributed.any_process(False)  # no process leaves, and ends the launcher's patience, before it is saved
+            raise KeyboardInterrupt
 
     bar: Any = tqdm(
-        total=total, initial=len(history.losses), desc=progress, unit="step", disable=progress is None, leave=False
-    )
+        total=total, initial=len(history.losses), desc=progress, unit="step", leave=False,
+        disable=progress is None or not distributed.is_main(),
+    )  # fmt: skip
     cuda = [device] if device.type == "cuda" else []
     with bar, interrupt_between_steps() as interrupted, torch.random.fork_rng(cuda):
-        while epoch < schedule.epochs:
-            for index in batches(len(labels), schedule.batch_size, schedule.seed, epoch)[position:]:
-                factor = schedule.factor(epoch * len(sizes) + position, total)
+        while state.epoch < schedule.epochs:
+            order = batches(len(labels), schedule.batch_size, schedule.seed, state.epoch)[state.position :]
+            for x, y in _on_device(inputs, labels, order, device, content is not None):
+                step = state.epoch * steps + state.position
+                factor = schedule.factor(step, total)
                 for optimiser, rates in zip(optimisers, base_rates, strict=True):
                     for group, rate in zip(optimiser.param_groups, rates, strict=True):
                         group["lr"] = rate * factor
-                x, y = inputs[index].to(device), labels[index].to(device)
                 # For towers with dropout: a step draws from (seed, step) alone, so a resumed run repeats it.
-                torch.manual_seed(schedule.seed * 1_000_003 + epoch * len(sizes) + position)
+                torch.manual_seed(schedule.seed * 1_000_003 + step)
                 with computing(device, dtype):
                     loss = task.loss(x, y)
                 if not torch.isfinite(loss):
                     raise TrainingDiverged(
-                        f"the loss became {loss.item()} at epoch {epoch + 1}, step {position + 1}: lower the learning "
-                        "rate, lengthen the warm-up or train with --precision float32, and check the images for NaN"
+                        f"the loss became {loss.item()} at epoch {state.epoch + 1}, step {state.position + 1}: lower "
+                        "the learning rate, lengthen the warm-up or train with --precision float32, and check the "
+                        "images for NaN"
                     )
                 scaler.scale(loss).backward()
+                distributed.average_gradients(parameters)
                 for optimiser in optimisers:
                     scaler.step(optimiser)
                     optimiser.zero_grad(set_to_none=True)
                 scaler.update()
-                position += 1
+                state.position += 1
                 history.losses.append(float(loss.detach()))
                 bar.update()
-                if interrupted():
-                    save()
-                    raise KeyboardInterrupt
-            epoch, position = epoch + 1, 0
-            last = epoch == schedule.epochs
-            due = last or (schedule.validate_every and epoch % schedule.validate_every == 0)
+                stop_if(interrupted())
+                if state.position < steps:
+                    state.save_if_due()
+            state.epoch, state.position = state.epoch + 1, 0
+            last = state.epoch == schedule.epochs
+            due = last or (schedule.validate_every and state.epoch % schedule.validate_every == 0)
             history.accuracies.append(task.validate() if due else None)
             if history.accuracies[-1] is not None:
                 bar.set_postfix(val=f"{100 * history.accuracies[-1]:.1f}%")
             if on_epoch is not None:
-                on_epoch(epoch, history)
-            if interrupted():  # while validating
-                save()
-                raise KeyboardInterrupt
-            if not last and epoch % checkpoint_every == 0:
-                save()
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
+                on_epoch(state.epoch, history)
+            stop_if(interrupted())  # while validating
+            if not last:
+                state.save_if_due()
+    state.finish()
     return history
+
+
+def _check_shareable(module: nn.Module) -> None:
+    norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    if distributed.world() > 1 and any(m.training for m in norms):
+        raise RPLibError(
+            "this tower trains batch normalisation, which would see one process's share of a batch; train it in one "
+            "process, or choose a vision transformer"
+        )
+
+
+def _digest(inputs: Tensor, labels: Tensor, content: str | None) -> str:
+    if content is None:
+        return tensors_sha256({"inputs": inputs, "labels": labels})
+    return f"{content} {tensors_sha256({'labels': labels})}"
+
+
+def _on_device(
+    inputs: Tensor, labels: Tensor, order: list[Tensor], device: torch.device, on_disk: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's part of each batch of inputs, and the labels of the whole batch."""
+
+    def take(index: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = inputs[index[distributed.share(len(index))]], labels[index]
+        return (x.pin_memory(), y.pin_memory()) if device.type == "cuda" else (x, y)
+
+    if device.type != "cuda" and not on_disk:  # nothing to wait for
+        yield from map(take, order)
+        return
+    # Reading and pinning happen in a thread; from pinned memory the copy runs beside the GPU's work.
+    with contextlib.closing(ahead(order, take)) as ready:
+        for x, y in ready:
+            yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 
 
 @contextlib.contextmanager
@@ -265,26 +256,3 @@ def interrupt_between_steps() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(pressed)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def _resume(
-    path: Path, identity: str, task: Task, optimisers: list[torch.optim.Optimizer], scaler: Any, history: History
-) -> tuple[int, int]:
-    """Load a checkpoint into task, optimisers and history; returns (epoch, position in it)."""
-    try:
-        state = torch.load(path, map_location=task.device, weights_only=True)
-        if state["identity"] != identity:
-            raise StorageError(f"{path} belongs to a run with other data or settings; remove it to start anew")
-        task.module().load_state_dict(state["module"])
-        for optimiser, saved in zip(optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
-        scaler.load_state_dict(state["scaler"])
-        history.losses, history.accuracies = list(state["losses"]), list(state["accuracies"])
-        return int(state["epoch"]), int(state["position"])
-    except StorageError:
-        raise
-    except Exception as error:  # a damaged zip, a missing key, a tensor of another shape
-        # Not torch's own message: it advises to load the file without its safeguard.
-        raise StorageError(
-            f"{path} is damaged or no rp_lib checkpoint ({type(error).__name__}); remove it to start anew"
-        ) from error

@@ -5,6 +5,7 @@ import pytest
 
 from rp_lib.demo import CORE, run_demo, table, tuned_settings
 from rp_lib.errors import RPLibError
+from rp_lib.evaluation import Run
 from rp_lib.figures import AXES, STYLE, three_axes
 from rp_lib.methods import BASES, METHODS
 from rp_lib.presets import PAPER
@@ -99,7 +100,7 @@ def test_every_method_has_a_style_of_its_own():
 
 
 def test_mixtures_share_the_method_of_the_same_seed(tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
-    from rp_lib import demo
+    from rp_lib import run
 
     settings = {"epochs": 1, "batch_size": 8}
     tuned = {
@@ -107,9 +108,10 @@ def test_mixtures_share_the_method_of_the_same_seed(tiny_clip, tiny_benchmark, t
         for name in ("fine-tune", "wise-ft", "logit-ensemble")
     }
     judged = []
-    monkeypatch.setattr(demo, "evaluate", lambda runs, *a, **k: judged.extend(runs) or pd.DataFrame())
+    monkeypatch.setattr(run, "compute_outputs", lambda method, *a, seed, **k: judged.append(Run(method, seed)))
+    monkeypatch.setattr(run, "evaluate_outputs", lambda *a, **k: pd.DataFrame())
     for name in ("save_records", "save_figure", "three_axes", "summarise"):
-        monkeypatch.setattr(demo, name, lambda *a, **k: None)
+        monkeypatch.setattr(run, name, lambda *a, **k: None)
     run_demo(
         tiny_clip,
         tiny_benchmark,

@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
-from rp_lib.device import autocast_dtype, computing, in_float32, pick_device
+from rp_lib import device as devices
+from rp_lib.device import autocast_dtype, computing, evaluating, in_float32, pick_device
 from rp_lib.errors import RPLibError, UnknownName
 
 CPU = torch.device("cpu")
@@ -37,6 +38,22 @@ def test_precision(monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx)
         assert autocast_dtype(CPU) is (torch.bfloat16 if avx or amx else None)
     assert autocast_dtype(torch.device("mps")) is None
+    for there, dtype in ((True, torch.bfloat16), (False, torch.float16)):
+        # Emulated, bfloat16 is slower than float16.
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda there=there, including_emulation=True: there or including_emulation
+        )
+        assert autocast_dtype(torch.device("cuda")) is dtype
+        assert autocast_dtype(torch.device("cuda", 1), "float32") is None
+
+
+def test_each_process_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(devices.distributed, "local_device", lambda: torch.device("cuda", 3))
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda", 3)
+    assert pick_device("cpu") == CPU
+    monkeypatch.setattr(devices.distributed, "local_device", lambda: CPU)  # several processes on CPUs
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == CPU
 
 
 def test_computing():
@@ -51,3 +68,12 @@ def test_computing():
             assert (x @ x).dtype == torch.bfloat16
         with in_float32(CPU):
             assert (x @ x).dtype == torch.float32
+
+
+def test_evaluating():
+    x = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        with evaluating():
+            assert (x @ x).dtype == torch.float32
+        assert (x @ x).dtype == torch.bfloat16
+    assert evaluating()(lambda: torch.is_autocast_enabled("cpu"))() is False

@@ -1,26 +1,33 @@
 """The experiments' machinery on a tiny world; what the shipped records say is tested where they ship."""
 
+import dataclasses
 import itertools
+import json
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import make_clip
 
 from rp_lib.cli import main
 from rp_lib.detectors import DETECTORS
 from rp_lib.errors import RPLibError, UnknownName
-from rp_lib.experiments import EXPERIMENTS, World, experiment, run
+from rp_lib.experiments import EXPERIMENTS, World, experiment, rejudge, run
 from rp_lib.experiments.base import COLUMNS, Verdict, compare, difference, shrinks
 from rp_lib.experiments.border import CHANGES, with_border
+from rp_lib.experiments.figures import alt, figures
 from rp_lib.experiments.grid import Condition, Entry, methods, run_grid
 from rp_lib.experiments.ledger import ROWS, switched
+from rp_lib.experiments.narrowness import of_families, over_families
 from rp_lib.experiments.padding import at_resolution
-from rp_lib.experiments.training_data import of_classes, of_families, per_class
-from rp_lib.experiments.world import evenly, lighten
+from rp_lib.experiments.training_data import of_classes, per_class
 from rp_lib.methods import METHODS
+from rp_lib.mini import weights
 from rp_lib.negative_words import mine_negative_words
 from rp_lib.presets import AS_RELEASED, PAPER
+from rp_lib.storage import StorageError
+from rp_lib.subsets import evenly, lighten
 
 QUICK = PAPER.changed(epochs=1, border_init="white", padding=2 / 32)
 SETTINGS = {
@@ -144,27 +151,126 @@ def test_strength_and_shots_point_the_right_way():
     ]  # fmt: skip
 
 
-def test_narrowness_and_classes_point_the_right_way():
-    core = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
-    bad, good = dict(zip(core, (5, 4, 0, 6, 7), strict=True)), dict(zip(core, (5, 4, 4.5, 4, 4), strict=True))
-    found = outcomes("narrowness", pd.concat([made_up(bad, families=1), made_up(good, families=9)]))
-    assert list(found.values()) == ["holds", "holds", "holds"]
-    found = outcomes("narrowness", pd.concat([made_up(good, families=1), made_up(bad, families=9)]))
-    assert list(found.values()) == ["fails", "fails", "fails"]
+def families(one, all_, jitter=(0, 1, -1, 0)):
+    """Records of ``narrowness``: per family and as means, with one hand and with all hands."""
+    rows = []
+    for k, off in enumerate(jitter):
+        for hands, good in (("one", one), ("all", all_)):
+            moved = {m: g + (off / 5 if m == "fine-tune" and hands == "one" else 0) for m, g in good.items()}
+            rows.append(made_up(moved, family=str(k), hands=hands, images=9, classes=3))
+    own = pd.concat(rows, ignore_index=True)
+    return pd.concat([own, over_families(own)], ignore_index=True)
+
+
+def test_narrowness_points_the_right_way():
+    core = ("zero-shot", "fine-tune", "rp", "rrp")
+    bad, good = dict(zip(core, (5, 0, 6, 7), strict=True)), dict(zip(core, (4, 4.5, 4, 4), strict=True))
+    assert list(outcomes("narrowness", families(bad, good)).values()) == ["holds"] * 4
+    assert list(outcomes("narrowness", families(good, bad)).values()) == ["fails"] * 4
+    # Families that disagree decide nothing, however many pictures there are.
+    apart = outcomes("narrowness", families(bad, {**bad, "fine-tune": 1}, jitter=(0, 60, -60, 10)))
+    assert set(apart.values()) == {"undecided"}
+    assert "4 families" in str(experiment("narrowness").judge(families(bad, good))[1])
+
+
+def test_means_over_families_by_hand():
+    from scipy import stats
+
+    value = [0.10, 0.12, 0.05, 0.09]
+    rows = [
+        {"family": str(k), "hands": "one", "images": 9, "classes": 3, **fake_row(v, v - 0.01, v + 0.01)}
+        for k, v in enumerate(value)
+    ]
+    mean = over_families(pd.DataFrame(rows)).iloc[0]
+    half = np.sqrt((stats.t.ppf(0.975, 3) * np.std(value, ddof=1) / 2) ** 2 + 0.01**2)
+    assert mean["family"] == "mean" and mean["seeds"] == 4 and mean["value"] == pytest.approx(0.09)
+    assert (mean["high"] - mean["low"]) / 2 == pytest.approx(half)
+    assert mean["p_holm"] == pytest.approx(2 * stats.norm.sf(1.96 * 0.09 / half))
+
+
+def widths(shares, **levels):
+    """Records of ``padding`` in which a width is first in these shares of resamples, the same on both axes."""
+    rows = []
+    for axis in ("id accuracy", "shift accuracy"):
+        for w, share in shares.items():
+            more = {"method": f"rp {w}/64", "versus": None, "set": axis, "p_holm": np.nan, **levels}
+            rows.append(fake_row(share, np.nan, np.nan, **more) | {"metric": "first"})
+            rows.append(fake_row(1 + (share < max(shares.values())), 1, 2, **more) | {"metric": "rank"})
+    return pd.DataFrame(rows)
+
+
+def test_padding_points_the_right_way():
+    narrow, wide, unsure = {1: 0.98, 8: 0.02}, {1: 0.01, 8: 0.99}, {1: 0.6, 8: 0.6}
+    cases = {"holds": (wide, narrow), "fails": (narrow, wide), "undecided": (unsure, narrow)}
+    for expected, (low, high) in cases.items():
+        records = pd.concat([widths(low, resolution=16), widths(high, resolution=64)])
+        assert set(outcomes("padding", records).values()) == {expected}
+    # The same width best at both is no wider border; ties are split.
+    same = pd.concat([widths(narrow, resolution=16), widths(narrow, resolution=64)])
+    assert set(outcomes("padding", same).values()) == {"fails"}
+    evidence = str(
+        experiment("padding").judge(pd.concat([widths(unsure, resolution=16), widths(narrow, resolution=64)]))
+    )
+    assert "1: 50, 8: 50" in evidence and "probability 0.49" in evidence
+
+
+def test_classes_point_the_right_way():
     few, many = (
         dict(zip(("zero-shot", "fine-tune", "rp", "rrp"), g, strict=True)) for g in ((0, 9, 9, 9), (0, 9, 1, 2))
     )
-    assert set(outcomes("classes", pd.concat([made_up(few, classes=5), made_up(many, classes=40)])).values()) == {
-        "holds"
-    }
-    assert set(outcomes("classes", pd.concat([made_up(many, classes=5), made_up(few, classes=40)])).values()) == {
-        "fails"
-    }
+    one = pd.concat([made_up(few, classes=5), made_up(many, classes=40)])
+    assert set(outcomes("classes", one).values()) == {"holds"}
+    two = pd.concat([made_up(many, classes=5), made_up(few, classes=40)])
+    assert set(outcomes("classes", two).values()) == {"fails"}
+
+
+def standing(good, outputs_of=None):
+    """Records of the aggregate of methods whose every axis is ``good``, from draws of a known spread."""
+    from rp_lib.experiments.standings import standings
+    from rp_lib.paired import AXES, PairedDraws
+
+    rng = np.random.default_rng(0)
+    values = np.stack([np.array([g, g, g, 1 - g]) for g in good.values()])
+    draws = PairedDraws(tuple(good), AXES, values, values + 0.001 * rng.standard_normal((2000, len(good), 4)))
+    said = type("Said", (), {"test": [0] * 9, "shifts": {"s": [0] * 5}, "ood": {"o": [0] * 7}})()
+    return standings({m: [said] for m in good}, draws, "msp")
+
+
+def test_the_best_aggregate_is_judged_against_every_other_method():
+    from rp_lib.experiments.standings import on_the_aggregate
+
+    first = on_the_aggregate(standing({"rrp": 0.9, "rp": 0.8, "zero-shot": 0.85}))
+    assert [v.outcome for v in first] == ["holds", "holds"] and "than zero-shot" in first[1].claim
+    assert "rank 1 [1, 1] of 3" in first[0].evidence and "+5.0 points" in first[1].evidence
+    last = on_the_aggregate(standing({"rrp": 0.8, "rp": 0.7, "zero-shot": 0.85}))
+    assert [v.outcome for v in last] == ["fails", "fails"] and "ahead for certain of rp, behind zero-shot" in str(
+        last[0]
+    )
+    tied = on_the_aggregate(standing({"rrp": 0.85, "rp": 0.7, "zero-shot": 0.85}))
+    assert [v.outcome for v in tied] == ["undecided", "undecided"]
+    assert on_the_aggregate(made_up()) == []
+
+
+def test_standings_hold_ranks_shares_and_the_aggregate_of_the_right_axes():
+    records = standing({"rrp": 0.9, "rp": 0.8, "zero-shot": 0.85})
+    rank = records[records["metric"] == "rank"].pivot(index="method", columns="set", values="value")
+    assert (rank.loc["rrp"] == 1).all() and (rank.loc["rp"] == 3).all()  # a low FPR ranks first too
+    total = records[(records["metric"] == "aggregate") & records["versus"].isna()].set_index("method")
+    assert (
+        total.loc["rp", "value"] == pytest.approx(0.8) and 0 < total.loc["rp", "high"] - total.loc["rp", "low"] < 0.003
+    )
+    first = records[records["metric"] == "first"].groupby("set")["value"].sum()
+    assert np.allclose(first, 1) and len(first) == 5
+
+
+def test_ledger_lists_what_it_cannot_measure():
+    rows = made_up({"rrp, row 5: residual not renormalised": 1, "rrp": 2}, preset="paper, tuned")
+    verdicts = EXPERIMENTS["ledger"].judge(rows)
+    assert [v.outcome for v in verdicts] == ["holds", "undecided", "undecided", "undecided"]
+    assert all("needs the full track" in v.evidence for v in verdicts[1:])
 
 
 def test_a_whole_rerun_reproduces_itself_and_other_weights_are_not_compared(world, tmp_path):
-    from conftest import make_clip
-
     e = experiment("programs")
     first = run(e, world, tmp_path / "one", shipped=tmp_path / "nowhere")
     assert first.agreement is None
@@ -290,16 +396,20 @@ def test_entries_that_share_training_are_evaluated_under_their_own_switches(worl
 
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
-def test_every_experiment_runs_and_judges(name, world, tiny_benchmark, tmp_path, monkeypatch):
-    import dataclasses
-
+def test_every_experiment_runs_and_judges(name, world, tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
     from rp_lib.experiments import neighbours, table
 
     # UMAP compiles itself for a quarter of a minute; test_umap_is_repeatable runs it.
     monkeypatch.setattr(neighbours, "umap", lambda features, seed: features[:, :2])
     world.quick, world.seeds = True, (1,)
+    if name == "strength":  # which wants kept checkpoints, and not a backbone of the world's own
+        with pytest.raises(RPLibError, match="leave `clip` out"):
+            run(experiment(name), world, tmp_path)
+        kept = {n: make_clip(seed) for seed, n in enumerate(weights.names())}
+        monkeypatch.setattr(World, "backbone", lambda self, checkpoint="final": kept[checkpoint])
+        world = dataclasses.replace(world, clip=None)
     words = mine_negative_words(
-        world.clip, world.benchmark.class_names, world.benchmark.templates, ["sea", "sky", "sand"]
+        tiny_clip, world.benchmark.class_names, world.benchmark.templates, ["sea", "sky", "sand"]
     )
     monkeypatch.setattr(table, "mine_negative_words", lambda *a: words)  # the whole vocabulary takes a minute
     if name == "intrusion":
@@ -317,6 +427,107 @@ def test_every_experiment_runs_and_judges(name, world, tiny_benchmark, tmp_path,
     assert list(kept.columns) == [*e.factors, *COLUMNS] and np.isfinite(kept["value"]).all()
     # Verdicts follow from the file alone.
     assert [v.outcome for v in e.judge(kept)] == [v.outcome for v in finding.verdicts]
+    drawn = figures(e, kept)
+    assert drawn
+    for suffix in drawn:
+        told = alt(e, kept, suffix)
+        assert told.endswith(".") and "nan" not in told and len(told) < 1200, told
+    about = json.loads((tmp_path / f"{name}.json").read_text())
+    assert ("checkpoints" in about) == (name == "strength")
+    assert set(about["parts"]) == {"measured", "reused"} and not about["parts"]["reused"]
+
+
+def test_records_can_be_judged_again_without_measuring(world, tmp_path, monkeypatch):
+    e = experiment("programs")
+    finding = run(e, world, tmp_path)
+    before = (tmp_path / "programs.json").read_text()
+    # Word for word, though the file's numbers are rounded; and the file stays as it is.
+    assert rejudge(e, tmp_path).verdicts == finding.verdicts and (tmp_path / "programs.json").read_text() == before
+    new = dataclasses.replace(e, judge=lambda records: [Verdict("c", "holds", "so")])
+    rejudge(new, tmp_path)
+    about = json.loads((tmp_path / "programs.json").read_text())
+    assert about["verdicts"] == [{"claim": "c", "outcome": "holds", "evidence": "so"}] and "judged_by" in about
+    assert about["records_sha256"] == json.loads(before)["records_sha256"]
+    (tmp_path / "programs.csv").write_text((tmp_path / "programs.csv").read_text().replace("rp-text", "rp-test"))
+    with pytest.raises(StorageError, match="altered"):
+        rejudge(e, tmp_path)
+
+
+def test_reused_parts_are_told_with_the_commit_that_measured_them(world, tmp_path, monkeypatch):
+    from rp_lib.experiments import grid
+
+    monkeypatch.setattr(grid, "commit", lambda: "abc123")
+    e = experiment("programs")
+    told = lambda: json.loads((tmp_path / "programs.json").read_text())["parts"]  # noqa: E731
+    run(e, world, tmp_path)
+    assert told() == {"measured": 1, "reused": {}}
+    monkeypatch.setattr(grid, "commit", lambda: "def456")
+    run(e, world, tmp_path)
+    assert told() == {"measured": 0, "reused": {"abc123": 1}}
+    for path in (tmp_path / "parts" / "programs").glob("*.json"):  # as parts of before this was noted
+        path.unlink()
+    run(e, world, tmp_path)
+    assert told() == {"measured": 0, "reused": {"unknown": 1}}
+
+
+def test_alternative_texts_say_what_the_records_say():
+    rows = []
+    for shots, good in ((1, {"rp": 0.9, "zero-shot": 0.8}), (4, {"rp": 0.5, "zero-shot": 0.95})):
+        for method, value in good.items():
+            for data, metric in (("test", "accuracy"), ("mean of OOD sets", "fpr")):
+                more = {"method": method, "versus": None, "set": data, "shots": shots, "detector": "msp"}
+                rows.append(fake_row(value, value - 0.1, value, **more) | {"metric": metric})
+    records = pd.DataFrame(rows)
+    told = alt(EXPERIMENTS["shots"], records)
+    assert "At 1, ID accuracy is best for Reprogrammer (RP) (90.0 %) and worst for Zero-shot (80.0 %)" in told
+    assert "At 4, ID accuracy is best for Zero-shot (95.0 %)" in told
+    assert "At 1, " in told and "FPR95 is best for Zero-shot (80.0 %) and worst for Reprogrammer (RP) (90.0 %)" in told
+    with pytest.raises(UnknownName, match="figure"):
+        alt(EXPERIMENTS["shots"], records, "-ranks")
+
+
+def test_the_frontier_marks_the_picked_points():
+    rows = []
+    for method in ("rrp", "wise-ft"):
+        for rule, alpha in (*(("grid", a) for a in (0.0, 0.5, 1.0)), ("picked", 0.25)):
+            for data, metric in (("test", "accuracy"), ("mean of shifts", "accuracy"), ("mean of OOD sets", "fpr")):
+                value = 0.6 + 0.1 * alpha + (0.05 if rule == "picked" and method == "rrp" else 0)
+                more = {"method": method, "versus": None, "set": data, "rule": rule, "alpha": alpha}
+                rows.append(fake_row(value, value - 0.1, value + 0.1, **more) | {"metric": metric})
+    records = pd.DataFrame(rows)
+    figure = figures(EXPERIMENTS["frontier"], records)[""]
+    for panel in figure.axes:
+        labels = {t for t in panel.get_legend_handles_labels()[1]}
+        assert labels == {"Residual Reprogrammer (RRP), picked alpha 0.25", "WiSE-FT, picked alpha 0.25", "Zero-shot"}
+        picked = next(c for c in panel.containers if c.get_label().startswith("Residual"))[0]
+        assert picked.get_xdata() == pytest.approx([67.5]) and picked.get_ydata() == pytest.approx([67.5])
+        curve = next(line for line in panel.lines if len(line.get_xdata()) == 3)
+        assert curve.get_xdata() == pytest.approx([60, 65, 70])
+    assert figure.axes[0].yaxis_inverted() and not figure.axes[2].yaxis_inverted()
+    told = alt(EXPERIMENTS["frontier"], records)
+    assert (
+        "(RRP) picks alpha 0.25 with 67.5 % under shift and FPR95 67.5 %, where its curve reaches 70.0 % and 60.0 %"
+        in told
+    )
+
+
+def test_the_command_prints_the_whole_table_and_draws_again_without_measuring(world, tmp_path, capsys, monkeypatch):
+    from rp_lib.experiments import table
+
+    words = mine_negative_words(
+        world.clip, world.benchmark.class_names, world.benchmark.templates, ["sea", "sky", "sand"]
+    )
+    monkeypatch.setattr(table, "mine_negative_words", lambda *a: words)
+    world.quick, world.seeds = True, (1,)
+    run(experiment("table"), world, tmp_path)
+    monkeypatch.setattr(World, "__post_init__", lambda self: pytest.fail("a world was made"))
+    assert main(["experiment", "table", "--rejudge", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert all(f"\n{m} " in said for m in table.QUICK) and all(d in said for d in DETECTORS)
+    for head in ("ID acc", "shift acc", "mean of three", "its rank", "AUROC by detector", "FPR95 by detector"):
+        assert head in said
+    assert {p.name for p in tmp_path.glob("*.png")} == {f"table{s}.png" for s in ("", "-ranks", "-auroc", "-fpr")}
+    assert "RRP has the best mean of the three axes" in said
 
 
 def test_table_is_made_from_saved_outputs_of_these_settings_alone(world, tmp_path, monkeypatch):

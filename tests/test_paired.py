@@ -3,11 +3,20 @@ import pytest
 import torch
 from scipy import integrate, stats
 
+from rp_lib.aggregate import PARTS, aggregate, mean_ranks
 from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.judging import mean_accuracy_interval
 from rp_lib.metrics import ood_metrics
 from rp_lib.outputs import Head, MethodOutputs, Outputs
 from rp_lib.paired import AXES, PairedDraws, holm, paired_bootstrap
-from rp_lib.resampling import auroc_and_fpr, bootstrap_weights
+from rp_lib.resampling import (
+    BLOCK,
+    auroc_and_fpr,
+    auroc_and_fpr_of_sets,
+    bootstrap_weights,
+    of_members,
+    shared_draws,
+)
 
 
 def said(name, role, correct=None, scores=None, groups=None, sources=None, derived=False) -> Outputs:
@@ -55,7 +64,7 @@ def test_weighted_curves_equal_the_samples_written_out(tpr):
     w, v = bootstrap_weights(rng, 40, 50), bootstrap_weights(rng, 30, 50)
     auroc, fpr = auroc_and_fpr(inside, outside, w, v, tpr)
     for i in range(50):
-        direct = ood_metrics(np.repeat(inside, w[i]), np.repeat(outside, v[i]), tpr=tpr)
+        direct = ood_metrics(np.repeat(inside, w[i].astype(int)), np.repeat(outside, v[i].astype(int)), tpr=tpr)
         assert auroc[i] == pytest.approx(direct["auroc"]) and fpr[i] == pytest.approx(direct["fpr"])
 
 
@@ -194,3 +203,93 @@ def test_what_cannot_be_compared_is_refused():
         paired_bootstrap({"x": [one], "y": [run(said("test", "test", np.ones(9)))]})
     with pytest.raises(UnknownName):
         paired_bootstrap({"x": [one], "y": [one]}, clusters="styles")
+
+
+def test_several_sets_and_blocks_give_what_each_gives_alone(monkeypatch):
+    from rp_lib import resampling
+
+    rng = np.random.default_rng(0)
+    inside, sets = rng.normal(1, 1, 40).round(1), {k: rng.normal(0, 1, n).round(1) for k, n in (("a", 30), ("b", 7))}
+    w = bootstrap_weights(rng, 40, 23)
+    v = {k: bootstrap_weights(rng, len(s), 23) for k, s in sets.items()}
+    together = auroc_and_fpr_of_sets(inside, sets, w, v, 0.9)
+    for name, scores in sets.items():
+        np.testing.assert_array_equal(together[name], auroc_and_fpr(inside, scores, w, v[name], 0.9))
+    monkeypatch.setattr(resampling, "BLOCK", 5 * 40)  # blocks of five resamples
+    blocked = auroc_and_fpr_of_sets(inside, sets, w, v, 0.9)
+    assert BLOCK > 5 * 40 and all(np.array_equal(blocked[k], together[k]) for k in sets)
+
+
+def test_members_count_as_their_cluster():
+    weights = np.array([[2, 0, 1], [0, 3, 0]])
+    assert of_members(weights, np.array([0, 0, 2, 1])).tolist() == [[2, 2, 1, 0], [0, 0, 0, 3]]
+
+
+def test_shared_draws_in_blocks_are_the_same_and_go_on_where_they_stopped(monkeypatch):
+    from rp_lib import resampling
+
+    def all_of(blocks):
+        blocks = list(blocks)
+        shared = np.concatenate([b[1] for b in blocks])
+        return len(blocks), shared, {k: np.concatenate([b[2][k] for b in blocks]) for k in blocks[0][2]}
+
+    one, whole, alone = all_of(shared_draws(3, 40, 9, (None, 5, 4)))
+    assert one == 1 and whole.shape == (40, 9) and (whole.sum(1) == 9).all()
+    assert {k: a.shape for k, a in alone.items()} == {1: (40, 5), 2: (40, 4)} and (alone[1].sum(1) == 5).all()
+    # The draws that resampling one by one would make.
+    rng = np.random.default_rng(3)
+    for row in range(40):
+        for counts, n in ((whole, 9), (alone[1], 5), (alone[2], 4)):
+            assert counts[row].tolist() == np.bincount(rng.integers(0, n, n), minlength=n).tolist()
+    monkeypatch.setattr(resampling, "BLOCK", 18 * 7)
+    many, again, others = all_of(shared_draws(3, 40, 9, (None, 5, 4)))
+    assert many == 6 and np.array_equal(again, whole) and all(np.array_equal(others[k], alone[k]) for k in alone)
+
+
+def test_the_mean_over_shifts_is_resampled_picture_by_picture():
+    rng = np.random.default_rng(0)
+    sources = np.r_[np.arange(3, 40), np.arange(3, 20)]  # not of all pictures, and of some twice
+    derived = said("dark", "shift", rng.random(len(sources)) < 0.5, sources=sources, derived=True)
+    alone = said("far", "shift", rng.random(30) < 0.7)
+    shifted = [((s.logits.argmax(1) == s.labels).numpy(), s) for s in (derived, alone)]
+    value, low, high = mean_accuracy_interval(shifted, seed=5, n_resamples=200)
+    g, means = np.random.default_rng(5), []
+    for _ in range(200):
+        drawn = np.bincount(g.integers(0, 40, 40), minlength=40)[sources]
+        means.append(((drawn * shifted[0][0]).sum() / drawn.sum() + shifted[1][0][g.integers(0, 30, 30)].mean()) / 2)
+    assert value == pytest.approx(np.mean([shifted[0][0].mean(), shifted[1][0].mean()]))
+    np.testing.assert_allclose((low, high), np.quantile(means, (0.025, 0.975)))
+
+
+def test_the_aggregate_is_the_mean_of_its_three_parts():
+    rng = np.random.default_rng(0)
+    draws = PairedDraws(("x", "y"), AXES, rng.random((2, 4)), rng.random((50, 2, 4)))
+    total = aggregate(draws)
+    assert total.axes == ("aggregate",) and total.values.shape == (2, 1) and total.resampled.shape == (50, 2, 1)
+    np.testing.assert_allclose(total.values[:, 0], draws.values[:, :3].mean(1))  # FPR is not in it
+    np.testing.assert_allclose(total.resampled[:, :, 0], draws.resampled[:, :, :3].mean(2))
+    assert PARTS == ("id accuracy", "shift accuracy", "auroc")
+    with pytest.raises(RPLibError, match="auroc was not measured"):
+        aggregate(PairedDraws(("x", "y"), AXES[:2], np.zeros((2, 2)), np.zeros((5, 2, 2))))
+
+
+def test_mean_ranks_by_hand():
+    values = np.array([[0.9, 0.9, 0.5, 0.0], [0.8, 0.9, 0.7, 0.0], [0.7, 0.1, 0.6, 0.0]])
+    draws = PairedDraws(("x", "y", "z"), AXES, values, np.stack([values, values[::-1]]))
+    found = mean_ranks(draws, confidence=0.5).set_index("method")
+    assert found["rank"].tolist() == pytest.approx([(1 + 1.5 + 3) / 3, (2 + 1.5 + 1) / 3, (3 + 3 + 2) / 3])
+    assert found["best"].tolist() == [0, 1, 0]
+    assert found.loc["x", "low"] < found.loc["x", "rank"] + 0.3 < found.loc["x", "high"]
+
+
+def test_estimates_and_some_of_the_methods():
+    rng = np.random.default_rng(0)
+    draws = PairedDraws(("x", "y", "z"), AXES[:2], rng.random((3, 2)), rng.random((99, 3, 2)))
+    found = draws.estimates(confidence=0.9).set_index(["method", "axis"])
+    assert found.loc[("z", "shift accuracy"), "value"] == draws.values[2, 1] and len(found) == 6
+    assert found.loc[("y", "id accuracy"), "low"] == pytest.approx(np.quantile(draws.resampled[:, 1, 0], 0.05))
+    some = draws.of(("z", "x"))
+    assert some.methods == ("z", "x") and np.array_equal(some.resampled, draws.resampled[:, [2, 0]])
+    assert some.ranks()["rank"].max() == 2
+    with pytest.raises(UnknownName):
+        draws.of(("w",))

@@ -8,11 +8,11 @@ from test_pretrain import RECIPE, corpus  # noqa: F401  the fixture
 
 from rp_lib.benchmark import Benchmark
 from rp_lib.errors import RPLibError, UnknownName
-from rp_lib.experiments.world import lighten
 from rp_lib.mini import weights
 from rp_lib.mini.pretrain import pretrain
 from rp_lib.mini.release import release
 from rp_lib.storage import StorageError, load_tensors
+from rp_lib.subsets import lighten
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,10 @@
 import errno
 import itertools
+import math
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -11,7 +14,9 @@ import torch.nn.functional as F
 from conftest import CLASSES, TEMPLATES, make_set
 from torch import nn
 
+from rp_lib import checkpoints
 from rp_lib.benchmark import ImageSet
+from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP
 from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.methods import FineTune, LinearProbe, Reprogrammer
@@ -281,6 +286,210 @@ def test_interrupted_fit_leaves_a_usable_method(clip: FrozenCLIP, train_set: Ima
         with pytest.raises(KeyboardInterrupt):
             method.fit(train_set)
     assert rp.image_program.resolution == 16 and not tuned.visual.training
+
+
+# Checkpoints within an epoch, and what a kill leaves ------------------------------------------------------
+
+
+def places(path: Path, rule: Checkpoint) -> list[tuple[int, int]]:
+    """Where (epoch, step) checkpoints are written in nine steps, three an epoch."""
+    seen, real = [], checkpoints.write_atomically
+
+    def write(target: Path, save) -> None:
+        real(target, save)
+        state = torch.load(target, weights_only=True)
+        seen.append((state["epoch"], state["position"]))
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(checkpoints, "write_atomically", write)
+        train(Toy(), X, Y, PLAN, checkpoint=rule)
+    assert not path.exists()
+    return seen
+
+
+def test_how_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "x"
+    assert places(path, Checkpoint(path)) == [(1, 0), (2, 0)]
+    assert places(path, Checkpoint(path, epochs=2)) == [(2, 0)]
+    assert places(path, Checkpoint(path, epochs=0)) == []
+    assert places(path, Checkpoint(path, epochs=0, steps=2)) == [(0, 2), (1, 1), (2, 2)]
+    assert places(path, Checkpoint(path, epochs=1, steps=4)) == [(1, 0), (1, 1), (2, 0), (2, 2)]
+    clock = itertools.count(0, 30)  # every look at it takes half a minute
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))
+    timed = places(path, Checkpoint(path, epochs=0, minutes=2))
+    assert len(timed) in (1, 2) and timed[0] == (1, 1)  # the fourth look
+    assert places(path, Checkpoint(path, epochs=0, minutes=0)) == []
+
+
+@pytest.mark.parametrize("options", [{"epochs": -1}, {"steps": -1}, {"minutes": -1.0}, {"minutes": float("nan")}])
+def test_bad_rule(tmp_path: Path, options: dict):
+    with pytest.raises(RPLibError, match="must be >= 0; 0 means never"):
+        Checkpoint(tmp_path / "x", **options)
+
+
+def test_what_kills_left_is_swept(tmp_path: Path):
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    kept = [f".x.{os.getppid()}.partial", f".y.{gone.pid}.partial", f".x.{gone.pid}.partial.txt", "x.partial"]
+    for name in [*kept, f".x.{gone.pid}.partial"]:
+        (tmp_path / name).write_text("")
+    train(Toy(), X, Y, PLAN, checkpoint=tmp_path / "x")
+    assert {p.name for p in tmp_path.iterdir()} == set(kept)  # other files, and those of processes that live
+
+
+# Inputs that are not in memory ---------------------------------------------------------------------------
+
+
+class OnDisk:
+    """Rows that are read by index only; remembers which, and in which thread."""
+
+    def __init__(self, bad: int | None = None) -> None:
+        self.bad, self.read, self.threads = bad, [], set()
+
+    def __getitem__(self, index: torch.Tensor) -> torch.Tensor:
+        self.read.append(index.tolist())
+        self.threads.add(threading.current_thread().name)
+        if len(self.read) == self.bad:
+            raise OSError("the disk is gone")
+        return X[index]
+
+
+def test_inputs_on_disk_are_read_batch_by_batch_ahead_of_use(tmp_path: Path):
+    class Watching(Toy):
+        def loss(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            ahead.append(len(disk.read) - self.steps)
+            return super().loss(inputs, labels)
+
+    disk, ahead, whole, task = OnDisk(), [], Toy(), Watching()
+    history = train(task, disk, Y, PLAN, checkpoint=tmp_path / "x", content="digest")
+    assert history == train(whole, X, Y, PLAN) and same(weights(task.net), weights(whole.net))
+    assert disk.read == [b.tolist() for epoch in range(3) for b in batches(20, 6, 5, epoch)]  # nothing twice
+    assert threading.current_thread().name not in disk.threads and max(ahead) <= 2
+    assert threading.active_count() == 1 or not any("ThreadPool" in t.name for t in threading.enumerate())
+
+
+def test_checkpoint_of_other_content_is_refused(tmp_path: Path):
+    task = Toy()
+    task.press_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        train(task, OnDisk(), Y, PLAN, checkpoint=tmp_path / "x", content="one")
+    for content, labels in (("two", Y), ("one", Y.flip(0))):
+        with pytest.raises(StorageError, match="other data or settings"):
+            train(Toy(), OnDisk(), labels, PLAN, checkpoint=tmp_path / "x", content=content)
+    again, whole = Toy(), Toy()
+    assert train(again, OnDisk(), Y, PLAN, checkpoint=tmp_path / "x", content="one") == train(whole, X, Y, PLAN)
+    assert again.steps == 5 and same(weights(again.net), weights(whole.net))
+
+
+def test_what_goes_wrong_while_reading_ahead_is_raised():
+    task = Toy()
+    with pytest.raises(OSError, match="the disk is gone"):
+        train(task, OnDisk(bad=5), Y, PLAN, content="digest")
+    assert task.steps == 4 or task.steps == 3
+
+
+def test_methods_pass_on_what_stands_for_their_images(
+    clip: FrozenCLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from rp_lib import trainer
+    from rp_lib.methods import CoOp
+
+    hashed = []
+    real = trainer.tensors_sha256
+    monkeypatch.setattr(trainer, "tensors_sha256", lambda t: hashed.append(sorted(t)) or real(t))
+    plain = make_set(8)
+    named = ImageSet("tiny", "train", plain.images, plain.labels, plain.groups, content="digest")
+    task = (clip, CLASSES, TEMPLATES)
+    config = PAPER.changed(epochs=1, batch_size=8)
+    for method, images in (
+        (Reprogrammer(*task, config), True),
+        (FineTune(*task, epochs=1), True),
+        (Reprogrammer(*task, config.changed(use_image_program=False)), False),  # trains on features
+        (CoOp(*task, epochs=1, n_context=1), False),
+        (LinearProbe(*task, epochs=1), False),
+    ):
+        for data in (plain, named):
+            hashed.clear()
+            method.fit(data, checkpoint=tmp_path / "x")
+            assert hashed == [["labels"] if images and data is named else ["inputs", "labels"]]
+
+
+# Half precision with scaled gradients --------------------------------------------------------------------
+
+
+class Half(Toy):
+    """Its gradients in float16 overflow at the scale that scaling starts with."""
+
+    factor = 300.0
+
+    def groups(self) -> list[Group]:
+        weight, bias = self.net["used"].weight, self.net["used"].bias
+        return [Group([weight], 0.1, 0.0, "sgd"), Group([bias], 0.1, 0.0, "sgd")]
+
+    def loss(self, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        self.seen = self.net["used"](inputs).dtype
+        return super().loss(inputs, labels) * self.factor
+
+    def validate(self) -> None:
+        return None
+
+
+HALF = Schedule(epochs=4, batch_size=6, kind="constant", seed=5, precision="float16")
+
+
+def test_float16_steps_that_overflow_are_skipped_and_the_rest_is_float32s(monkeypatch: pytest.MonkeyPatch):
+    task, moved = Half(), []
+    before = weights(task.net)
+    real = torch.amp.GradScaler.update
+
+    def update(self, *args):
+        moved.append((self.get_scale(), not same(weights(task.net), before)))
+        before[:] = weights(task.net)
+        real(self, *args)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "update", update)
+    history = train(task, X, Y, HALF)
+    assert task.seen == torch.float16 and len(history.losses) == 12 and all(map(math.isfinite, history.losses))
+    skipped = [scale for scale, step in moved if not step]
+    assert skipped == [65536.0 / 2**k for k in range(len(skipped))] and 1 <= len(skipped) <= 6
+    assert all(step for _, step in moved[len(skipped) :])  # found its scale, and kept it
+    # Without overflow, scaling changes nothing but the precision.
+    one, two = Half(), Half()
+    one.factor = two.factor = 1.0
+    train(one, X, Y, HALF)
+    train(two, X, Y, Schedule(epochs=4, batch_size=6, kind="constant", seed=5, precision="float32"))
+    a, b = weights(one.net)[0], weights(two.net)[0]
+    assert 0 < (a - b).abs().max() < 2e-3 and (b - weights(Half().net)[0]).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("step", [1, 2, 5])
+def test_float16_resumes_with_its_scale(tmp_path: Path, step: int):
+    whole, task, again = Half(), Half(), Half()
+    expected = train(whole, X, Y, HALF)
+    task.press_at = step
+    with pytest.raises(KeyboardInterrupt):
+        train(task, X, Y, HALF, checkpoint=tmp_path / "x")
+    assert train(again, X, Y, HALF, checkpoint=tmp_path / "x") == expected
+    assert same(weights(again.net), weights(whole.net))
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_methods_train_in_half_precision_and_are_judged_in_float32(
+    clip: FrozenCLIP, train_set: ImageSet, val_set: ImageSet, precision: str
+):
+    def fit(precision: str) -> tuple[Reprogrammer, FineTune]:
+        config = PAPER.changed(epochs=2, batch_size=8)
+        tuned = FineTune(clip, CLASSES, TEMPLATES, epochs=2, batch_size=8, precision=precision)
+        return Reprogrammer(clip, CLASSES, TEMPLATES, config, precision=precision).fit(train_set, val_set), tuned.fit(
+            train_set, val_set
+        )
+
+    for half, full in zip(fit(precision), fit("float32"), strict=True):
+        assert half.history.losses == pytest.approx(full.history.losses, abs=0.1)
+        assert half.history.losses != full.history.losses
+        assert all(v.dtype in (torch.float32, torch.int64) for v in half.trained().values())
+        a, b = half.logits(val_set.images), full.logits(val_set.images)
+        assert a.dtype == torch.float32 and (a - b).abs().max() < 0.5
 
 
 # What goes wrong -----------------------------------------------------------------------------------------

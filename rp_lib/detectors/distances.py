@@ -17,7 +17,7 @@ class _Gaussian:
     """Centres and a metric; pytorch-ood's version works in float32 and multiplies by the precision once per class."""
 
     def __init__(self, features: Tensor, labels: Tensor) -> None:
-        from sklearn.covariance import LedoitWolf
+        from sklearn.covariance import ledoit_wolf
 
         classes, index = labels.unique(return_inverse=True)
         total = torch.zeros(len(classes), features.shape[1], dtype=features.dtype).index_add_(0, index, features)
@@ -25,9 +25,10 @@ class _Gaussian:
         residuals = (features - self.centres[index]).numpy()
         if not residuals.any():
             raise RPLibError("all training features equal their class mean: no covariance can be fitted on them")
-        precision = torch.from_numpy(LedoitWolf(assume_centered=True).fit(residuals).precision_)
-        # |z L| with L L^T = precision is the Mahalanobis length: one product for all classes.
-        self.root = torch.linalg.cholesky((precision + precision.T) / 2)
+        covariance = torch.from_numpy(ledoit_wolf(residuals, assume_centered=True)[0])
+        # |z L^-T| with L L^T = covariance is the Mahalanobis length: one product for all classes.
+        lower = torch.linalg.cholesky((covariance + covariance.T) / 2)
+        self.root = torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=lower.dtype), upper=False).T
 
     def squared_distances(self, features: Tensor) -> Tensor:
         """float64 (n, centres)."""

@@ -9,6 +9,7 @@ from rp_lib.experiments import (
     intrusion,
     ledger,
     losses,
+    narrowness,
     neighbours,
     padding,
     strength,
@@ -16,7 +17,7 @@ from rp_lib.experiments import (
     training_data,
     words,
 )
-from rp_lib.experiments.base import Experiment, Finding, Verdict, run, shipped_records
+from rp_lib.experiments.base import Drawing, Experiment, Finding, Verdict, rejudge, run, shipped_records
 from rp_lib.experiments.world import World
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -34,7 +35,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         ledger.EXPERIMENT,
         strength.EXPERIMENT,
         training_data.SHOTS_EXPERIMENT,
-        training_data.NARROWNESS_EXPERIMENT,
+        narrowness.EXPERIMENT,
         training_data.CLASSES_EXPERIMENT,
     )
 }
@@ -51,4 +52,15 @@ def experiment(name: str) -> Experiment:
     return EXPERIMENTS[name]
 
 
-__all__ = ["EXPERIMENTS", "Experiment", "Finding", "Verdict", "World", "experiment", "run", "shipped_records"]
+__all__ = [
+    "EXPERIMENTS",
+    "Drawing",
+    "Experiment",
+    "Finding",
+    "Verdict",
+    "World",
+    "experiment",
+    "rejudge",
+    "run",
+    "shipped_records",
+]

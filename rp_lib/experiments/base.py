@@ -2,28 +2,36 @@
 
 Records are tidy: one row per condition, method, image set and metric, means over seeds with a 95 % interval. Rows that
 compare two methods carry ``versus``, the other's name; their metric is an axis, their value the paired difference, and
-``p_holm`` its p-value, corrected by Holm for all differences of the same condition.
+``p_holm`` its p-value, corrected by Holm for all differences of the same condition (those of the aggregate of three
+axes, which only the table has, are corrected among themselves).
 """
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from rp_lib.errors import RPLibError
 from rp_lib.experiments.world import World
-from rp_lib.records import load_records, save_records
+from rp_lib.records import as_csv, commit, load_records, save_records
+from rp_lib.storage import StorageError, file_sha256, write_atomically
+
+if TYPE_CHECKING:  # figures take a second to import, and not every user of records draws
+    from matplotlib.figure import Figure
 
 SHIPPED = Path(__file__).resolve().parent.parent / "assets" / "mini" / "experiments"
 COLUMNS = ("method", "versus", "set", "metric", "value", "low", "high", "p_holm", "seeds", "n", "n_ood", "detector")
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
 AXIS_LABELS = {
     "id accuracy": "ID accuracy", "shift accuracy": "accuracy under shift", "auroc": "AUROC", "fpr": "FPR95",
+    "aggregate": "mean of three axes",
 }  # fmt: skip
 
 
@@ -50,6 +58,10 @@ class Experiment:
         measure: runs it; the frame has the factors and :data:`COLUMNS`.
         judge: verdicts of the records; must be able to come out either way.
         minutes: on two cores; measured for those whose records ship, an estimate for the others.
+        about: what to add to the provenance of a run, from its world.
+        figures: gives its own figures by suffix of their files' names, imported when they are drawn; None for the one
+            that all others share, see :mod:`rp_lib.experiments.figures`.
+        text: what the command line prints of the records beside the verdicts.
     """
 
     name: str
@@ -58,6 +70,21 @@ class Experiment:
     measure: Callable[[World, Path], pd.DataFrame]
     judge: Callable[[pd.DataFrame], list[Verdict]]
     minutes: float
+    about: Callable[[World], dict[str, Any]] | None = None
+    figures: Callable[[], Mapping[str, Drawing]] | None = None
+    text: Callable[[pd.DataFrame], str] | None = None
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure of an experiment's records.
+
+    Attributes:
+        draw: the figure of the records. alt: what it shows in a sentence, from the records.
+    """
+
+    draw: Callable[[pd.DataFrame], Figure]
+    alt: Callable[[pd.DataFrame], str]
 
 
 @dataclass(frozen=True)
@@ -86,13 +113,17 @@ class Agreement:
 def run(experiment: Experiment, world: World, out: Path, shipped: Path = SHIPPED) -> Finding:
     """Measure, judge, record to ``out/NAME.csv`` with provenance, and compare with what ships.
 
-    The shipped records are compared with only if they come from the same weights, data and number of seeds.
+    The shipped records are compared with only if they come from the same weights, data and number of seeds. The
+    provenance lists the parts that were measured earlier and the commit that measured them; a part is known by the
+    library's version, settings and data, not by its code, so after a change of code delete ``out/parts/NAME``.
     """
+    world.parts.clear()
     records = experiment.measure(world, out / "parts" / experiment.name)
     missing = [c for c in (*experiment.factors, *COLUMNS) if c not in records.columns]
     if missing:
         raise RPLibError(f"the experiment {experiment.name!r} recorded no {', '.join(missing)}")
-    records = records[[*experiment.factors, *COLUMNS]]
+    # Judged as the file will hold them, whose numbers are rounded: whoever judges the file reads the same verdicts.
+    records = pd.read_csv(io.StringIO(as_csv(records[[*experiment.factors, *COLUMNS]])))
     verdicts = experiment.judge(records)
     clip = world.backbone()
     provenance = {
@@ -100,16 +131,50 @@ def run(experiment: Experiment, world: World, out: Path, shipped: Path = SHIPPED
         "seeds": list(world.seeds), "precision": world.precision, "backbone": clip.name,
         "backbone_sha256": clip.fingerprint, "benchmark": world.benchmark.name,
         "benchmark_sha256": world.benchmark.fingerprint, "settings": dict(world.settings),
-        "verdicts": [vars(v) for v in verdicts],
+        "verdicts": [vars(v) for v in verdicts], "parts": reused(world.parts),
     }  # fmt: skip
+    extra = experiment.about(world) if experiment.about else {}
+    provenance |= extra
     save_records(records, out / f"{experiment.name}.csv", provenance)
     path = shipped / f"{experiment.name}.csv"
     agreement = None
     if path.is_file() and not world.quick:
         theirs, about = load_records(path)
-        if all(about.get(k) == provenance[k] for k in ("backbone_sha256", "benchmark_sha256", "seeds")):
+        if all(about.get(k) == provenance[k] for k in ("backbone_sha256", "benchmark_sha256", "seeds", *extra)):
             agreement = compare(records, theirs, experiment.factors)
     return Finding(records, verdicts, agreement)
+
+
+def reused(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Of the parts of a run: how many were measured now, and how many earlier, by commit."""
+    earlier = [p["commit"] or "unknown" for p in parts if p["reused"]]
+    return {
+        "measured": sum(not p["reused"] for p in parts),
+        "reused": {commit: earlier.count(commit) for commit in sorted(set(earlier))},
+    }
+
+
+def rejudge(experiment: Experiment, out: Path) -> Finding:
+    """Read ``out/NAME.csv`` and judge it with today's code, without measuring; the provenance gets the new verdicts.
+
+    Raises:
+        StorageError: the records are missing, or altered since they were measured.
+    """
+    path = out / f"{experiment.name}.csv"
+    records, about = load_records(path)
+    if about.get("records_sha256") != file_sha256(path):
+        raise StorageError(f"{path} was altered since it was measured (its SHA-256 differs); run the experiment again")
+    missing = [c for c in (*experiment.factors, *COLUMNS) if c not in records.columns]
+    if missing:
+        raise RPLibError(f"{path} has no {', '.join(missing)}: it was measured by an older version; run it again")
+    verdicts = experiment.judge(records)
+    told = [vars(v) for v in verdicts]
+    if told != about.get("verdicts"):
+        about |= {"verdicts": told, "judged_by": commit()}
+        write_atomically(
+            path.with_suffix(".json"), lambda p: p.write_text(json.dumps(about, indent=1, default=str) + "\n")
+        )
+    return Finding(records, verdicts, None)
 
 
 def compare(records: pd.DataFrame, shipped: pd.DataFrame, factors: Iterable[str]) -> Agreement:
@@ -196,7 +261,7 @@ def direction(row: pd.Series, sign: int = 1) -> str:
 
 def sorted_interval(row: pd.Series, sign: int = 1) -> tuple[float, float, float]:
     """value, low, high of a row, or of its negation with ``sign`` -1."""
-    value, low, high = (sign * float(row[c]) for c in ("value", "low", "high"))
+    value, low, high = (sign * float(row[c]) + 0.0 for c in ("value", "low", "high"))  # + 0.0 makes zero of -0.0
     return value, min(low, high), max(low, high)
 
 

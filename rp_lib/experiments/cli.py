@@ -5,8 +5,15 @@ from __future__ import annotations
 import argparse
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rp_lib.errors import RPLibError
+
+if TYPE_CHECKING:  # the command line starts fast
+    import pandas as pd
+
+    from rp_lib.experiments import Experiment
+    from rp_lib.experiments.base import Agreement
 
 
 def add_experiment_command(commands: argparse._SubParsersAction) -> None:
@@ -21,7 +28,11 @@ def add_experiment_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--quick", action="store_true", help="a short look: one seed, fewer pictures and levels")
     parser.add_argument("--seeds", type=int, default=3, help="seeds of every trained method")
     parser.add_argument("--out", type=Path, default=Path("results/experiments"), help="folder for records and parts")
-    parser.add_argument("--fresh", action="store_true", help="measure anew whatever is there")
+    parser.add_argument(
+        "--fresh", action="store_true",
+        help="measure anew whatever is there; needed after a change of code, as parts are known by settings and data",
+    )  # fmt: skip
+    parser.add_argument("--rejudge", action="store_true", help="judge and draw the records in --out, without measuring")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
     parser.add_argument("--precision", default="auto", help="of training: auto, float32, bfloat16, float16")
@@ -44,33 +55,50 @@ def _experiment(args: argparse.Namespace) -> None:
         for e in chosen:
             _say(e.question, e.judge(shipped_records(e.name)))
         return
-    world = _world(args)
-    from rp_lib.experiments import run
-    from rp_lib.experiments.figures import draw, heatmap
-    from rp_lib.figures import save_figure
+    from rp_lib.experiments import rejudge, run
     from rp_lib.storage import check_writable
 
     if args.quick:  # never over records that took longer
         args.out = args.out / "quick"
     check_writable(args.out)  # now, not after minutes of training
+    world = None if args.rejudge else _world(args)
     for e in chosen:
-        if args.fresh:
-            shutil.rmtree(args.out / "parts" / e.name, ignore_errors=True)
-        finding = run(e, world, args.out)
+        if world is None:
+            finding = rejudge(e, args.out)
+        else:
+            if args.fresh:
+                shutil.rmtree(args.out / "parts" / e.name, ignore_errors=True)
+            finding = run(e, world, args.out)
+        if e.text is not None:
+            print(e.text(finding.records), end="\n\n")
         _say(e.question, finding.verdicts)
         print(f"  {len(finding.records)} records in {args.out / e.name}.csv")
-        drawn = {"": draw(e, finding.records)}
-        if finding.records["detector"].nunique() > 2:  # "" and msp everywhere
-            drawn |= {f"-{metric}": heatmap(finding.records, metric) for metric in ("auroc", "fpr")}
-        for suffix, figure in drawn.items():
-            if figure is not None:
-                save_figure(figure, args.out / f"{e.name}{suffix}.png")
-        if args.quick:
-            print("  a quick look: one seed and few pictures; no claim rests on it")
-        elif finding.agreement is not None:
-            print(f"  {finding.agreement}")
-        else:
-            print("  no shipped records of the same weights, data and seeds to compare with")
+        _draw(e, finding.records, args.out)
+        if world is not None:
+            _add(world.parts, args.quick, finding.agreement)
+
+
+def _draw(e: Experiment, records: pd.DataFrame, out: Path) -> None:
+    from rp_lib.experiments.figures import alt, figures
+    from rp_lib.figures import save_figure
+
+    for suffix, figure in figures(e, records).items():
+        save_figure(figure, out / f"{e.name}{suffix}.png")
+        print(f"  {e.name}{suffix}.png: {alt(e, records, suffix)}")
+
+
+def _add(parts: list[dict], quick: bool, agreement: Agreement | None) -> None:
+    from rp_lib.experiments.base import reused
+
+    earlier = reused(parts)["reused"]
+    if earlier:
+        print(f"  {sum(earlier.values())} of {len(parts)} parts were measured earlier, by commit {', '.join(earlier)}")
+    if quick:
+        print("  a quick look: one seed and few pictures; no claim rests on it")
+    elif agreement is not None:
+        print(f"  {agreement}")
+    else:
+        print("  no shipped records of the same weights, data and seeds to compare with")
 
 
 def _world(args: argparse.Namespace):

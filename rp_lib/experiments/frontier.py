@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from rp_lib.errors import RPLibError
-from rp_lib.experiments.base import FAILS, HOLDS, UNDECIDED, Experiment, Verdict, difference, direction, row
+from rp_lib.experiments.base import FAILS, HOLDS, UNDECIDED, Drawing, Experiment, Verdict, difference, direction, row
 from rp_lib.experiments.grid import judge_outputs
 from rp_lib.experiments.world import World
 from rp_lib.methods import BASES, METHODS, Method
@@ -83,7 +84,14 @@ def _inner(records: pd.DataFrame) -> Verdict:
     return Verdict("RRP is better under shift than both that it mixes", outcome, "; ".join(parts))
 
 
+def _figures() -> Mapping[str, Drawing]:
+    from rp_lib.experiments.drawings import frontier
+
+    return frontier.DRAWINGS
+
+
 EXPERIMENT = Experiment(
     "frontier", "Where do mixing features, weights and outputs lead, on common axes?", ("rule", "alpha"), measure,
     judge, 5,
+    figures=_figures,
 )  # fmt: skip

@@ -26,12 +26,15 @@ from rp_lib.experiments.world import World
 from rp_lib.judging import accuracy_rows, detection_rows
 from rp_lib.methods import Method, build_method
 from rp_lib.outputs import MethodOutputs
-from rp_lib.paired import paired_bootstrap
+from rp_lib.paired import PairedDraws, paired_bootstrap
+from rp_lib.records import commit
 from rp_lib.storage import write_atomically
 
 # Of the paired differences: p-values are at least 2 / (RESAMPLES + 1), and are corrected for up to a hundred of them.
 RESAMPLES = 5000
-# Parts of another format or version are measured again. Raise it with every change to what a part holds.
+# Parts of another format or version are measured again. Raise it with every change to what a part holds. The code is
+# not part of the key: a digest of all modules that make a part would throw away minutes for each mended docstring.
+# Provenance says which commit measured a part instead, and `--fresh` measures all anew.
 FORMAT = 2
 
 
@@ -59,6 +62,8 @@ class Condition:
         entries: methods by label; the label is what the records call them.
         pairs: labels to compare; None for all pairs.
         checkpoint: of the backbone.
+        seeds: of training, instead of the world's. ranked: labels whose ranks are recorded too, see
+            :func:`rank_rows`.
     """
 
     levels: Mapping[str, Any]
@@ -67,6 +72,8 @@ class Condition:
     pairs: Sequence[tuple[str, str]] | None = None
     checkpoint: str = "final"
     train: Mapping[int, ImageSet] | None = None
+    seeds: tuple[int, ...] | None = None
+    ranked: Sequence[str] | None = None
 
 
 def methods(*names: str) -> dict[str, Entry]:
@@ -75,17 +82,32 @@ def methods(*names: str) -> dict[str, Entry]:
 
 
 def run_grid(world: World, conditions: Sequence[Condition], parts: Path) -> pd.DataFrame:
-    """Measure every condition; finished ones are read from ``parts``."""
+    """Measure every condition; finished ones are read from ``parts``.
+
+    A part is a CSV file, and a JSON beside it that names the commit of the code that measured it.
+    """
     frames = []
+    earlier = set(parts.glob("*.csv"))
     for number, condition in enumerate(conditions, 1):
         path = parts / f"{_key(world, condition)}.csv"
         if not path.is_file():
             if world.progress:
                 print(f"condition {number} of {len(conditions)}: {dict(condition.levels)}", flush=True)
             rows = run_condition(world, condition)
+            about = json.dumps({"commit": commit(), "rp_lib": __version__, "levels": dict(condition.levels)})
+            write_atomically(path.with_suffix(".json"), lambda p, a=about: p.write_text(a + "\n"))
             write_atomically(path, lambda p, r=rows: r.to_csv(p, index=False, float_format="%.6g"))
+        world.parts.append({"reused": path in earlier, "commit": _measured_by(path)})
         frames.append(pd.read_csv(path).assign(**condition.levels))
     return pd.concat(frames, ignore_index=True)
+
+
+def _measured_by(path: Path) -> str | None:
+    """The commit that measured a part; None for parts of before it was noted, and of an installed package."""
+    try:
+        return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["commit"]
+    except (OSError, ValueError, KeyError):
+        return None
 
 
 def _key(world: World, condition: Condition) -> str:
@@ -101,11 +123,13 @@ def _key(world: World, condition: Condition) -> str:
         trains,
         clip.fingerprint,
         condition.benchmark.fingerprint,
-        world.seeds,
+        condition.seeds or world.seeds,
         world.precision,
         entries,
         condition.pairs,
     ]
+    if condition.ranked is not None:  # not part of older keys
+        parts.append(condition.ranked)
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
@@ -113,7 +137,7 @@ def run_condition(world: World, condition: Condition) -> pd.DataFrame:
     """Fit every entry with every seed and judge them; the records without the levels."""
     clip = world.backbone(condition.checkpoint)
     outputs: dict[str, list[MethodOutputs]] = {label: [] for label in condition.entries}
-    for seed in world.seeds:
+    for seed in condition.seeds or world.seeds:
         fitted: dict[str, Method] = {}
         for label, entry in condition.entries.items():
             if entry.method == "zero-shot" and outputs[label]:
@@ -123,7 +147,23 @@ def run_condition(world: World, condition: Condition) -> pd.DataFrame:
         world.forget(*fitted.values())
     if condition.benchmark is not world.judged:
         world.forget_images(clip)
-    return judge_outputs(outputs, condition.pairs)
+    draws = paired_draws(outputs) if len(outputs) > 1 else None
+    records = judge_outputs(outputs, condition.pairs, draws=draws)
+    if condition.ranked is None:
+        return records
+    return pd.concat([records, rank_rows(outputs, draws.of(condition.ranked), "msp")], ignore_index=True)
+
+
+def rank_rows(outputs: Mapping[str, Sequence[MethodOutputs]], draws: PairedDraws, detector: str) -> pd.DataFrame:
+    """Records of ranks: ``metric`` is ``rank``, or ``first``, the share of resamples in which no method is better.
+
+    Their ``set`` is the axis.
+    """
+    ranks = draws.ranks()
+    rank = ranks.rename(columns={"rank": "value"}).assign(metric="rank")
+    first = ranks.assign(value=ranks["best"], low=float("nan"), high=float("nan"), metric="first")
+    found = pd.concat([rank, first], ignore_index=True)
+    return paired_rows(outputs, found, detector).assign(set=found["axis"], metric=found["metric"])
 
 
 def _fit(
@@ -146,8 +186,14 @@ def judge_outputs(
     outputs: Mapping[str, Sequence[MethodOutputs]],
     pairs: Sequence[tuple[str, str]] | None = None,
     detectors: Sequence[str] = ("msp",),
+    draws: PairedDraws | None = None,
 ) -> pd.DataFrame:
-    """Records (:data:`rp_lib.experiments.base.COLUMNS`) of methods by label, and of their paired differences."""
+    """Records (:data:`rp_lib.experiments.base.COLUMNS`) of methods by label, and of their paired differences.
+
+    Args:
+        outputs: by label, one per seed. pairs: to compare, None for all. detectors: the first one judges the pairs.
+        draws: of :func:`paired_draws`, if they are there already.
+    """
     rows = []
     for label, runs in outputs.items():
         for o in runs:
@@ -161,26 +207,40 @@ def judge_outputs(
         frame["n_ood"] = float("nan")
     summary = summarise(frame).assign(versus=None, p_holm=float("nan"))
     if len(outputs) > 1:
-        summary = pd.concat([summary, _differences(outputs, pairs, detectors[0])], ignore_index=True)
+        draws = draws or paired_draws(outputs, detectors[0])
+        pairs = list(itertools.combinations(outputs, 2)) if pairs is None else list(pairs)
+        found = draws.differences(pairs).rename(columns={"first": "method", "second": "versus", "difference": "value"})
+        summary = pd.concat([summary, paired_rows(outputs, found, detectors[0])], ignore_index=True)
     return summary[list(COLUMNS)]
 
 
-def _differences(
-    outputs: Mapping[str, Sequence[MethodOutputs]], pairs: Sequence[tuple[str, str]] | None, detector: str
+def paired_draws(outputs: Mapping[str, Sequence[MethodOutputs]], detector: str = "msp") -> PairedDraws:
+    """Resamples of pictures and seeds on which all of these methods, by label, are judged."""
+    return paired_bootstrap(outputs, detector=detector, n_resamples=RESAMPLES)
+
+
+def paired_rows(
+    outputs: Mapping[str, Sequence[MethodOutputs]], found: pd.DataFrame, detector: str, data: str = ""
 ) -> pd.DataFrame:
-    pairs = list(itertools.combinations(outputs, 2)) if pairs is None else list(pairs)
-    found = paired_bootstrap(outputs, detector=detector, n_resamples=RESAMPLES).differences(pairs)
+    """Records from what was read off paired draws.
+
+    Args:
+        outputs: by label. found: ``method, axis, value, low, high``, and ``versus`` and ``p_holm`` of differences.
+        detector: that judged. data: what stands for the image set.
+    """
+    found = pd.DataFrame({"versus": None, "p_holm": float("nan")}, found.index).assign(**found)
     one = next(iter(outputs.values()))[0]
+    test, shifted = len(one.test), sum(len(s) for s in one.shifts.values())
+    outside = sum(len(s) for s in one.ood.values())
     seeds = {label: len(runs) for label, runs in outputs.items()}
-    sizes = {"id accuracy": len(one.test), "shift accuracy": sum(len(s) for s in one.shifts.values())}
+    accuracy = found["axis"].isin(["id accuracy", "shift accuracy"])
     return pd.DataFrame(
         {
-            "method": found["first"], "versus": found["second"], "set": "", "metric": found["axis"],
-            "value": found["difference"], "low": found["low"], "high": found["high"],
-            "seeds": [max(seeds[a], seeds[b]) for a, b in zip(found["first"], found["second"], strict=True)],
-            "n": [sizes.get(axis, len(one.test)) for axis in found["axis"]],
-            "p_holm": found["p_holm"],
-            "n_ood": [sum(len(s) for s in one.ood.values()) if a in ("auroc", "fpr") else None for a in found["axis"]],
-            "detector": [detector if a in ("auroc", "fpr") else "" for a in found["axis"]],
+            "method": found["method"], "versus": found["versus"], "set": data, "metric": found["axis"],
+            "value": found["value"], "low": found["low"], "high": found["high"], "p_holm": found["p_holm"],
+            "seeds": [max(seeds[a], seeds.get(b, 0)) for a, b in zip(found["method"], found["versus"], strict=True)],
+            "n": [shifted if axis == "shift accuracy" else test for axis in found["axis"]],
+            "n_ood": [None if plain else outside for plain in accuracy],
+            "detector": ["" if plain else detector for plain in accuracy],
         }
-    )  # fmt: skip
+    )[list(COLUMNS)]  # fmt: skip

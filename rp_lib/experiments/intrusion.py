@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from rp_lib.benchmark import ImageSet
-from rp_lib.experiments.base import COLUMNS, FAILS, HOLDS, UNDECIDED, Experiment, Verdict, over_seeds, row
+from rp_lib.experiments.base import COLUMNS, FAILS, HOLDS, UNDECIDED, Drawing, Experiment, Verdict, over_seeds, row
 from rp_lib.experiments.world import World
 from rp_lib.intervals import bootstrap_ci
 from rp_lib.intrusion import cluster_tightness, cosine_drift, linear_cka
@@ -128,6 +128,13 @@ def _apart(records: pd.DataFrame, claim: str, data: str, metric: str, first: str
     return Verdict(claim, outcome, f"{metric} on {data}: {numbers[0]}, {numbers[1]}, n = {int(one['n'])} (unpaired)")
 
 
+def _figures() -> Mapping[str, Drawing]:
+    from rp_lib.experiments.drawings.measures import INTRUSION_DRAWINGS
+
+    return INTRUSION_DRAWINGS
+
+
 EXPERIMENT = Experiment(
-    "intrusion", "What makes reprogramming less intrusive, and how does one measure it?", ("space",), measure, judge, 5
-)
+    "intrusion", "What makes reprogramming less intrusive, and how does one measure it?", ("space",), measure, judge, 5,
+    figures=_figures,
+)  # fmt: skip

@@ -7,6 +7,7 @@ well the distance to ID pictures tells OOD ones, and how faithful the map is (tr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +15,24 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from rp_lib.benchmark import ImageSet
+from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.errors import MissingDependency
-from rp_lib.experiments.base import COLUMNS, FAILS, HOLDS, UNDECIDED, Experiment, Verdict, over_seeds, row
-from rp_lib.experiments.world import World, evenly
+from rp_lib.experiments.base import (
+    COLUMNS,
+    FAILS,
+    HOLDS,
+    SHIPPED,
+    UNDECIDED,
+    Drawing,
+    Experiment,
+    Verdict,
+    over_seeds,
+    row,
+)
+from rp_lib.experiments.world import World
 from rp_lib.metrics import ood_metrics
-from rp_lib.storage import write_atomically
+from rp_lib.storage import StorageError, write_atomically
+from rp_lib.subsets import evenly
 
 NAMES = ("zero-shot", "fine-tune", "rp", "rrp")
 PICTURES, NEIGHBOURS, RESAMPLES = 240, 10, 200
@@ -133,6 +146,23 @@ def _points(name: str, flat: list[np.ndarray], sets: list[ImageSet]) -> list[tup
     return found
 
 
+def shipped_points(path: Path = SHIPPED / "neighbours-points.csv") -> pd.DataFrame:
+    """The map that ships: ``method, set, role, label`` (-1: OOD), ``source`` (position in its image set), ``x, y``.
+
+    Raises:
+        StorageError: it is missing.
+    """
+    if not path.is_file():
+        raise StorageError(f"{path} is missing; install rp_lib again, or run `rp-lib experiment neighbours`")
+    return pd.read_csv(path)
+
+
+def pictures_of(points: pd.DataFrame, benchmark: Benchmark) -> torch.Tensor:
+    """uint8 (n, 3, h, w): the pictures behind points of the map, from the whole benchmark that it was made of."""
+    sets = {s.name: s for s in benchmark.sets}
+    return torch.stack([sets[name].images[i] for name, i in zip(points["set"], points["source"], strict=True)])
+
+
 def judge(records: pd.DataFrame) -> list[Verdict]:
     """What the neighbours say, in the features and in the map."""
     claims = [
@@ -154,7 +184,14 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
     return verdicts
 
 
+def _figures() -> Mapping[str, Drawing]:
+    from rp_lib.experiments.drawings.measures import NEIGHBOURS_DRAWINGS
+
+    return NEIGHBOURS_DRAWINGS
+
+
 EXPERIMENT = Experiment(
     "neighbours", "Do programmed features cluster more tightly, and does that explain detection?", ("space",), measure,
     judge, 3,
+    figures=_figures,
 )  # fmt: skip

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from rp_lib.errors import RPLibError
 from rp_lib.experiments.base import Experiment, Verdict, difference, row, shrinks
 from rp_lib.experiments.grid import Condition, methods, run_grid
 from rp_lib.experiments.world import World
@@ -15,7 +17,16 @@ CORE = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
 
 
 def measure(world: World, parts: Path) -> pd.DataFrame:
-    """The core methods on every kept checkpoint, with the settings that were tuned on the final one."""
+    """The core methods on every kept checkpoint, with the settings that were tuned on the final one.
+
+    Raises:
+        RPLibError: the world has a backbone of its own, of which no checkpoints are kept.
+    """
+    if world.clip is not None:
+        raise RPLibError(
+            f"`strength` compares checkpoints of the shipped pre-training; this world has the backbone "
+            f"{world.clip.name!r}, of which there is one: leave `clip` out"
+        )
     found = weights.index()
     names = weights.names()
     names = (names[0], names[-1]) if world.quick else names
@@ -26,6 +37,17 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
         for n in names
     ]
     return run_grid(world, conditions, parts)
+
+
+def about(world: World) -> dict[str, Any]:
+    """Fingerprint and fraction of pre-training of each kept checkpoint."""
+    found = weights.index()
+    return {
+        "checkpoints": {
+            name: {"sha256": world.backbone(name).fingerprint, "fraction": found[name]["fraction"]}
+            for name in weights.names()
+        }
+    }
 
 
 def judge(records: pd.DataFrame) -> list[Verdict]:
@@ -58,5 +80,5 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
 
 EXPERIMENT = Experiment(
     "strength", "Does the ranking of the methods turn as pre-training gets stronger?", ("checkpoint", "fraction"),
-    measure, judge, 6,
+    measure, judge, 6, about=about,
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,12 +13,14 @@ from rp_lib._version import __version__
 from rp_lib.benchmark import Benchmark
 from rp_lib.detectors import DETECTORS
 from rp_lib.errors import RPLibError
-from rp_lib.experiments.base import Experiment, Verdict, difference
-from rp_lib.experiments.grid import judge_outputs
+from rp_lib.experiments.base import Drawing, Experiment, Verdict, difference
+from rp_lib.experiments.grid import judge_outputs, paired_draws
+from rp_lib.experiments.standings import on_the_aggregate, standings, text
 from rp_lib.experiments.world import World
 from rp_lib.methods import BASES, METHODS, Method
 from rp_lib.negative_words import mine_negative_words
 from rp_lib.outputs import MethodOutputs, load_outputs, save_outputs
+from rp_lib.records import commit
 
 QUICK = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
 MEMBERS = ("zero-shot", "linear-probe")
@@ -51,11 +53,12 @@ def saved_outputs(world: World, folder: Path, names: Sequence[str] | None = None
             used = [world.tuned(n) for n in (name, *MEMBERS)]
             wanted = json.dumps([__version__, used, seed, world.precision], sort_keys=True, default=str)
             made = _kept(path, benchmark, clip.fingerprint, wanted)
+            world.parts.append({"reused": made is not None, "commit": made and made.about.get("commit")})
             if made is None:
                 others = {m: method(m) for m in MEMBERS}
                 options = {"roles": None, "others": others, "negatives": words(), "progress": world.progress}
                 made = world.outputs(method(name), seed, benchmark, **options)
-                made = MethodOutputs({**made.about, "wanted": wanted}, made.sets)
+                made = MethodOutputs({**made.about, "wanted": wanted, "commit": commit()}, made.sets)
                 save_outputs(path, made)
             found[name].append(made)
         world.forget(*fitted.values())
@@ -93,23 +96,34 @@ CLAIMS = [
 
 
 def measure(world: World, parts: Path) -> pd.DataFrame:
-    """All methods x axes x detectors; from saved outputs it takes seconds."""
+    """All methods x axes x detectors, and the aggregate of three axes; from saved outputs it takes seconds."""
     outputs = saved_outputs(world, parts / "outputs")
     pairs = list(dict.fromkeys((a, b) for _, a, b, _, _ in CLAIMS if {a, b} <= outputs.keys()))
     detectors = ("msp", *(d for d in DETECTORS if d != "msp"))
-    return judge_outputs(outputs, pairs, detectors).assign(scale="all")
+    draws = paired_draws(outputs, detectors[0])
+    records = judge_outputs(outputs, pairs, detectors, draws)
+    return pd.concat([records, standings(outputs, draws, detectors[0])], ignore_index=True).assign(scale="all")
 
 
 def judge(records: pd.DataFrame) -> list[Verdict]:
-    """The paper's claims, and the reader's questions."""
+    """The paper's claims, the reader's questions, and whether RRP is first when the axes are added up."""
     there = set(records["method"])
-    return [
+    verdicts = [
         difference(claim, records, first, second, axis, want)
         for claim, first, second, axis, want in CLAIMS
         if {first, second} <= there
     ]
+    return verdicts + on_the_aggregate(records)
+
+
+def _figures() -> Mapping[str, Drawing]:
+    from rp_lib.experiments.drawings import table
+
+    return table.DRAWINGS
 
 
 EXPERIMENT = Experiment(
-    "table", "Who wins on three axes at once, and which differences are real?", ("scale",), measure, judge, 7
-)
+    "table", "Who wins on three axes at once, and which differences are real?", ("scale",), measure, judge, 7,
+    text=text,
+    figures=_figures,
+)  # fmt: skip

@@ -1,4 +1,4 @@
-"""The ranking against the training data: images per class, how many hands drew them, how many classes there are.
+"""The ranking against the training data: images per class, and how many classes there are.
 
 With fewer images an epoch has fewer steps. Every condition trains for as many steps as the tuned settings take on all
 images, so that what varies is the data and not how long a method learns.
@@ -20,7 +20,7 @@ from rp_lib.experiments.strength import CORE
 from rp_lib.experiments.world import World
 from rp_lib.trainer import batches
 
-SHOTS, FEW, CLASSES = (1, 2, 4, 8), (1, 3), (5, 10, 20)
+SHOTS, CLASSES = (1, 2, 4, 8), (5, 10, 20)
 
 
 def same_steps(world: World, images: int, names: Sequence[str] = CORE) -> dict[str, Entry]:
@@ -66,7 +66,7 @@ def judge_shots(records: pd.DataFrame) -> list[Verdict]:
     few, all_ = int(records["shots"].min()), int(records["shots"].max())
     gap = [row(records, shots=s, method="fine-tune", versus="rrp", metric="id accuracy") for s in (all_, few)]
     return [
-        shrinks("fine-tuning's lead over RRP in ID accuracy comes with many images", *gap,
+        shrinks("the more images, the better fine-tuning compares with RRP in ID accuracy", *gap,
                 f"fine-tune - rrp with up to {all_} and with {few} a class"),
         difference(f"with {few} a class, RRP beats fine-tuning on ID", records, "rrp", "fine-tune", "id accuracy",
                    "higher", {"shots": few}),
@@ -77,61 +77,6 @@ def judge_shots(records: pd.DataFrame) -> list[Verdict]:
     ]  # fmt: skip
 
 
-def of_families(train: ImageSet, families: Sequence[int], counts: torch.Tensor) -> ImageSet:
-    """Images of these families, each in turn, up to ``counts`` (C,) of each class."""
-    queues: dict[int, dict[int, list[int]]] = {}
-    for i, (label, family) in enumerate(zip(train.labels.tolist(), train.groups.tolist(), strict=True)):
-        if family in families:
-            queues.setdefault(label, {}).setdefault(family, []).append(i)
-    kept: list[int] = []
-    for label, by_family in queues.items():
-        wanted = int(counts[label])
-        rounds = [i for turn in range(wanted) for q in by_family.values() for i in q[turn : turn + 1]]
-        kept += rounds[:wanted]
-    return train.subset(sorted(kept), f"{train.name} of {len(families)} families")
-
-
-def measure_narrowness(world: World, parts: Path) -> pd.DataFrame:
-    """The core methods on the same number of images of each class, by one designer family or by many.
-
-    The largest family sets the classes and how many images of each there are, so that only the number of hands
-    differs (where the others lack a class, a few images less). It is one family, not a sample of families: what holds
-    for it need not hold for another.
-    """
-    train = world.benchmark.train
-    sizes = train.groups.bincount()
-    order = sizes.argsort(descending=True, stable=True)[: int((sizes > 0).sum())].tolist()
-    covered = train.labels[train.groups == order[0]].unique().tolist()
-    benchmark = of_classes(world.judged, covered)
-    train = benchmark.train
-    counts = train.labels[train.groups == order[0]].bincount(minlength=len(covered))
-    conditions = {}
-    for n in (1, len(order)) if world.quick else (*FEW, len(order)):
-        images = of_families(train, order[:n], counts)
-        used = len(images.groups.unique())
-        conditions[used] = Condition(
-            {"families": used, "images": len(images), "classes": len(covered)},
-            benchmark, same_steps(world, len(images)), train=dict.fromkeys(world.seeds, images),
-        )  # fmt: skip
-    return run_grid(world, list(conditions.values()), parts)
-
-
-def judge_narrowness(records: pd.DataFrame) -> list[Verdict]:
-    """One hand against many."""
-    one, many = int(records["families"].min()), int(records["families"].max())
-    gap = [
-        row(records, families=f, method="zero-shot", versus="fine-tune", metric="shift accuracy") for f in (one, many)
-    ]
-    return [
-        shrinks("the narrower the training data, the more fine-tuning costs under shift", *gap,
-                f"zero-shot - fine-tune with {one} and with {many} families"),
-        difference("on one designer family's images, RRP beats fine-tuning under shift", records, "rrp", "fine-tune",
-                   "shift accuracy", "higher", {"families": one}),
-        difference("on one designer family's images, RRP rejects OOD better than fine-tuning", records, "rrp",
-                   "fine-tune", "fpr", "lower", {"families": one}),
-    ]  # fmt: skip
-
-
 def of_classes(benchmark: Benchmark, kept: Sequence[int]) -> Benchmark:
     """The benchmark with some of its classes, in the order given."""
     new = torch.full((len(benchmark.class_names),), -1)
@@ -139,7 +84,8 @@ def of_classes(benchmark: Benchmark, kept: Sequence[int]) -> Benchmark:
 
     def fewer(images: ImageSet) -> ImageSet:
         chosen = images.subset(new[images.labels] >= 0)
-        return replace(chosen, labels=new[chosen.labels])
+        among = None if images.among is None else tuple(int(new[c]) for c in images.among if new[c] >= 0)
+        return replace(chosen, labels=new[chosen.labels], among=among)
 
     return replace(
         benchmark, class_names=tuple(benchmark.class_names[i] for i in kept), train=fewer(benchmark.train),
@@ -176,10 +122,6 @@ def judge_classes(records: pd.DataFrame) -> list[Verdict]:
 SHOTS_EXPERIMENT = Experiment(
     "shots", "How many images a class does each method need?", ("shots",), measure_shots, judge_shots, 6
 )
-NARROWNESS_EXPERIMENT = Experiment(
-    "narrowness", "What does it cost to learn from one designer's images alone?", ("families", "images", "classes"),
-    measure_narrowness, judge_narrowness, 3,
-)  # fmt: skip
 CLASSES_EXPERIMENT = Experiment(
     "classes", "Why does reprogramming struggle with many classes?", ("classes",), measure_classes, judge_classes, 4
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
-from rp_lib.experiments.base import COLUMNS, FAILS, HOLDS, UNDECIDED, Experiment, Verdict, pick
+from rp_lib.experiments.base import COLUMNS, FAILS, HOLDS, UNDECIDED, Drawing, Experiment, Verdict, pick
 from rp_lib.experiments.world import World
 from rp_lib.methods import Reprogrammer
 from rp_lib.text_tower import text_part
@@ -72,7 +73,14 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
     return [keep, Verdict("every class word moves more than the words of the template", outcome, evidence)]
 
 
+def _figures() -> Mapping[str, Drawing]:
+    from rp_lib.experiments.drawings.measures import WORDS_DRAWINGS
+
+    return WORDS_DRAWINGS
+
+
 EXPERIMENT = Experiment(
     "words", "Which words did the text program move, and how far?", ("word",), measure,
     judge, 1,
+    figures=_figures,
 )  # fmt: skip

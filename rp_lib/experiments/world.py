@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from rp_lib.features import FeatureStore
 from rp_lib.inference import compute_outputs
 from rp_lib.methods import Method, build_method, made_of
 from rp_lib.outputs import MethodOutputs
+from rp_lib.subsets import lighten
 
 # Pictures of each set that experiments are judged on; derived sets follow the test pictures that are kept.
 TEST_PICTURES, OTHER_PICTURES = 800, 400
@@ -33,6 +34,8 @@ class World:
         benchmark: whole. settings: of every method, as :func:`rp_lib.demo.tuned_settings` gives them.
         seeds: of training. quick: fewer pictures, one seed, fewer levels. precision: of training.
         device: where to compute. progress: show bars. clip: backbone instead of the shipped checkpoints.
+        parts: of the run at hand, in order: whether each was read from disk (``reused``), and the ``commit`` of the
+            code that measured it, None if it is not known.
     """
 
     benchmark: Benchmark
@@ -43,6 +46,7 @@ class World:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: bool = True
     clip: FrozenCLIP | None = None
+    parts: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         if not self.seeds:
@@ -134,28 +138,3 @@ class World:
     def forget_images(self, clip: FrozenCLIP) -> None:
         """Free all features of a backbone, since image sets made for one condition are not seen again."""
         self.store(clip).forget(clip)
-
-
-def evenly(n: int, wanted: int) -> torch.Tensor:
-    """int64 positions of ``wanted`` of ``n`` items, evenly spaced; all if there are no more."""
-    return torch.arange(n) if wanted >= n else (torch.arange(wanted) * n) // wanted
-
-
-def lighten(benchmark: Benchmark, test: int, other: int) -> Benchmark:
-    """A benchmark with at most ``test`` test images and ``other`` of each shifted and OOD set, evenly spaced.
-
-    Sets derived from test images keep those whose source is kept, so that paired comparisons stay paired.
-    """
-    kept = benchmark.test.subset(evenly(len(benchmark.test), test))
-
-    def fewer(images: ImageSet) -> ImageSet:
-        if images.derived_from:
-            return images.subset(torch.isin(images.sources, kept.sources))
-        return images.subset(evenly(len(images), other))
-
-    return replace(
-        benchmark,
-        test=kept,
-        shifts={name: fewer(images) for name, images in benchmark.shifts.items()},
-        ood={name: fewer(images) for name, images in benchmark.ood.items()},
-    )

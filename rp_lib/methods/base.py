@@ -14,8 +14,12 @@ import torch
 from torch import Tensor
 
 from rp_lib._version import __version__
+from rp_lib.among import among_only
 from rp_lib.benchmark import ImageSet
+from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP
+from rp_lib.device import evaluating
+from rp_lib.distributed import on_main
 from rp_lib.errors import RPLibError
 from rp_lib.features import Encoder, FeatureStore, encode_all
 from rp_lib.storage import StorageError, load_tensors, save_tensors, tensors_sha256
@@ -58,10 +62,12 @@ class Method(ABC):
         val: ImageSet | None = None,
         *,
         store: FeatureStore | None = None,
-        checkpoint: Path | None = None,
+        checkpoint: Path | Checkpoint | None = None,
         progress: str | None = None,
     ) -> Self:
         """Learn from labelled images; ``val`` is only watched. See :func:`rp_lib.trainer.train` for the rest.
+
+        ``checkpoint`` keeps the state of an unfinished run; an interrupted one, called again, goes on from there.
 
         A second call goes on from what the first one learnt; build a new method to start anew.
         """
@@ -111,16 +117,18 @@ class Method(ABC):
         return self.combine(*(encode_all(e, images) for e in self.encoders))
 
     @torch.inference_mode()
+    @evaluating()
     def logits(self, images: Tensor) -> Tensor:
         """float32 (n, C) logits of uint8 or float [0, 1] images (n, 3, h, w), on the CPU."""
         return self.logits_from(self.features(images))
 
     @torch.inference_mode()
+    @evaluating()
     def accuracy(self, data: ImageSet, store: FeatureStore | None = None) -> float:
-        """Top-1 accuracy on labelled data, as a fraction."""
+        """Top-1 accuracy on labelled data, as a fraction; among the classes that the set is scored over."""
         store = store or FeatureStore()
         logits = self.logits_from(self.combine(*(store.get(e, data) for e in self.encoders)))
-        return float((logits.argmax(1) == data.labels).float().mean())
+        return float((among_only(logits, data.among).argmax(1) == data.labels).float().mean())
 
     def metadata(self) -> dict[str, object]:
         """What a saved file says about itself."""
@@ -137,9 +145,12 @@ class Method(ABC):
         }
 
     def save(self, path: str | Path) -> None:
-        """Write the trained part as safetensors, with the backbone's fingerprint and the classes."""
+        """Write the trained part as safetensors, with the backbone's fingerprint and the classes.
+
+        Of several processes all must call this; the main one writes and the others wait.
+        """
         tensors, metadata = self.trained(), self.metadata()
-        save_tensors(Path(path), tensors, {**metadata, "sha256": _seal(tensors, metadata)})
+        on_main(lambda: save_tensors(Path(path), tensors, {**metadata, "sha256": _seal(tensors, metadata)}))
 
     def accept(self, data: ImageSet) -> None:
         """Note what is trained on; raise unless its labels fit the classes."""

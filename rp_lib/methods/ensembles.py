@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from rp_lib.benchmark import ImageSet
+from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP
 from rp_lib.errors import RPLibError
 from rp_lib.features import Encoder, FeatureStore
@@ -72,7 +73,7 @@ class FineTuneEnsemble(Method):
         val: ImageSet | None = None,
         *,
         store: FeatureStore | None = None,
-        checkpoint: Path | None = None,
+        checkpoint: Path | Checkpoint | None = None,
         progress: str | None = None,
     ) -> Self:
         """Fine-tune the model inside."""

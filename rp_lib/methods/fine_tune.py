@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
+from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP
 from rp_lib.device import computing, in_float32
+from rp_lib.distributed import gather
 from rp_lib.features import Encoder, FeatureStore
 from rp_lib.methods.base import Method
 from rp_lib.trainer import Group, Schedule, train
@@ -52,7 +54,7 @@ class FineTune(Method):
         super().__init__(clip, class_names, templates)
         self.lr, self.weight_decay, self.precision = lr, weight_decay, precision
         self.schedule = Schedule(epochs, batch_size, schedule, warmup_steps, seed, precision)
-        self.visual = copy.deepcopy(clip.model.visual).requires_grad_(True)
+        self.visual = clip.arrange(copy.deepcopy(clip.model.visual).requires_grad_(True))
         self.head = self.new_head().to(clip.device)
 
     def new_head(self, bias: bool = False) -> nn.Module:
@@ -68,8 +70,8 @@ class FineTune(Method):
         """What comes before the first step of training; here nothing. A resumed run does it again."""
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Scalar loss of a batch on the device: uint8 images (n, 3, h, w), int64 labels (n,)."""
-        features = self.encode(inputs)
+        """Scalar loss of a batch on the device: uint8 images (n, 3, h, w), int64 labels (n,); see ``Task.loss``."""
+        features = gather(self.encode(inputs), len(labels))
         with in_float32(self.clip.device):
             return F.cross_entropy(self.head(features), labels)
 
@@ -79,7 +81,7 @@ class FineTune(Method):
         val: ImageSet | None = None,
         *,
         store: FeatureStore | None = None,
-        checkpoint: Path | None = None,
+        checkpoint: Path | Checkpoint | None = None,
         progress: str | None = None,
     ) -> Self:
         """Train tower and head."""
@@ -91,8 +93,9 @@ class FineTune(Method):
         task = _FineTuneTask(self, val)
         try:
             self.history = train(
-                task, train_set.images, train_set.labels, self.schedule, checkpoint=checkpoint, progress=progress
-            )
+                task, train_set.images, train_set.labels, self.schedule, checkpoint=checkpoint, progress=progress,
+                content=train_set.content,
+            )  # fmt: skip
         finally:
             self.modules().eval()
         return self

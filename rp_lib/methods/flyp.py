@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.device import computing, in_float32
+from rp_lib.distributed import gather, shared
 from rp_lib.errors import RPLibError
 from rp_lib.features import FeatureStore
 from rp_lib.methods.fine_tune import FineTune
@@ -94,7 +95,7 @@ class FLYP(FineTune):
         """The contrastive loss; prompts of classes that the batch lacks count nothing and are not encoded."""
         self._classifier = None
         present, labels = labels.unique(return_inverse=True)
-        features, prompts = self.encode(inputs), self.head(present)
+        features, prompts = gather(self.encode(inputs), len(labels)), shared(self.head, present)
         with in_float32(self.clip.device):
             return objective(self.head.log_scale.exp() * features @ prompts.T, labels, "contrastive-identity")
 

@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
+from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP
+from rp_lib.distributed import gather
 from rp_lib.features import Encoder, FeatureStore
 from rp_lib.methods.base import Method
 from rp_lib.trainer import Group, Schedule, train
@@ -53,7 +55,7 @@ class LinearProbe(Method):
         val: ImageSet | None = None,
         *,
         store: FeatureStore | None = None,
-        checkpoint: Path | None = None,
+        checkpoint: Path | Checkpoint | None = None,
         progress: str | None = None,
     ) -> Self:
         """Train on cached features; float32 throughout, there is nothing to gain from less."""
@@ -104,7 +106,7 @@ class _ProbeTask:
         return [Group(list(p.head.parameters()), p.lr, p.weight_decay, "adam", (0.9, 0.999))]
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(self.probe.head(inputs), labels)
+        return F.cross_entropy(gather(self.probe.head(inputs), len(labels)), labels)
 
     def identity(self) -> str:
         return repr(self.probe.metadata())

@@ -12,9 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
+from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP
 from rp_lib.deep_towers import replace_tokens
 from rp_lib.device import computing, in_float32
+from rp_lib.distributed import gather
 from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.features import Encoder, FeatureStore
 from rp_lib.methods.base import Method
@@ -176,7 +178,7 @@ class PromptLearner(Method):
         val: ImageSet | None = None,
         *,
         store: FeatureStore | None = None,
-        checkpoint: Path | None = None,
+        checkpoint: Path | Checkpoint | None = None,
         progress: str | None = None,
     ) -> Self:
         """Train the vectors; where the image side is untouched, on features that are computed once."""
@@ -188,8 +190,9 @@ class PromptLearner(Method):
         task = _PromptTask(self, val, store if frozen else None)
         try:
             self.history = train(
-                task, inputs, train_set.labels, self.schedule, checkpoint=checkpoint, progress=progress
-            )
+                task, inputs, train_set.labels, self.schedule, checkpoint=checkpoint, progress=progress,
+                content=train_set.content if inputs is train_set.images else None,
+            )  # fmt: skip
         finally:
             self._class_embeddings = None
         return self
@@ -244,7 +247,7 @@ class _PromptTask:
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         (encoder,) = self.method.encoders
-        features = inputs if encoder is self.method.clip else encoder.encode(inputs)
+        features = gather(inputs if encoder is self.method.clip else encoder.encode(inputs), len(labels))
         prompts = self.method.prompt_embeddings()
         with in_float32(self.device):
             return F.cross_entropy(self.method.clip.logit_scale * features @ prompts.T, labels)

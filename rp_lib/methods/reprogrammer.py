@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
+from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP, check_images, to_unit_range
 from rp_lib.device import in_float32
+from rp_lib.distributed import gather, shared
 from rp_lib.errors import RPLibError
 from rp_lib.features import Encoder, FeatureStore
 from rp_lib.methods.base import Method
@@ -64,7 +66,7 @@ class Reprogrammer(Method):
         val: ImageSet | None = None,
         *,
         store: FeatureStore | None = None,
-        checkpoint: Path | None = None,
+        checkpoint: Path | Checkpoint | None = None,
         progress: str | None = None,
     ) -> Self:
         """Train (W, Theta, b), or the part of them that is switched on."""
@@ -79,7 +81,10 @@ class Reprogrammer(Method):
         task = _ReprogramTask(self, val, store)
         self.image_program.resolution = _pixels(c.train_resolution, size)
         try:
-            self.history = train(task, inputs, train_set.labels, schedule, checkpoint=checkpoint, progress=progress)
+            self.history = train(
+                task, inputs, train_set.labels, schedule, checkpoint=checkpoint, progress=progress,
+                content=train_set.content if inputs is train_set.images else None,
+            )  # fmt: skip
         finally:
             self.image_program.resolution = _pixels(c.eval_resolution, size)
             self._class_embeddings = None
@@ -193,14 +198,14 @@ class _ReprogramTask:
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         c = self.rp.config
-        features = self.rp.encode(inputs) if c.use_image_program else inputs
+        features = gather(self.rp.encode(inputs) if c.use_image_program else inputs, len(labels))
         if self.prompts is not None:
             prompts = self.prompts
-        elif c.objective == "class":
-            prompts = self.rp.prompt_embeddings()
-        else:  # contrastive: prompts of classes that the batch lacks count nothing, so they are not encoded
-            present, labels = labels.unique(return_inverse=True)
-            prompts = self.rp.text_program.class_embeddings(present)
+        else:
+            classes = torch.arange(len(self.rp.class_names), device=self.device)
+            if c.objective != "class":  # prompts of classes that the batch lacks count nothing: they are not encoded
+                classes, labels = labels.unique(return_inverse=True)
+            prompts = shared(self.rp.text_program.class_embeddings, classes)
         with in_float32(self.device):
             logits = self.rp.clip.logit_scale * features.float() @ prompts.float().T
             return objective(logits, labels, c.objective, c.loss)

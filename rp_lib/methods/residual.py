@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rp_lib.benchmark import ImageSet
+from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP
 from rp_lib.features import Encoder, FeatureStore
 from rp_lib.methods.base import Method
@@ -70,7 +71,7 @@ class ResidualReprogrammer(Method):
         val: ImageSet | None = None,
         *,
         store: FeatureStore | None = None,
-        checkpoint: Path | None = None,
+        checkpoint: Path | Checkpoint | None = None,
         progress: str | None = None,
     ) -> Self:
         """Train the reprogrammer inside."""

@@ -9,6 +9,7 @@ from typing import Self
 from torch import Tensor
 
 from rp_lib.benchmark import ImageSet
+from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP
 from rp_lib.features import Encoder, FeatureStore
 from rp_lib.methods.base import Method
@@ -29,7 +30,7 @@ class ZeroShot(Method):
         val: ImageSet | None = None,
         *,
         store: FeatureStore | None = None,
-        checkpoint: Path | None = None,
+        checkpoint: Path | Checkpoint | None = None,
         progress: str | None = None,
     ) -> Self:
         """There is nothing to learn."""

@@ -1,0 +1,273 @@
+"""A benchmark of a reader's own folders: list, check, split, decode, check again."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from rp_lib.benchmark import Benchmark, ImageSet
+from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.photos.cache import BrokenImages, hash_files, load_images
+from rp_lib.photos.checks import (
+    Loaded,
+    check_greyscale,
+    check_labels,
+    check_ood_folders,
+    check_prompts,
+    copies,
+    match_classes,
+    name_classes,
+    refuse_copies,
+)
+from rp_lib.photos.folders import FolderError, class_folders, image_files, image_folder, listed
+
+Folder = Path | str
+
+
+def from_folders(
+    name: str = "own",
+    *,
+    train: Folder,
+    test: Folder | None = None,
+    val: Folder | None = None,
+    shifts: Mapping[str, Folder] | None = None,
+    ood: Mapping[str, Folder] | None = None,
+    class_names: Mapping[str, str] | Sequence[str] | None = None,
+    templates: Sequence[str] = ("a photo of a {}.",),
+    size: int = 224,
+    cache: Path | None = None,
+    near: Collection[str] = (),
+    numeric: bool = False,
+    missing: str = "refuse",
+    duplicates: str = "refuse",
+    greyscale: str = "refuse",
+    val_fraction: float = 0.1,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = True,
+) -> Benchmark:
+    """A benchmark of your own photographs: folders with one subfolder of images for each class.
+
+    The images are decoded once into a cache on disk and mapped into memory, as squares of one side for every method:
+    :mod:`rp_lib.photos.decode`. Pictures count as the same when these pixels are: copies of a file are, and so are
+    lossless conversions; near-duplicates are not found. Copies within one set share a group.
+
+    Args:
+        name: of the benchmark.
+        train: its class folders are the classes, sorted by name.
+        test, val: the same class folders; without them a part of every class of ``train`` is kept aside.
+        shifts: the same classes under covariate shift, by name; classes are matched by folder name.
+        ood: images that show none of the classes, straight in a folder or in subfolders, by name.
+        class_names: folder to name as it stands in prompts, or names in the order of the sorted folders; by default
+            the folders' names with underscores as spaces.
+        templates: prompts with one ``{}`` for the class name.
+        size: side of the images, pixels; a backbone that takes another size resizes them.
+        cache: folder of the decoded images; by default ``$RP_CACHE``, else ``rp_lib`` in the user's cache folder.
+        near: names of the OOD sets that are near the classes (role ``near-ood``); what an image shows is taken from
+            its subfolder. All others are ``far-ood``.
+        numeric: sort the class folders of ``train`` as numbers.
+        missing: what a val, test or shifted set that lacks classes is: ``"refuse"``; ``"among"``, predictions are
+            made among the classes that it shows; or ``"all"``, among all classes.
+        duplicates: what a picture is that stands in two sets of train, val, test, shifts and OOD, in this order (two
+            shifts, or two OOD sets, may share some): ``"refuse"``, or ``"drop"``, which leaves it out of the later one.
+            A picture with two labels is refused in any case.
+        greyscale: what a file with one channel is: ``"refuse"``, or ``"convert"`` to three equal ones.
+        val_fraction, test_fraction: parts of every class of ``train``, at least one image each, that are kept aside
+            for a val or test set that is not given; copies of a picture stay together. ``seed`` draws them.
+        workers: threads that decode.
+        progress: show bars, and say what was split or left out.
+
+    Raises:
+        FolderError: folders that are missing, empty, or do not fit the classes.
+        BrokenImages: files that cannot be decoded, of all sets.
+        SharedImages: a picture in two sets or two classes.
+        RPLibError: names, prompts, sizes or options that do not fit.
+    """
+    _check_options(missing, duplicates, greyscale, val_fraction, test_fraction)
+    say = tqdm.write if progress else _silent
+    shifts, ood = dict(shifts or {}), dict(ood or {})
+    templates = (templates,) if isinstance(templates, str) else tuple(templates)
+    _check_set_names(shifts, ood, near)
+
+    source = image_folder(train, numeric=numeric)
+    folders = source.classes
+    names = name_classes(folders, class_names)
+    check_prompts(folders, names, templates)
+
+    # What every set consists of, before a single image is decoded: role, paths, labels.
+    wanted: dict[str, tuple[str, list[Path], Tensor | None]] = {"train": ("train", source.paths, source.labels)}
+    given = {"val": ("val", val), "test": ("test", test)} | {n: ("shift", folder) for n, folder in shifts.items()}
+    for key, (role, folder) in given.items():
+        if folder is not None:
+            found = image_folder(folder)
+            wanted[key] = (role, found.paths, match_classes(key, found, folders, may_lack=missing != "refuse"))
+    for key, folder in ood.items():
+        check_ood_folders(key, class_folders(folder), folders, names)
+        wanted[key] = ("near-ood" if key in near else "far-ood", image_files(folder), None)
+
+    load = _Loader(size, cache, workers, progress)
+    fractions = {"val": val_fraction if val is None else 0.0, "test": test_fraction if test is None else 0.0}
+    split = [key for key, fraction in fractions.items() if fraction]
+
+    def load_with(identities: Sequence[bytes] | None) -> list[Loaded]:
+        if identities is not None:
+            for key, index in split_classes(source.labels, identities, fractions, names, seed).items():
+                wanted[key] = (key, [source.paths[i] for i in index], source.labels[index])
+        return load.all([(key, *wanted[key]) for key in ["train", "val", "test", *shifts, *ood]])
+
+    sets = load_with(load.digests(source.paths) if split else None)
+    if greyscale == "refuse":
+        check_greyscale(sets)
+    check_labels(sets, names)
+    parts = [s for s in sets if s.name in ("train", *split)]
+    if split and any(copies(s, parts[:i]) for i, s in enumerate(parts)):  # of other bytes: only now they are known
+        pixels = {path: identity for s in parts for path, identity in zip(s.paths, s.identities, strict=True)}
+        sets = load_with([pixels[path] for path in source.paths])
+    for key in split:
+        say(f"{key}: {len(wanted[key][1]):,} images of {source.root}, {fractions[key]:g} of every class, seed {seed}")
+    sets = _without_copies(sets, duplicates, load, say)
+    for s in sets:
+        lost = set(wanted[s.name][2].tolist()) - set(s.labels.tolist()) if s.labels is not None else set()
+        if lost:
+            raise FolderError(f"{s.name!r} has no image of {listed([names[c] for c in sorted(lost)])} but copies")
+    made = {s.name: _image_set(s, ood.get(s.name), len(folders), missing) for s in sets}
+    return Benchmark(
+        name, names, templates, made["train"], made["val"], made["test"],
+        {key: made[key] for key in shifts}, {key: made[key] for key in ood},
+    )  # fmt: skip
+
+
+def split_classes(
+    labels: Tensor, identities: Sequence[bytes], fractions: Mapping[str, float], names: Sequence[str], seed: int
+) -> dict[str, list[int]]:
+    """Positions of ``train`` and of each part kept aside: the given fraction of every class, at least one picture.
+
+    Args:
+        labels: int64 (n,). identities: n, images with equal ones stay together. fractions: 0 makes no part.
+
+    Raises:
+        RPLibError: a class with fewer pictures than there are parts.
+    """
+    wanted = {part: fraction for part, fraction in fractions.items() if fraction}
+    parts: dict[str, list[int]] = {"train": [], **{part: [] for part in wanted}}
+    generator = torch.Generator().manual_seed(seed)
+    members: list[dict[bytes, list[int]]] = [defaultdict(list) for _ in names]
+    for i, (label, identity) in enumerate(zip(labels.tolist(), identities, strict=True)):
+        members[label][identity].append(i)
+    for name, pictures in zip(names, members, strict=True):
+        if len(pictures) <= len(wanted):
+            raise RPLibError(
+                f"class {name!r} has {len(pictures)} different images, too few to keep {' and '.join(wanted)} aside; "
+                "add images, or give folders for these sets"
+            )
+        groups = list(pictures.values())
+        rest = torch.randperm(len(groups), generator=generator).tolist()
+        for part, fraction in wanted.items():
+            number = max(1, round(fraction * len(groups)))
+            parts[part] += [i for g in rest[:number] for i in groups[g]]
+            rest = rest[number:]
+        if not rest:
+            raise RPLibError(f"class {name!r} has {len(groups)} different images: nothing is left to train on")
+        parts["train"] += [i for g in rest for i in groups[g]]
+    return {part: sorted(index) for part, index in parts.items()}
+
+
+class _Loader:
+    """Loads sets with the same settings."""
+
+    def __init__(self, size: int, cache: Path | None, workers: int | None, progress: bool) -> None:
+        self._options = {"cache": cache, "workers": workers}
+        self._size, self._progress = size, progress
+
+    def digests(self, paths: Sequence[Path]) -> list[bytes]:
+        """SHA-256 of every file; unreadable ones count as different, and are named when they are loaded."""
+        files, broken = hash_files(paths, progress="train" if self._progress else None, **self._options)
+        return [b"%d" % i if i in broken else row.tobytes() for i, row in enumerate(files)]
+
+    def all(self, wanted: Sequence[tuple[str, str, list[Path], Tensor | None]]) -> list[Loaded]:
+        """Load every set; all broken files are in one error."""
+        loaded, broken, total = [], {}, sum(len(paths) for _, _, paths, _ in wanted)
+        for key, role, paths, labels in wanted:
+            try:
+                loaded.append(self.one(key, role, paths, labels))
+            except BrokenImages as error:
+                broken |= error.broken
+        if broken:
+            raise BrokenImages(broken, total)
+        return loaded
+
+    def one(self, key: str, role: str, paths: list[Path], labels: Tensor | None) -> Loaded:
+        """Load one set."""
+        cached = load_images(paths, self._size, progress=key if self._progress else None, **self._options)
+        return Loaded(key, role, paths, labels, cached)
+
+
+def _without_copies(sets: Sequence[Loaded], duplicates: str, load: _Loader, say: Callable[[str], None]) -> list[Loaded]:
+    """Refuse or leave out pictures that an earlier set shows."""
+    kept: list[Loaded] = []
+    for s in sets:
+        earlier = [e for e in kept if e.role in ("train", "val", "test") or (e.role == "shift" and s.labels is None)]
+        shared = copies(s, earlier)
+        if shared and duplicates == "refuse":
+            refuse_copies(s, shared)
+        if shared:
+            out = {i for i, *_ in shared}
+            stay = [i for i in range(len(s.paths)) if i not in out]
+            if not stay:
+                raise FolderError(f"every image of {s.name!r} stands in {listed([e.name for e in earlier])} too")
+            say(f"{s.name}: {len(shared):,} images left out that stand in {listed([e.name for e in earlier])} too")
+            labels = None if s.labels is None else s.labels[stay]
+            kept.append(load.one(s.name, s.role, [s.paths[i] for i in stay], labels))
+        else:
+            kept.append(s)
+    return kept
+
+
+def _image_set(s: Loaded, root: Folder | None, classes: int, missing: str) -> ImageSet:
+    first: dict[bytes, int] = {}
+    groups = torch.tensor([first.setdefault(identity, i) for i, identity in enumerate(s.identities)])
+    made = ImageSet(s.name, s.role, s.cached.images, s.labels, groups, content=s.cached.content)
+    if s.labels is not None and missing == "among" and len(present := s.labels.unique().tolist()) < classes:
+        made = replace(made, among=tuple(present))
+    if s.role == "near-ood" and root is not None:
+        below = [path.relative_to(Path(root).expanduser()).parts for path in s.paths]
+        if all(len(parts) > 1 for parts in below):
+            made = replace(made, names=[parts[0].replace("_", " ") for parts in below])
+    return made
+
+
+def _check_options(missing: str, duplicates: str, greyscale: str, val_fraction: float, test_fraction: float) -> None:
+    for what, value, known in (
+        ("missing", missing, ("refuse", "among", "all")),
+        ("duplicates", duplicates, ("refuse", "drop")),
+        ("greyscale", greyscale, ("refuse", "convert")),
+    ):
+        if value not in known:
+            raise UnknownName(f"value of {what}", value, known)
+    if not 0 < val_fraction < 1 or not 0 < test_fraction < 1 or val_fraction + test_fraction >= 1:
+        raise RPLibError(
+            f"val_fraction and test_fraction must be above 0 and leave something of 1, got {val_fraction} and "
+            f"{test_fraction}"
+        )
+
+
+def _check_set_names(shifts: Mapping[str, Folder], ood: Mapping[str, Folder], near: Collection[str]) -> None:
+    if isinstance(near, str):
+        raise RPLibError(f"near is a list of names of OOD sets, got {near!r}")
+    both = [key for key in shifts if key in ood] + [key for key in (*shifts, *ood) if key in ("train", "val", "test")]
+    if both:
+        raise RPLibError(f"the name {both[0]!r} stands for two image sets; give each its own")
+    for key in near:
+        if key not in ood:
+            raise UnknownName("OOD set in near", key, ood)
+
+
+def _silent(text: str) -> None:
+    """Say nothing."""

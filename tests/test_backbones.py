@@ -1,0 +1,381 @@
+import json
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import open_clip
+import pytest
+import torch
+from conftest import CLASSES, TEMPLATES, make_clip, make_model, make_set, model_hash
+from open_clip.model import CLIP, CustomTextCLIP
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.zero_shot_classifier import build_zero_shot_classifier
+from safetensors.torch import save_file
+from torch import nn
+
+from rp_lib.backbones import load_backbone
+from rp_lib.benchmark import Benchmark
+from rp_lib.clip import FrozenCLIP
+from rp_lib.deep_towers import vision_part
+from rp_lib.errors import RPLibError
+from rp_lib.features import encode_all
+from rp_lib.inference import compute_outputs
+from rp_lib.methods import FineTune, Reprogrammer, ZeroShot
+from rp_lib.presets import PAPER
+from rp_lib.text_tower import text_part
+
+CONTEXT = 12
+TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
+VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
+TINY = {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": TEXT}
+RESNET = {"image_size": 32, "layers": (1, 2, 1, 1), "width": 16, "head_width": 32, "patch_size": None}
+
+
+@pytest.fixture
+def names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """``tiny`` with a QuickGELU twin and ``lonely`` without one, among open_clip's models."""
+    from open_clip import factory
+
+    monkeypatch.setattr(factory, "_MODEL_CONFIG_PATHS", list(factory._MODEL_CONFIG_PATHS))
+    monkeypatch.setattr(factory, "_MODEL_CONFIGS", dict(factory._MODEL_CONFIGS))
+    for name, quick in (("tiny", False), ("tiny-quickgelu", True), ("lonely", False)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(TINY | {"quick_gelu": quick}))
+        open_clip.add_model_config(tmp_path / f"{name}.json")
+    return tmp_path
+
+
+def state(seed: int = 0) -> dict[str, torch.Tensor]:
+    torch.manual_seed(seed)
+    return open_clip.create_model("tiny").state_dict()
+
+
+def frozen(model: nn.Module, size: int = 32, **options: object) -> FrozenCLIP:
+    return FrozenCLIP(
+        model, SimpleTokenizer(context_length=CONTEXT), name="x", mean=(0.5, 0.45, 0.4), std=(0.25, 0.25, 0.3),
+        image_size=size, **options,
+    )  # fmt: skip
+
+
+def is_quick(clip: FrozenCLIP) -> bool:
+    return any(type(m).__name__ == "QuickGELU" for m in clip.model.modules())
+
+
+# OpenAI's weights, whichever way they come ---------------------------------------------------------------
+
+
+def openai_file(folder: Path) -> Path:
+    """As OpenAI's state dict is: half precision, and three numbers beside the weights."""
+    weights = {k: v.half() for k, v in state().items()}
+    weights |= {"input_resolution": torch.tensor(32), "context_length": torch.tensor(12), "vocab_size": torch.tensor(9)}
+    torch.save(weights, folder / "ViT.pt")
+    save_file(weights, folder / "ViT.safetensors")
+    return folder / "ViT.pt"
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+@pytest.mark.parametrize("name", ["tiny", "tiny-quickgelu", "lonely"])
+def test_openais_own_file_gets_quick_gelu(names: Path, name: str, suffix: str, caplog: pytest.LogCaptureFixture):
+    path = openai_file(names).with_suffix(suffix)
+    with caplog.at_level(logging.WARNING, "rp_lib"):
+        clip = FrozenCLIP.open_clip(name, path)
+    assert is_quick(clip)
+    assert ("was trained with QuickGELU" in caplog.text) is (name != "tiny-quickgelu")
+    assert clip.name == ("lonely" if name == "lonely" else "tiny-quickgelu") + f"/ViT{suffix}"
+    reference = open_clip.create_model("tiny-quickgelu").eval()
+    reference.load_state_dict({k: v.half().float() for k, v in state().items()})
+    assert model_hash(clip.model) == model_hash(reference)
+    images = make_set(3).images
+    with torch.no_grad():
+        theirs = reference.encode_image(clip.normalise(clip.prepare(images)), normalize=True)
+    assert (clip.encode(images) - theirs).abs().max() < 1e-6
+
+
+def test_openais_file_of_another_size_is_refused(names: Path):
+    path = openai_file(names)
+    weights = torch.load(path, weights_only=True)
+    torch.save(weights | {"text_projection": torch.zeros(16, 8)}, path)
+    with pytest.raises(RPLibError, match=r"(?s)ViT\.pt are not those of tiny-quickgelu: .*text_projection"):
+        FrozenCLIP.open_clip("tiny", path)
+
+
+def test_a_file_that_runs_code_is_refused(names: Path):
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(str(names / "ViT-B-32.pt"))
+    with pytest.raises(RPLibError, match=r"TorchScript archive.*runs code.*torch\.jit\.load\('ViT-B-32\.pt'"):
+        FrozenCLIP.open_clip("tiny", names / "ViT-B-32.pt")
+
+
+def test_a_pickle_is_not_executed(names: Path, tmp_path: Path):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "pwned"),)
+
+    torch.save({"state_dict": Evil()}, names / "evil.pt")
+    with pytest.raises(RPLibError, match="cannot load tiny"):
+        FrozenCLIP.open_clip("tiny", names / "evil.pt")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_half_precision_numbers_raise_suspicion(names: Path, caplog: pytest.LogCaptureFixture):
+    torch.save({k: v.half() for k, v in state().items()}, names / "half.pt")
+    torch.save(state(), names / "full.pt")
+    for name, file, warned in (("tiny", "half", 1), ("tiny", "full", 0), ("tiny-quickgelu", "half", 0)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "rp_lib"):
+            clip = FrozenCLIP.open_clip(name, names / f"{file}.pt")
+        assert caplog.text.count("load tiny-quickgelu instead") == warned and is_quick(clip) is (name != "tiny")
+
+
+@pytest.mark.parametrize("name", ["tiny", "lonely"])
+def test_tags_that_say_quick_gelu(names: Path, monkeypatch: pytest.MonkeyPatch, name: str):
+    torch.save(state(), names / "weights.pt")
+    real = open_clip.create_model
+
+    def create(model: str, pretrained: str | None = None, **options: object):
+        assert pretrained == "meta"
+        options.pop("require_pretrained")
+        return real(model, pretrained=str(names / "weights.pt"), **options)
+
+    monkeypatch.setattr(open_clip, "list_pretrained_tags_by_model", lambda _: ["meta", "other"])
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda _, tag: {"quick_gelu": tag == "meta"})
+    monkeypatch.setattr(open_clip, "create_model", create)
+    assert is_quick(FrozenCLIP.open_clip(name, "meta"))
+
+
+def test_every_real_tag_gets_its_activation():
+    """All pairs of open_clip's registry: loading must end with the activation that the tag was trained with."""
+    from rp_lib.backbones import _with_quick_gelu
+
+    pairs = 0
+    for name, tag in open_clip.list_pretrained():
+        about = open_clip.get_pretrained_cfg(name, tag)
+        if tag == "openai" or about.get("quick_gelu"):
+            assert about.get("quick_gelu"), (name, tag)
+            found, options = _with_quick_gelu(name, tag, {})
+            assert open_clip.get_model_config(found).get("quick_gelu") or options == {"force_quick_gelu": True}
+            pairs += 1
+    assert pairs > 20
+
+
+# Names, folders, sizes, options --------------------------------------------------------------------------
+
+
+def test_local_folder_brings_weights_and_normalisation(names: Path):
+    folder = names / "my-clip"
+    folder.mkdir()
+    about = {"model_cfg": TINY, "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    save_file(state(), folder / "open_clip_model.safetensors")
+    clip = FrozenCLIP.open_clip(f"local-dir:{folder}", None)
+    assert clip.name == "my-clip" and torch.equal(clip._mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
+    assert torch.equal(clip.model.visual.conv1.weight, state()["visual.conv1.weight"])
+    with pytest.raises(RPLibError, match="brings its own weights"):
+        FrozenCLIP.open_clip(f"local-dir:{folder}", "openai")
+    (folder / "open_clip_model.safetensors").unlink()
+    with pytest.raises(RPLibError, match="cannot load local-dir"):
+        FrozenCLIP.open_clip(f"local-dir:{folder}", None)
+
+
+def test_without_a_network_the_hub_is_not_there(monkeypatch: pytest.MonkeyPatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RPLibError, match=r"cannot load hf-hub:nobody/nothing .*local checkpoint file"):
+        FrozenCLIP.open_clip("hf-hub:nobody/nothing", None)
+
+
+def test_openais_spelling_of_names(names: Path):
+    clips = [FrozenCLIP.open_clip(name, path) for name, path in (("tiny/quickgelu", None), ("tiny-quickgelu", None))]
+    assert {c.name for c in clips} == {"tiny-quickgelu/random"} and load_backbone("tiny", None).image_size == 32
+
+
+def test_another_image_size(names: Path):
+    torch.save(state(), names / "weights.pt")
+    clip = FrozenCLIP.open_clip("tiny", names / "weights.pt", force_image_size=48)
+    assert clip.image_size == 48 and clip.model.visual.positional_embedding.shape == (10, 32)
+    rp = Reprogrammer(clip, CLASSES, TEMPLATES, PAPER.changed(epochs=1, batch_size=8)).fit(make_set(8))
+    assert rp.image_program.W.shape == (3, 48, 48)
+    openai = FrozenCLIP.open_clip("tiny", openai_file(names), force_image_size=48)
+    assert openai.image_size == 48 and is_quick(openai)
+
+
+def test_images_must_be_square(names: Path):
+    with pytest.raises(RPLibError, match="tiny takes images of 32 x 48 pixels; only square"):
+        FrozenCLIP.open_clip("tiny", None, force_image_size=(32, 48))
+
+
+@pytest.mark.parametrize("option", [{"jit": True}, {"weights_only": False}, {"precision": "fp16"}])
+def test_options_that_would_break_it(names: Path, option: dict):
+    with pytest.raises(RPLibError, match=f"option '{next(iter(option))}' of open_clip is not available"):
+        FrozenCLIP.open_clip("tiny", None, **option)
+
+
+# Every kind of tower -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [
+        {},
+        {"patch_size": 8},
+        {"image_size": 48, "width": 96, "layers": 3},
+        {"ls_init_value": 0.1, "pool_type": "avg"},
+        RESNET,
+        RESNET | {"image_size": 64, "layers": (1, 1, 2, 1)},
+    ],
+)
+def test_programs_act_on_towers_of_any_size(vision: dict):
+    size = vision.get("image_size", 32)
+    clip = frozen(make_model(vision=vision, text={"context_length": CONTEXT}), size)
+    before = model_hash(clip.model)
+    rp = Reprogrammer(clip, CLASSES, TEMPLATES, PAPER.changed(epochs=2, batch_size=8), precision="float32")
+    start = rp.image_program.W.detach().clone()
+    rp.encode(make_set(4).images)[:, 0].sum().backward()
+    gradient = rp.image_program.W.grad
+    border = rp.image_program.M.expand_as(gradient) > 0
+    assert (gradient[border] != 0).float().mean() > 0.25 and torch.isfinite(gradient).all()  # the rest is clamped
+    assert not (gradient * (1 - rp.image_program.M)).any()
+    rp.fit(make_set(16), make_set(9, seed=1, role="val"))
+    assert (rp.image_program.W - start).abs().max() > 1e-3
+    # Running statistics are buffers of the frozen tower: they must not follow the programmed images.
+    assert model_hash(clip.model) == before and not clip.model.visual.training
+
+
+@pytest.mark.parametrize("templates", [["{}"], TEMPLATES, ["a {}", "the {} here", "a big {}.", "{} {{}}"[:2] + " x"]])
+@pytest.mark.parametrize("kind", ["plain", "custom text", "resnet", "quick"])
+def test_class_embeddings_are_open_clips_zero_shot_classifier(kind: str, templates: list[str]):
+    torch.manual_seed(1)
+    model = {
+        "plain": lambda: CLIP(16, VISION, TEXT),
+        "custom text": lambda: CustomTextCLIP(16, VISION, TEXT),
+        "resnet": lambda: CLIP(16, RESNET, TEXT),
+        "quick": lambda: CLIP(16, VISION, TEXT, quick_gelu=True),
+    }[kind]()
+    with torch.no_grad():
+        getattr(model, "text", model).token_embedding.weight.mul_(20)
+    clip = frozen(model)
+    theirs = build_zero_shot_classifier(clip.model, clip.tokenizer, CLASSES, templates).T
+    ours = clip.class_embeddings(CLASSES, templates)
+    assert (ours - theirs).abs().max() < 1e-5 and (ours[0] - ours[1]).abs().max() > 1e-2
+    rp = Reprogrammer(clip, CLASSES, templates, PAPER.changed(epochs=1, batch_size=8))
+    assert (rp.class_embeddings() - theirs).abs().max() < 1e-5  # the text program starts as nothing
+    rp.fit(make_set(8))
+    assert (rp.class_embeddings() - theirs).abs().max() > 1e-4
+
+
+def test_text_towers_that_no_program_can_act_on():
+    siglip = TEXT | {"no_causal_mask": True, "pool_type": "last", "proj_bias": True}
+    with pytest.raises(
+        RPLibError, match=r"this text tower \(TextTransformer\) has no attn_mask; text programs need one"
+    ):
+        frozen(CustomTextCLIP(16, VISION, siglip))
+    coca = open_clip.coca_model.CoCa(
+        16,
+        multimodal_cfg=TEXT | {"mlp_ratio": 2, "attn_pooler_heads": 1},
+        text_cfg=TEXT | {"embed_cls": True, "output_tokens": True},
+        vision_cfg=VISION | {"attentional_pool": True, "attn_pooler_heads": 1, "output_tokens": True},
+    )
+    with pytest.raises(RPLibError, match="only text towers that read their feature at the end mark"):
+        frozen(coca)
+
+
+def build_on_meta(name: str) -> nn.Module:
+    config = open_clip.get_model_config(name)
+    custom = config.pop("custom_text", False)
+    with torch.device("meta"):
+        return (CustomTextCLIP if custom else CLIP)(**config)
+
+
+@pytest.mark.parametrize(
+    ("name", "millions", "size"),
+    [
+        ("ViT-B-32-quickgelu", 151.277313, 224),
+        ("ViT-L-14-336-quickgelu", 427.944193, 336),
+        ("RN50-quickgelu", 102.007137, 224),
+    ],
+)
+def test_real_structures(name: str, millions: float, size: int):
+    """Sizes as published for CLIP's models (the sum of all parameters)."""
+    model = build_on_meta(name)
+    assert sum(p.numel() for p in model.parameters()) == round(1e6 * millions)
+    assert model.visual.image_size in (size, (size, size))
+    towers = [model.transformer, *([model.visual] if name.startswith("ViT") else [])]
+    assert all(any(type(m).__name__ == "QuickGELU" for m in tower.modules()) for tower in towers)
+    assert text_part(model) is model and model.positional_embedding.shape[0] == 77
+    if name.startswith("ViT"):
+        assert vision_part(model) is model.visual
+    else:
+        with pytest.raises(RPLibError, match="ModifiedResNet"):
+            vision_part(model)
+
+
+# Layout and compilation ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("vision", [{}, RESNET])
+def test_channels_last(vision: dict):
+    plain, last = (frozen(make_model(vision=vision), channels_last=flag) for flag in (False, True))
+    tuned = FineTune(last, CLASSES, TEMPLATES)
+    for tower in (last.model.visual, tuned.visual):
+        assert tower.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not plain.model.visual.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    seen: list[torch.Tensor] = []
+    last.model.visual.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    images = make_set(5).images
+    assert (plain.encode(images) - last.encode(images)).abs().max() < 1e-5
+    assert seen[0].is_contiguous(memory_format=torch.channels_last)
+    assert plain.fingerprint == last.fingerprint  # the same model
+
+
+def compiled(backend: str | bool) -> FrozenCLIP:
+    plain, fast = (frozen(make_model(vision={"layers": 1}), compile=flag) for flag in (False, backend))
+    assert plain.fingerprint == fast.fingerprint and list(plain.model.state_dict()) == list(fast.model.state_dict())
+    pixels = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    a, b = (pixels.clone().requires_grad_() for _ in range(2))
+    ours, theirs = fast.encode_pixels(a), plain.encode_pixels(b)
+    assert (ours - theirs).abs().max() < 1e-5
+    ours[:, 0].sum().backward(), theirs[:, 0].sum().backward()
+    assert (a.grad - b.grad).abs().max() < 1e-5 and b.grad.abs().max() > 1e-4
+    return fast
+
+
+def test_compiled_towers_say_the_same():
+    """Traced and differentiated as for a compiler, and run without one."""
+    fast = compiled("aot_eager")
+    tuned = FineTune(fast, CLASSES, TEMPLATES)
+    assert tuned.visual._compiled_call_impl is not None and type(tuned.visual) is type(fast.model.visual)
+
+
+@pytest.mark.skipif(not os.environ.get("RP_LIB_SLOW_TESTS"), reason="half a minute: set RP_LIB_SLOW_TESTS=1")
+@pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
+def test_really_compiled_towers_say_the_same():
+    compiled(True)
+
+
+def test_what_cannot_be_compiled_is_said_at_once():
+    with pytest.raises(RPLibError, match=r"torch\.compile does not work here .*leave `compile` out"):
+        frozen(make_model(vision={"layers": 1}), compile="no such backend")
+
+
+# Scores in full precision --------------------------------------------------------------------------------
+
+
+def test_evaluation_is_never_under_autocast(clip: FrozenCLIP, tiny_benchmark: Benchmark, images: torch.Tensor):
+    task = (clip, CLASSES, TEMPLATES)
+    made = [ZeroShot(*task), Reprogrammer(*task, PAPER), FineTune(*task)]
+    val = tiny_benchmark.val
+
+    def everything() -> list[torch.Tensor]:
+        parts = [encode_all(clip, images), clip.class_embeddings(CLASSES, TEMPLATES), ZeroShot(*task).class_embeddings]
+        for method in made:
+            method.__dict__["_class_embeddings"] = None
+            outputs = compute_outputs(method, tiny_benchmark, seed=1).sets["test"]
+            parts += [method.logits(images), outputs.logits, outputs.features, torch.tensor(method.accuracy(val))]
+        return parts
+
+    plain = everything()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert clip.encode(images).dtype == torch.float32 and not torch.equal(clip.encode(images), plain[0])
+        cast = everything()
+    assert all(p.dtype == torch.float32 for p in cast) and all(map(torch.equal, plain, cast))
+    assert make_clip().fingerprint == clip.fingerprint
