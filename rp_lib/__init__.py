@@ -3,8 +3,8 @@
 Layers, from the bottom: errors, storage, distributed, device; data; text_tower, deep_towers, backbones, clip, programs;
 benchmark, corruptions, photos, features; objectives, schedule, checkpoints, trainer, presets, methods; metrics,
 intervals, resampling, intrusion; negative_words, outputs, inference; scores, detectors, threshold; judging, evaluation,
-paired, records, figures; subsets, run, search, demo; cost, run_config (what to run), tracks, run_plan; experiments, course
-(what the notebooks import), notebooks, cli.
+paired, records, figures; subsets, run, search, demo; cost, run_config (what to run), tracks, run_plan; experiments,
+course (what the notebooks import), notebooks, book, cli.
 """
 
 from rp_lib._version import __version__

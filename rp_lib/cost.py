@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from rp_lib.errors import RPLibError, UnknownName
@@ -108,8 +107,8 @@ class TowerCosts:
         if gradient not in GRADIENTS:
             raise UnknownName("gradient", gradient, GRADIENTS)
         module, batch = self._towers[tower], shape[0]
-        # Attention by plain products so that its FLOPs are counted; they grow with the batch exactly.
-        with torch.device("meta"), sdpa_kernel(SDPBackend.MATH):
+        # On this device attention falls apart into plain products, which the counter sees; FLOPs grow with the batch.
+        with torch.device("meta"):
             state, x = _tensors(module, gradient, (1, *shape[1:]))
             with FlopCounterMode(display=False) as there:
                 y = functional_call(module, state, (x,))

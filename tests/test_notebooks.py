@@ -153,6 +153,7 @@ SPOILS = {
     "prints a fact about its data": lambda n: (n.cells[4].outputs.pop(0), n.cells[5].outputs.clear()),
     "execution counts are [1, 2, 9": lambda n: n.cells[3].update(execution_count=9),
     "execution counts are [1, 2, None": lambda n: n.cells[3].update(execution_count=None),
+    "execution counts are [2, 3": lambda n: [c.update(execution_count=c.execution_count + 1) for c in n.cells if c.cell_type == "code"],
     "stores stderr: a warning": lambda n: n.cells[5].outputs.append(new.new_output("stream", name="stderr", text="a warning")),
     "stores an error, ValueError": lambda n: n.cells[5].outputs.append(new.new_output("error", ename="ValueError", evalue="", traceback=[])),
     "stores the view of a widget": lambda n: n.cells[5].outputs.append(new.new_output("display_data", {WIDGET_VIEW: {}, "text/plain": "x"})),

@@ -369,6 +369,8 @@ def test_what_a_configuration_accepts_is_what_methods_take():
     [
         ({"data.subet": 3}, r"unknown key in cifar10-paper \[data\] 'subet'; did you mean subset"),
         ({"nonsense": 1}, "unknown key in cifar10-paper 'nonsense'"),
+        ({"seeds": None, "sedes": 2}, "unknown key in cifar10-paper 'sedes'; did you mean seeds"),
+        ({"backbone": None, "bakcbone": {}}, "did you mean backbone"),
         ({"seeds": 0}, "seeds must be a number of seeds of at least 1"),
         ({"seeds": [1, 1]}, "distinct"),
         ({"seeds": True}, "seeds must be"),

@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.mark.parametrize("arguments", [["check"], ["format", "--check"]])
 def test_ruff_is_clean(arguments):
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", *arguments, "rp_lib", "tests"],
+        [sys.executable, "-m", "ruff", *arguments, "rp_lib", "tests", "benchmarks"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -133,7 +133,7 @@ EXERCISES = (
         (
             "From the inside out: W times M, then tanh, then the sum with the picture, then the clamp.",
             "torch.tanh squashes to -1 ... 1; tensor.clamp(0, 1) cuts off what no pixel can show.",
-            "(placed + torch.tanh(W * M)).clamp(0, 1)",
+            "Add torch.tanh(W * M) to placed, and clamp the sum, not the border alone.",
         ),
         (
             Mistake(_no_clamp, "pixels must stay in [0, 1]: clamp the sum"),

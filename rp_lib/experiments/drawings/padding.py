@@ -28,7 +28,7 @@ def draw_padding(records: pd.DataFrame) -> Figure:
             padded = rows[rows["method"] != "zero-shot"]
             padded = padded.assign(width=padded["method"].map(width_of)).sort_values("width")
             value, bars = percent(padded)
-            x = np.arange(len(padded)) + 0.08 * (k - 1)
+            x = np.arange(len(padded)) + 0.08 * (k - (len(sides) - 1) / 2)
             panel.errorbar(x, value, bars, color=colours[side], marker=markers[side], lw=1.5, capsize=2,
                            label=f"RP, images of {side} px")  # fmt: skip
             level = 100 * float(pick(rows, method="zero-shot")["value"].iloc[0])
@@ -39,7 +39,7 @@ def draw_padding(records: pd.DataFrame) -> Figure:
     for panel, axis, title in ((panels[1], "id accuracy", "ID accuracy"), (panels[3], "shift accuracy", "under shift")):
         for k, side in enumerate(sides):
             share = chances(records, side, axis)
-            x = np.arange(len(share)) + 0.27 * (k - 1)
+            x = np.arange(len(share)) + 0.27 * (k - (len(sides) - 1) / 2)
             panel.bar(x, 100 * share, 0.25, color=colours[side])
         panel.set_xticks(range(len(share)), share.index)
         panel.set_title(f"best width, {title}", fontsize=10)
@@ -50,9 +50,8 @@ def draw_padding(records: pd.DataFrame) -> Figure:
     handles, names = panels[0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     seeds, n = int(plain["seeds"].max()), int(pick(plain, set="test")["n"].max())
-    figure.suptitle(
-        f"Padding against the images' resolution ({seeds} seeds, {n} test pictures, bars: 95 % intervals)", fontsize=11
-    )
+    size = f"{seeds} seed{'s' * (seeds > 1)}, {n} test pictures, bars: 95 % intervals"
+    figure.suptitle(f"Padding against the images' resolution ({size})", fontsize=11)
     return figure
 
 
