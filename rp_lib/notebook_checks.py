@@ -25,7 +25,7 @@ NUMBERS = re.compile(
 )
 NO_PROSE = re.compile(
     r"```.*?```|\$\$.*?\$\$|`[^`]*`|\$[^$\n]*\$|\]\([^)]*\)|https?://\S+|<[^>]+>|arXiv[: ]?\d{4}\.\d{4,5}(?:v\d+)?"
-    r"|\b(?:19[5-9]\d|20[0-4]\d)[a-z]?\b|ViT-\w+/\d+|CIFAR-10[.\d]*",
+    r"|\b(?:19\d\d|20[0-4]\d)[a-z]?\b|ViT-\w+/\d+|CIFAR-10[.\d]*",
     re.DOTALL,
 )  # fmt: skip
 PLACES = re.compile(r"(?<![\w.])/(?:work|tmp|root|home|Users|opt|usr)/\w")
