@@ -231,6 +231,7 @@ def add_notebooks_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks (00_tour or 00); default: all")
     parser.add_argument("--execute", action="store_true", help="run every cell anew and save the outputs")
     parser.add_argument("--check", action="store_true", help="change nothing; say what is wrong")
+    parser.add_argument("--book", type=Path, metavar="OUT", help="render all of them, as stored, as web pages in OUT")
     parser.add_argument("--folder", type=Path, default=Path("notebooks"), help="where they are")
     parser.add_argument(
         "--repository", metavar="OWNER/NAME", help="on GitHub, for the badges of a fork; default: of pyproject.toml"
@@ -239,6 +240,11 @@ def add_notebooks_command(commands: argparse._SubParsersAction) -> None:
 
 
 def _notebooks(args: argparse.Namespace) -> None:
+    if args.book:
+        from rp_lib.book import build_book
+
+        print(f"Open {build_book(args.folder, args.book)}")
+        return
     where = repository(args.folder)
     if args.repository:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repository):

@@ -81,7 +81,7 @@ def test_what_the_table_decided_is_told_as_it_came_out():
     records = shipped_records("table")
     told = README[README.index("**Who wins, and by which detector?**") :].split("![")[0].replace("\n", " ")
     verdicts = experiment("table").judge(records)
-    assert len(verdicts) == 16 and "Of sixteen claims" in told
+    assert len(verdicts) == 18 and "Of eighteen claims" in told
     assert {v.claim for v in verdicts if v.outcome == "holds"} == {
         "RRP keeps more accuracy under shift than RP",
         "RRP beats fine-tuning under shift",
@@ -99,3 +99,13 @@ def test_what_the_table_decided_is_told_as_it_came_out():
     for detector in ("mahalanobis", "relative-mahalanobis", "knn", "vim"):
         rank = fpr.xs(detector, level="detector")["value"].rank(ascending=False)
         assert rank["fine-tune"] <= 3
+
+
+def test_the_aggregate_is_told_as_it_came_out():
+    records = shipped_records("table")
+    told = README[README.index("**One number, read last.**") :].split("![")[0].replace("\n", " ")
+    ranks = records[(records["metric"] == "rank") & (records["set"] == "aggregate")].set_index("method")
+    assert set(ranks["value"].nsmallest(2).index) == {"wise-ft", "logit-ensemble"}
+    for name in ("wise-ft", "logit-ensemble"):
+        assert (ranks.loc[name, "low"], ranks.loc[name, "high"]) == (1, 3)
+    assert f"RRP has rank {ranks.loc['rrp', 'low']:g} to {ranks.loc['rrp', 'high']:g} of {len(ranks)}" in told
