@@ -95,7 +95,7 @@ class RunState:
             return
         at_end = self.position == 0
         by_epochs = at_end and rule.epochs and self.epoch % rule.epochs == 0
-        by_steps = not at_end and rule.steps and len(self.history.losses) % rule.steps == 0
+        by_steps = rule.steps and len(self.history.losses) % rule.steps == 0
         by_time = rule.minutes and time.monotonic() - self._written >= 60 * rule.minutes
         if by_epochs or by_steps or by_time:
             self.save()

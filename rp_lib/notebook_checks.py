@@ -118,7 +118,8 @@ def _outputs(notebook: Any) -> Iterator[str]:
                 yield f"{where} stores stderr: {_first(output.text)}"
             if WIDGET_VIEW in output.get("data", {}):
                 yield f"{where} stores the view of a widget"
-            text = output.get("text", "") + output.get("data", {}).get("text/plain", "")
+            data = output.get("data", {})
+            text = output.get("text", "") + data.get("text/plain", "") + data.get("text/html", "")
             if re.search(r"0x[0-9a-f]{6,}", text):
                 yield f"{where} prints an address in memory"
             if place := PLACES.search(text + cell.source):

@@ -150,6 +150,8 @@ def _run(args: argparse.Namespace) -> None:
     from rp_lib.tracks import track_of
 
     autocast_dtype(pick_device(config.device), config.precision)  # refused before anything is loaded
+    if not args.fresh:
+        distributed.on_main(config.check_folder)
     distributed.on_main(lambda: check_writable(config.out))
     track = track_of(config, progress=not args.quiet and distributed.is_main())
     data = track.data

@@ -82,7 +82,7 @@ class RunConfig:
         if issubclass(METHODS[name], (Reprogrammer, ResidualReprogrammer)):
             start = tuned[name]["config"] if name in tuned else preset("paper" if tuned else self.preset)
             return {"config": start.changed(**own)}
-        if name == "zero-shot" or own or name in self.tables or name in tuned:
+        if name == "zero-shot" or {name, BASES.get(name, name)} & self.tables.keys() or name in tuned:
             return {**tuned.get(name, {}), **own}
         known = ", ".join(sorted(accepted(name)))
         raise ConfigError(
@@ -99,6 +99,26 @@ class RunConfig:
             "settings": {name: dict(table) for name, table in self.tables.items()},
         }  # fmt: skip
         return {key: value for key, value in top.items() if value not in ("", {})}
+
+    def check_folder(self) -> None:
+        """Refuse a results folder that holds a run of other data, backbone or settings: its training would be lost.
+
+        Other methods, seeds and detectors may be added to a run.
+
+        Raises:
+            ConfigError: the folder's ``config.toml`` differs; the message says in what.
+        """
+        path = self.out / "config.toml"
+        if not path.is_file():
+            return
+        before, now = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(tomli_w.dumps(self.as_dict()))
+        parts = ("preset", "data", "backbone", "settings", "precision")
+        changed = [part for part in parts if before.get(part) != now.get(part)]
+        if changed:
+            raise ConfigError(
+                f"{self.out} holds a run with other {', '.join(changed)}: choose another folder with --out, or replace "
+                "that run with --fresh"
+            )
 
     def write(self, path: Path) -> None:
         """Write it as TOML, atomically."""

@@ -164,7 +164,7 @@ def families(one, all_, jitter=(0, 1, -1, 0)):
 
 def test_narrowness_points_the_right_way():
     core = ("zero-shot", "fine-tune", "rp", "rrp")
-    bad, good = dict(zip(core, (5, 0, 6, 7), strict=True)), dict(zip(core, (4, 4.5, 4, 4), strict=True))
+    bad, good = dict(zip(core, (5, 0, 6, 7), strict=True)), dict(zip(core, (4, 7, 4, 4), strict=True))
     assert list(outcomes("narrowness", families(bad, good)).values()) == ["holds"] * 4
     assert list(outcomes("narrowness", families(good, bad)).values()) == ["fails"] * 4
     # Families that disagree decide nothing, however many pictures there are.
@@ -182,10 +182,24 @@ def test_means_over_families_by_hand():
         for k, v in enumerate(value)
     ]
     mean = over_families(pd.DataFrame(rows)).iloc[0]
-    half = np.sqrt((stats.t.ppf(0.975, 3) * np.std(value, ddof=1) / 2) ** 2 + 0.01**2)
+    between, own = np.var(value, ddof=1) / 4, (0.01 / 1.96) ** 2
+    free = (between + own) ** 2 / (between**2 / 3)
+    half = stats.t.ppf(0.975, free) * np.sqrt(between + own)
     assert mean["family"] == "mean" and mean["seeds"] == 4 and mean["value"] == pytest.approx(0.09)
     assert (mean["high"] - mean["low"]) / 2 == pytest.approx(half)
-    assert mean["p_holm"] == pytest.approx(2 * stats.norm.sf(1.96 * 0.09 / half))
+    assert mean["p_holm"] == pytest.approx(2 * stats.t.sf(0.09 / np.sqrt(between + own), free))
+
+
+def test_means_over_families_without_chance_of_pictures_are_a_t_test():
+    from scipy import stats
+
+    value = [0.10, 0.12, 0.05, 0.09]
+    rows = [
+        {"family": str(k), "hands": "one", "images": 9, "classes": 3, **fake_row(v, v, v)} for k, v in enumerate(value)
+    ]
+    mean, test = over_families(pd.DataFrame(rows)).iloc[0], stats.ttest_1samp(value, 0)
+    assert mean["p_holm"] == pytest.approx(test.pvalue)
+    assert (mean["low"], mean["high"]) == pytest.approx(tuple(test.confidence_interval(0.95)))
 
 
 def widths(shares, **levels):

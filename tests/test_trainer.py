@@ -312,7 +312,7 @@ def test_how_often(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert places(path, Checkpoint(path)) == [(1, 0), (2, 0)]
     assert places(path, Checkpoint(path, epochs=2)) == [(2, 0)]
     assert places(path, Checkpoint(path, epochs=0)) == []
-    assert places(path, Checkpoint(path, epochs=0, steps=2)) == [(0, 2), (1, 1), (2, 2)]
+    assert places(path, Checkpoint(path, epochs=0, steps=2)) == [(0, 2), (1, 1), (2, 0), (2, 2)]
     assert places(path, Checkpoint(path, epochs=1, steps=4)) == [(1, 0), (1, 1), (2, 0), (2, 2)]
     clock = itertools.count(0, 30)  # every look at it takes half a minute
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: next(clock))

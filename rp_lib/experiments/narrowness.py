@@ -67,27 +67,31 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
 def over_families(records: pd.DataFrame) -> pd.DataFrame:
     """Means of the families' records, with intervals for other families, other training runs and other pictures.
 
-    Half the interval is ``sqrt((t s / sqrt(k))^2 + h^2)``: s is the spread over k families (each with its own seed), t
-    the 97.5 % point of Student's distribution with k - 1 degrees of freedom, and h the root mean square of the
-    families' own half intervals, which do not average out, as families share test pictures. What of h is in s counts
-    twice: rather too wide than too narrow. ``p_holm`` is the two-sided normal p-value of that interval, corrected for
-    all differences of the same ``hands``.
+    The squared standard error is ``s^2 / k + (h / 1.96)^2``: s is the spread over k families (each with its own seed),
+    and h the root mean square of the families' own half intervals, which do not average out, as families share test
+    pictures. What of h is in s counts twice: rather too wide than too narrow. Interval and p-value are Student's,
+    with Satterthwaite's degrees of freedom (Welch 1947), k - 1 at least, since s rests on few families; ``p_holm`` is
+    corrected for all differences of the same ``hands``.
     """
     keys = ["hands", "method", "versus", "set", "metric", "detector"]
     own = ((records["high"] - records["low"]) / 2) ** 2
     groups = records.assign(own=own, seeds=1.0).groupby(keys, sort=False, dropna=False)
     k = groups.size()
-    between = stats.t.ppf(0.975, np.maximum(k - 1, 1)) ** 2 * groups["value"].var(ddof=1).fillna(0.0) / k
-    value, half = groups["value"].mean(), np.sqrt(between + groups["own"].mean())
+    between = groups["value"].var(ddof=1).fillna(0.0) / k
+    squared = between + groups["own"].mean() / 1.96**2
+    few = np.maximum(k - 1, 1)
+    free = np.maximum(squared**2 / np.maximum(between**2 / few, 1e-30), few)
+    value, error = groups["value"].mean(), np.sqrt(squared)
+    half = stats.t.ppf(0.975, free) * error
     mean = pd.DataFrame({"value": value, "low": value - half, "high": value + half, "seeds": k.astype(float)})
+    mean["p"] = 2 * stats.t.sf(value.abs() / np.maximum(error, 1e-12), free)
     for column in ("n", "n_ood", "images", "classes"):
         mean[column] = groups[column].mean().round()
     mean = mean.reset_index().assign(family=MEAN)
-    p = 2 * stats.norm.sf(1.96 * mean["value"].abs() / np.maximum((mean["high"] - mean["low"]) / 2, 1e-12))
     mean["p_holm"] = np.nan
     for hands in mean["hands"].unique():
         rows = mean["versus"].notna() & (mean["hands"] == hands)
-        mean.loc[rows, "p_holm"] = holm(p[rows])
+        mean.loc[rows, "p_holm"] = holm(mean.loc[rows, "p"])
     return mean[records.columns]
 
 

@@ -233,7 +233,7 @@ def _without_copies(sets: Sequence[Loaded], duplicates: str, load: _Loader, say:
 def _image_set(s: Loaded, root: Folder | None, classes: int, missing: str) -> ImageSet:
     first: dict[bytes, int] = {}
     groups = torch.tensor([first.setdefault(identity, i) for i, identity in enumerate(s.identities)])
-    made = ImageSet(s.name, s.role, s.cached.images, s.labels, groups, content=s.cached.content)
+    made = ImageSet(s.name, s.role, s.cached.images, s.labels, groups, sources=groups, content=s.cached.content)
     if s.labels is not None and missing == "among" and len(present := s.labels.unique().tolist()) < classes:
         made = replace(made, among=tuple(present))
     if s.role == "near-ood" and root is not None:

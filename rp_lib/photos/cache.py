@@ -11,6 +11,7 @@ not there::
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -18,7 +19,7 @@ import logging
 import os
 import shutil
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -209,8 +210,9 @@ def _build(place: Path, paths: Sequence[Path], files: np.ndarray, size: int, res
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _lock(cache: Path, key: str) -> FileLock:
-    """The acquired lock of one cache."""
+@contextlib.contextmanager
+def _lock(cache: Path, key: str) -> Iterator[None]:
+    """Hold the lock of one cache."""
     try:
         (cache / "locks").mkdir(parents=True, exist_ok=True)
         lock = FileLock(cache / "locks" / key)
@@ -223,7 +225,10 @@ def _lock(cache: Path, key: str) -> FileLock:
         raise StorageError(
             f"cannot write in {cache} ({error.strerror or error}); choose another cache folder"
         ) from error
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _sweep(cache: Path, own: str) -> None:

@@ -52,7 +52,8 @@ def image_folder(root: Path | str, *, numeric: bool = False) -> ClassFolder:
             that is no number although ``numeric`` asks for one, or pictures of a kind that is not read.
     """
     root = _existing(root)
-    beside = [path for path in sorted(root.iterdir()) if path.is_file() and _is_image(path)]
+    files = [path for path in sorted(root.iterdir()) if path.is_file()]
+    beside = [path for path in files if _is_image(path) or path.suffix.lower() in UNREAD]
     if beside:
         raise FolderError(
             f"{listed(beside)} {'lies' if len(beside) == 1 else 'lie'} in {root} beside the class folders: move each "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import mmap
@@ -72,7 +73,8 @@ def open_cache(place: Path, files: np.ndarray, size: int) -> CachedImages | None
                     raise ValueError(f"image {i} is not as it was written")
             images = _mapped(file.fileno(), stat.st_size).reshape(n, 3, size, size)
         if not settled:  # copied, say; it was verified whole and need not be the next time
-            os.utime(path, ns=(stat.st_atime_ns, about["modified"]))  # type: ignore[arg-type]
+            with contextlib.suppress(OSError):  # another's file, or a disk that cannot be written: verify it each time
+                os.utime(path, ns=(stat.st_atime_ns, about["modified"]))  # type: ignore[arg-type]
     except (StorageError, KeyError, ValueError, OSError) as error:
         if isinstance(error, PermissionError):
             raise StorageError(f"cannot read the cache {place} ({error.strerror}); mend its permissions") from error
