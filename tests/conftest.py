@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from open_clip.tokenizer import SimpleTokenizer
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 CLASSES = ("cat", "fire engine", "cup")
 TEMPLATES = ("a photo of a {}.", "{}")
 CONTEXT = 16
