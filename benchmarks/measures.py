@@ -82,9 +82,8 @@ def trainers(clip: FrozenCLIP, setting: Setting) -> dict[str, Reprogrammer | Fin
 
 def probing(setting: Setting) -> dict[str, list[float]]:
     """Seconds of a linear probe over 25 epochs: features cached once, and encoded anew in every epoch."""
-    dtype = autocast_dtype(torch.device("cpu"), setting.precision)
     data, clip = setting.data(setting.images), setting.clip()
-    plain = Plain(setting.clip(), CLASSES, dtype)
+    plain = Plain(setting.clip(), CLASSES, None)
 
     def ours() -> None:
         LinearProbe(clip, CLASSES, (TEMPLATE,), epochs=PROBE_EPOCHS, batch_size=setting.batch).fit(data)

@@ -90,8 +90,8 @@ class Plain:
         return self._step(loss, self.whole)
 
     def probe_step(self, images: Tensor, labels: Tensor) -> float:
-        """Linear probing that encodes its images again in every epoch."""
-        with torch.no_grad(), computing(self.clip.device, self.dtype):
+        """Linear probing that encodes its images again in every epoch, in float32 as ours."""
+        with torch.no_grad(), computing(self.clip.device):
             seen = self.images(prepare(images, self.clip.image_size))
         return self._step(F.cross_entropy(self.head(seen), labels), self.probe)
 

@@ -103,7 +103,9 @@ def build_parser() -> argparse.ArgumentParser:
     pretrain.add_argument(
         "--out", type=Path, default=Path("results/pretrain"), help="folder for state, log and checkpoints"
     )
-    pretrain.add_argument("--recipe", default="main", help="main (from scratch); polish or broaden (from --start)")
+    pretrain.add_argument(
+        "--recipe", default="main", help="main or small (from scratch); polish or broaden (from --start)"
+    )
     pretrain.add_argument("--start", type=Path, help="state.pt of a finished run, or released weights, to begin with")
     pretrain.add_argument("--steps", type=int, help="optimiser steps of 512 pictures, instead of the recipe's")
     pretrain.add_argument("--seed", type=int, help="seed of weights, batches, augmentation, instead of the recipe's")
@@ -126,6 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     release.add_argument("--keep", default="0.1,0.4", help="fractions of the run to export beside the final weights")
     release.add_argument("--note", default="", help="a sentence about this run for the model card")
     release.add_argument("--after", type=Path, help="earlier release whose final weights the first run started from")
+    release.add_argument("--size", help="add the one run to the release in --out, as a backbone of another size")
     release.add_argument("--keep-after", default="", help="checkpoints of the earlier release that ship again")
     return parser
 
@@ -234,10 +237,11 @@ def _pretrain(args: argparse.Namespace) -> None:
 
     if args.recipe not in RECIPES:
         raise UnknownName("recipe", args.recipe, RECIPES)
-    if args.recipe != "main" and args.start is None:
+    recipe = RECIPES[args.recipe]
+    if not recipe.augment_over and args.start is None:  # full augmentation from the first step teaches nothing
         raise RPLibError(f"the {args.recipe} recipe goes on from a finished run: pass --start RUN/state.pt")
     changes = {k: v for k in ("steps", "seed", "lr") if (v := getattr(args, k)) is not None}
-    pretrain(args.corpus, args.out, replace(RECIPES[args.recipe], **changes), args.start)
+    pretrain(args.corpus, args.out, replace(recipe, **changes), args.start)
 
 
 def _benchmark(args: argparse.Namespace) -> None:
@@ -247,8 +251,13 @@ def _benchmark(args: argparse.Namespace) -> None:
 
 
 def _release(args: argparse.Namespace) -> None:
+    from rp_lib.mini.other_size import release_size
     from rp_lib.mini.release import release
 
+    if args.size is not None:
+        if len(args.runs) != 1:
+            raise RPLibError("--size takes one run: pass --run FOLDER")
+        return release_size(args.runs[0], args.out, args.size)
     try:
         keep = tuple(float(f) for f in args.keep.split(",") if f)
     except ValueError as error:

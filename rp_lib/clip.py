@@ -20,6 +20,7 @@ from rp_lib import distributed
 from rp_lib.backbones import load_backbone
 from rp_lib.device import compile_in_place, computing, evaluating
 from rp_lib.errors import RPLibError
+from rp_lib.frozen_layers import hasten
 from rp_lib.storage import tensors_sha256
 from rp_lib.text_tower import encode_tokens
 
@@ -89,7 +90,7 @@ class FrozenCLIP:
         self.device = torch.device(device)
         self.channels_last, self.compiled = channels_last, compile
         # No gradient is ever computed for a frozen weight: that is a third of a training step saved.
-        self.model = model.to(self.device).eval().requires_grad_(False)
+        self.model = hasten(model.to(self.device).eval().requires_grad_(False))
         self.arrange(self.model.visual)
         self.tokenizer = tokenizer
         self.name = name

@@ -416,10 +416,10 @@ def test_every_experiment_runs_and_judges(name, world, tiny_clip, tiny_benchmark
     # UMAP compiles itself for a quarter of a minute; test_umap_is_repeatable runs it.
     monkeypatch.setattr(neighbours, "umap", lambda features, seed: features[:, :2])
     world.quick, world.seeds = True, (1,)
-    if name == "strength":  # which wants kept checkpoints, and not a backbone of the world's own
+    if name in ("strength", "size"):  # which want shipped backbones, and not one of the world's own
         with pytest.raises(RPLibError, match="leave `clip` out"):
             run(experiment(name), world, tmp_path)
-        kept = {n: make_clip(seed) for seed, n in enumerate(weights.names())}
+        kept = {n: make_clip(seed) for seed, n in enumerate((*weights.names(), "half-width"))}
         monkeypatch.setattr(World, "backbone", lambda self, checkpoint="final": kept[checkpoint])
         world = dataclasses.replace(world, clip=None)
     words = mine_negative_words(
@@ -447,7 +447,7 @@ def test_every_experiment_runs_and_judges(name, world, tiny_clip, tiny_benchmark
         told = alt(e, kept, suffix)
         assert told.endswith(".") and "nan" not in told and len(told) < 1200, told
     about = json.loads((tmp_path / f"{name}.json").read_text())
-    assert ("checkpoints" in about) == (name == "strength")
+    assert ("checkpoints" in about) == (name in ("strength", "size"))
     assert set(about["parts"]) == {"measured", "reused"} and not about["parts"]["reused"]
 
 

@@ -64,11 +64,13 @@ class Recipe:
     coloured: float = 1.0  # how much more often a picture of a coloured set is drawn
     shared: float = 0.0  # how much less often a name that few families use is drawn, see IconPairs
     restyle: float = 0.0  # how often a picture is drawn again in another manner, see rp_lib.mini.restyle
+    width: int = CONFIG["vision_cfg"]["width"]  # of the image tower, with as many heads
     keep_at: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2, 0.4, 0.7)
 
 
 # "main" from scratch; "polish" goes on from its end and shows coloured sets more often, which are few; "broaden"
 # goes on from there with pictures drawn again in other manners, and with more of the names that many designers share.
+# "small" is a second size: half the width, in one stage of all that.
 RECIPES = {
     "main": Recipe(),
     "polish": Recipe(
@@ -79,7 +81,19 @@ RECIPES = {
         steps=4600, lr=1.5e-3, warmup=100, constant_until=0.3, patch_dropout=0.0, augment_over=0.0, coloured=3.0,
         shared=0.7, restyle=1.0, seed=2, keep_at=(0.3,),
     ),
+    "small": Recipe(
+        steps=1880, constant_until=0.4, coloured=3.0, shared=0.7, restyle=1.0, seed=3, width=96, keep_at=()
+    ),
 }  # fmt: skip
+
+
+def config(width: int) -> dict[str, Any]:
+    """What open_clip builds the model from; the image tower gets narrower heads, not fewer, when it gets narrower."""
+    tower = CONFIG["vision_cfg"]
+    heads = tower["width"] // tower["head_width"]
+    if width % heads:
+        raise RPLibError(f"an image tower of width {width} cannot be split into {heads} heads")
+    return {**CONFIG, "vision_cfg": {**tower, "width": width, "head_width": width // heads}}
 
 
 def contrastive_loss(
@@ -148,7 +162,7 @@ def pretrain(
     vocabulary = torch.tensor(sorted(used))
     compact = torch.zeros(49408, dtype=torch.int64)
     compact[vocabulary] = torch.arange(len(vocabulary))  # order is kept, so the end mark is still the largest id
-    vision = {**CONFIG["vision_cfg"], "patch_dropout": recipe.patch_dropout}
+    vision = {**config(recipe.width)["vision_cfg"], "patch_dropout": recipe.patch_dropout}
     model = CLIP(CONFIG["embed_dim"], vision, {**CONFIG["text_cfg"], "vocab_size": len(vocabulary)})
     optimisers = _optimisers(model, recipe)
     step, elapsed = 0, 0.0
@@ -196,7 +210,7 @@ def pretrain(
             if step >= recipe.constant_until * recipe.steps:
                 model.visual.patch_dropout.prob = 0.0
             index = pairs.draw(recipe.batch, rng)
-            image = (pairs.pictures(index, strength, rng, recipe.restyle) - 0.5) / 0.5
+            image = (pairs.pictures(index, strength, rng, recipe.restyle * strength) - 0.5) / 0.5
             tokens = compact[words.batch([caption(*pairs.rows[i], rng) for i in index], PRETRAIN_LENGTH)]
             rate = learning_rate(step, recipe)
             for optimiser in optimisers:

@@ -19,7 +19,7 @@ from rp_lib.intervals import wilson_interval
 from rp_lib.methods import ZeroShot
 from rp_lib.mini import weights
 from rp_lib.mini.icon_pairs import SHARED_BY
-from rp_lib.mini.pretrain import CONFIG
+from rp_lib.mini.pretrain import CONFIG, config
 from rp_lib.storage import file_sha256, load_tensors, write_atomically
 
 TRAINING = "training.json"
@@ -48,7 +48,7 @@ def release(
         UnknownName: the earlier release has no checkpoint of a wanted name.
     """
     told = _read_training(after) if after is not None else []
-    stages = [*told, *(_read_stage(run) for run in runs)]
+    stages = [*told, *(read_stage(run) for run in runs)]
     before, total = sum(stage["steps"] for stage in told), sum(stage["steps"] for stage in stages)
     benchmark = Benchmark.mini()
     earlier = _earlier_states(after, keep_after) if after is not None else []  # read before out, its folder or not
@@ -59,18 +59,21 @@ def release(
     if doubled:
         raise RPLibError(f"two checkpoints would both be called {doubled[0]}; keep one of them")
     final = torch.load(runs[-1] / "state.pt", weights_only=True)
+    architecture = _architecture(stages)
     # Nothing is written before all of it is there: the folder may be the one that ships.
     entries: dict[str, dict[str, Any]] = {}
 
     def add(name: str, state: dict[str, Any], fraction: float, tokens: torch.Tensor | None) -> None:
         path = out / f"{name}.safetensors"
-        weights.export(state, CONFIG, path, tokens)
+        weights.export(state, architecture, path, tokens)
         entries[name] = {"file": path.name, "sha256": file_sha256(path), "fraction": fraction}
 
     add("final", final, 1.0, None)
-    words = _benchmark_tokens(weights.load(str(out / "final.safetensors")), benchmark)
+    words = benchmark_tokens(weights.load(str(out / "final.safetensors")), benchmark)
     for state, fraction in states:
         add(_name(fraction), state, fraction, words)
+    sizes = weights.index(out) if (out / "index.json").is_file() else {}
+    entries |= {name: entry for name, entry in sizes.items() if "width" in entry}  # see rp_lib.mini.other_size
     for path in out.glob("*.safetensors"):  # of an earlier release in the same folder
         if path.stem not in entries:
             path.unlink()
@@ -94,11 +97,15 @@ def _kept_states(run: Path, keep: tuple[float, ...]) -> list[dict[str, Any]]:
     return states
 
 
+def _architecture(stages: list[dict[str, Any]]) -> dict[str, Any]:
+    return config(stages[-1].get("width", CONFIG["vision_cfg"]["width"]))
+
+
 def _name(fraction: float) -> str:
     return f"at-{round(100 * fraction)}-percent"
 
 
-def _read_stage(run: Path) -> dict[str, Any]:
+def read_stage(run: Path) -> dict[str, Any]:
     """Recipe, seconds and log of a finished run."""
     if not (run / "state.pt").is_file():
         raise RPLibError(f"{run} holds no pre-training run: make one with `rp-lib mini pretrain --out {run}`")
@@ -113,7 +120,7 @@ def _read_stage(run: Path) -> dict[str, Any]:
 
 
 def _read_training(folder: Path) -> list[dict[str, Any]]:
-    """Stages of an earlier release, as :func:`_read_stage` gives them."""
+    """Stages of an earlier release, as :func:`read_stage` gives them."""
     try:
         return json.loads((folder / TRAINING).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -133,7 +140,7 @@ def _earlier_states(folder: Path, names: tuple[str, ...]) -> list[tuple[dict[str
     return found
 
 
-def _benchmark_tokens(clip: FrozenCLIP, benchmark: Benchmark) -> torch.Tensor:
+def benchmark_tokens(clip: FrozenCLIP, benchmark: Benchmark) -> torch.Tensor:
     """Token ids that the benchmark's prompts and its near-OOD words need; earlier checkpoints keep only these rows."""
     from rp_lib.mini.classes import ID_CLASSES, NEAR_CLASSES
 
@@ -163,7 +170,8 @@ def _draw_curve(stages: list[dict[str, Any]], path: Path) -> None:
     save_figure(figure, path)
 
 
-def _stage_text(number: int, stage: dict[str, Any]) -> str:
+def stage_text(number: int, stage: dict[str, Any]) -> str:
+    """A sentence on what a stage of pre-training was, of :func:`read_stage`."""
     s = stage
     parts = [
         f"**Stage {number}**: {s['steps']:,} steps of {s['batch']} = {s['steps'] * s['batch'] / 1e6:.2f} million pictures, "
@@ -188,22 +196,24 @@ def _stage_text(number: int, stage: dict[str, Any]) -> str:
 
 
 def _card(stages: list[dict[str, Any]], entries: dict[str, Any], out: Path, benchmark: Benchmark, note: str) -> str:
-    recipe = stages[-1]
-    names = sorted(entries, key=lambda n: entries[n]["fraction"])
+    recipe, architecture = stages[-1], _architecture(stages)
+    names = sorted((n for n in entries if "width" not in entries[n]), key=lambda n: entries[n]["fraction"])
     sets = [benchmark.test, *benchmark.shifts.values()]
     table = []
     for name in names:
         clip = weights.load(str(out / f"{name}.safetensors"))
         method, store = ZeroShot(clip, benchmark.class_names, benchmark.templates), FeatureStore()
         table.append(
-            f"| {name} | {entries[name]['fraction']:.0%} | " + " | ".join(_cell(method, s, store) for s in sets) + " |"
+            f"| {name} | {entries[name]['fraction']:.0%} | "
+            + " | ".join(accuracy_cell(method, s, store) for s in sets)
+            + " |"
         )
     failures = _failures(method, benchmark.test, store)
     return f"""# The mini CLIP
 
-A dual encoder of open_clip's classes, small enough to carry: {CONFIG["vision_cfg"]["layers"]} image layers of width \
-{CONFIG["vision_cfg"]["width"]} on {CONFIG["vision_cfg"]["image_size"]} px with patches of {CONFIG["vision_cfg"]["patch_size"]}, \
-{CONFIG["text_cfg"]["layers"]} text layers of width {CONFIG["text_cfg"]["width"]} with CLIP's BPE, features of {CONFIG["embed_dim"]}. \
+A dual encoder of open_clip's classes, small enough to carry: {architecture["vision_cfg"]["layers"]} image layers of width \
+{architecture["vision_cfg"]["width"]} on {architecture["vision_cfg"]["image_size"]} px with patches of {architecture["vision_cfg"]["patch_size"]}, \
+{architecture["text_cfg"]["layers"]} text layers of width {architecture["text_cfg"]["width"]} with CLIP's BPE, features of {architecture["embed_dim"]}. \
 Input: RGB in [0, 1], normalised with mean and standard deviation 0.5.
 
 ## Data and licences
@@ -215,7 +225,7 @@ author and licence. No family of sets in the benchmark was seen in pre-training.
 Symmetric contrastive loss with all pictures of one name as positives; Muon for the block matrices, AdamW for the rest; bf16 autocast; \
 torch {recipe["torch"]}.
 
-{chr(10).join("* " + _stage_text(i + 1, stage) for i, stage in enumerate(stages))}
+{chr(10).join("* " + stage_text(i + 1, stage) for i, stage in enumerate(stages))}
 
 {note}
 
@@ -239,7 +249,8 @@ that name no icon have no vector of their own (they share the mean token row).
 """
 
 
-def _cell(method: ZeroShot, data: ImageSet, store: FeatureStore) -> str:
+def accuracy_cell(method: ZeroShot, data: ImageSet, store: FeatureStore) -> str:
+    """Accuracy in percent with its Wilson 95 % interval, as text."""
     correct = round(method.accuracy(data, store) * len(data))
     value, low, high = wilson_interval(correct, len(data))
     return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
