@@ -35,8 +35,8 @@ def main() -> None:
     out = args.pop("out")
     setting = Setting(**args)
     print(f"{setting.backbone}, batch {setting.batch}, {torch.get_num_threads()} threads, random weights and images")
-    rows, found = [], measure(setting)
-    rows += table(found)
+    found = measure(setting)
+    rows = table(found)
     width = max(len(row[0]) for row in rows)
     for name, value, wanted in rows:
         print(f"{name:{width}}  {value:34}  {wanted}")

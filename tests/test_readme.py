@@ -11,6 +11,7 @@ from rp_lib.clip import FrozenCLIP
 from rp_lib.demo import CORE, markdown
 from rp_lib.evaluation import summarise
 from rp_lib.experiments import experiment, shipped_records
+from rp_lib.mini import weights
 from rp_lib.records import load_records
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,7 +37,9 @@ def test_shipped_records_belong_to_the_shipped_model_and_data(shipped):
 
 def test_commands_files_and_links_are_there():
     commands = [line for line in README.splitlines() if line.startswith("python3 -m venv .venv && ")]
-    assert len(commands) == 2 and "rp-lib demo" in commands[0] and commands[1].endswith(".venv/bin/pytest")
+    course, demo, tests = commands
+    assert course.endswith(".venv/bin/jupyter lab notebooks") and "[notebooks]" in course
+    assert demo.endswith(".venv/bin/rp-lib demo") and tests.endswith(".venv/bin/pytest")
     assert "pytest" in (ROOT / ".ci" / "run").read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
@@ -56,8 +59,11 @@ def test_figure_has_alt_text():
 def test_model_card_numbers_are_those_of_the_index():
     folder = ROOT / "rp_lib" / "assets" / "mini" / "clip"
     card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
-    for name, entry in json.loads((folder / "index.json").read_text()).items():
-        assert f"| {name} | {entry['fraction']:.0%} |" in card
+    index = json.loads((folder / "index.json").read_text())
+    for name in weights.names():
+        assert f"| {name} | {index[name]['fraction']:.0%} |" in card
+    for name in weights.sizes():
+        assert f"width {index[name]['width']} " in (folder / f"{name.upper()}.md").read_text(encoding="utf-8")
 
 
 def test_zero_shot_numbers_are_those_of_the_model_card():

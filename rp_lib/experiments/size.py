@@ -74,7 +74,7 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
         ),
         shrinks(
             f"RRP gains more over fine-tuning under shift on {SMALL} than on {large}",
-            *(gap(c, "rrp", "fine-tune", "shift accuracy") for c in (SMALL, large)), f"RRP - fine-tune {both}",
+            *(gap(c, "fine-tune", "rrp", "shift accuracy") for c in (SMALL, large)), f"RRP - fine-tune {both}", sign=-1,
         ),
     ]  # fmt: skip
 
