@@ -23,7 +23,7 @@ SHORT = {a[:2]: n for a, n in zip(AXES, ("ID accuracy", "accuracy under shift", 
 # What factors are called on an axis.
 FACTORS = {
     "fraction": "fraction of pre-training", "shots": "images a class, at most",
-    "classes": "classes of the task",
+    "classes": "classes of the task", "million_weights": "million weights of the image tower",
 }  # fmt: skip
 # For labels that are no method's name: Okabe and Ito's palette, and a marker each.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
