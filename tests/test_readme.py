@@ -81,6 +81,9 @@ def test_numbers_of_experiments_are_those_of_the_shipped_verdicts():
     evidence = " ".join(v.evidence for v in experiment("strength").judge(shipped_records("strength")))
     evidence = evidence.replace(" points [", " [")
     assert len(quoted) == 4 and all(q in evidence for q in quoted)
+    *_, last = experiment("size").judge(shipped_records("size"))
+    (change,) = re.findall(r"[+-][0-9.]+ ± [0-9.]+", told)
+    assert last.outcome == "holds" and f"change {change}" in last.evidence
 
 
 def test_what_the_table_decided_is_told_as_it_came_out():
