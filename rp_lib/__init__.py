@@ -1,11 +1,11 @@
 """Adapt CLIP without breaking it.
 
-Layers, from the bottom: errors, arrays, storage, distributed, device; data; text_tower, deep_towers, backbones, clip,
-programs; among, corruptions, benchmark, photos, features; metrics, objectives, schedule, checkpoints, trainer, presets,
-methods; intervals, resampling, intrusion; negative_words, outputs, inference; scores, detectors, threshold; judging,
-evaluation, paired, aggregate, records, figures; subsets, run, search, demo; cost, cost_of_methods, run_schema,
-run_config (what to run), tracks, run_plan; experiments, course (what the notebooks import), notebook_checks, notebooks,
-book, cli. Beside them mini, which made the mini world.
+Layers, from the bottom: errors, arrays, parallel, storage, distributed, device; data; text_tower, deep_towers,
+backbones, clip, programs; among, corruptions, benchmark, photos, features; metrics, objectives, schedule, checkpoints,
+trainer, presets, methods; intervals, resampling, intrusion; negative_words, outputs, inference; scores, detectors,
+threshold; judging, evaluation, paired, aggregate, records, figures; subsets, run, search, demo; cost, cost_of_methods,
+run_schema, run_config (what to run), tracks, run_plan; experiments, course (what the notebooks import),
+notebook_checks, notebooks, book, cli. Beside them mini, which made the mini world.
 """
 
 from rp_lib._version import __version__

@@ -24,20 +24,23 @@ class Checkpoint:
     """Where the state of a run is kept, and how often it is written; any of the three makes it due.
 
     Attributes:
-        path: the file. It is removed when the run is whole.
-        epochs: after every so many epochs; 0 never.
+        path: the file.
+        epochs: after every so many epochs; 0 never; None leaves it to the method (1; 20 of a linear probe).
         steps: after every so many optimiser steps; 0 never.
         minutes: as soon as so many have passed since the last one; 0 never. Bounds what a kill can cost when epochs
             are long.
+        keep: leave the file, with the final state, when the run is whole, for whoever removes it as soon as what was
+            trained is safe elsewhere; else it is removed then.
     """
 
     path: Path
-    epochs: int = 1
+    epochs: int | None = None
     steps: int = 0
     minutes: float = 10.0
+    keep: bool = False
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.steps < 0 or not self.minutes >= 0:
+        if (self.epochs or 0) < 0 or self.steps < 0 or not self.minutes >= 0:
             raise RPLibError("epochs, steps and minutes between checkpoints must be >= 0; 0 means never")
 
 
@@ -56,6 +59,7 @@ class RunState:
 
     Attributes:
         epoch, position: epochs done, and batches done in the one after them.
+        failure: why the main of several processes could not write; the next :meth:`check` raises it in all of them.
     """
 
     def __init__(
@@ -70,13 +74,15 @@ class RunState:
         self.module, self.optimisers, self.scaler, self.history = module, optimisers, scaler, history
         self.identity, self.checkpoint = identity, checkpoint
         self.epoch = self.position = 0
+        self.failure: StorageError | None = None
         self._written = time.monotonic()
 
     def save(self) -> None:
         """Write the checkpoint, if one is wanted and this is the main process.
 
         Raises:
-            StorageError: it cannot be written; the one before is intact.
+            StorageError: it cannot be written; the one before is intact. Of several processes none raises it here,
+                where only one of them would, but all do in :meth:`check`.
         """
         if self.checkpoint is None or not distributed.is_main():
             return
@@ -85,8 +91,24 @@ class RunState:
             "optimisers": [o.state_dict() for o in self.optimisers], "epoch": self.epoch, "position": self.position,
             "losses": self.history.losses, "accuracies": self.history.accuracies,
         }  # fmt: skip
-        write_atomically(self.checkpoint.path, lambda partial: torch_save(state, partial))
+        try:
+            write_atomically(self.checkpoint.path, lambda partial: torch_save(state, partial))
+        except StorageError as error:
+            if distributed.world() == 1:
+                raise
+            self.failure = error
         self._written = time.monotonic()
+
+    def check(self, asked: bool = False) -> bool:
+        """Whether any process is asked to stop; all processes must call this. They meet here.
+
+        Raises:
+            StorageError: in every process, if the checkpoint could not be written.
+        """
+        said = distributed.highest(2 if self.failure is not None else int(asked))
+        if said == 2:
+            raise self.failure or StorageError("the main process could not write the checkpoint; its message says why")
+        return said == 1
 
     def save_if_due(self) -> None:
         """Write the checkpoint if its rule says so; to be called after every step, and after every epoch."""
@@ -106,17 +128,24 @@ class RunState:
         The main process reads the file, so the others need not see it.
 
         Raises:
-            StorageError: it is damaged, or of a run with other data or settings.
+            StorageError: it cannot be read, is damaged, or of a run with other data or settings; in every process.
         """
         if self.checkpoint is None:
             return False
-        path, content = self.checkpoint.path, None
-        if distributed.is_main():
-            _sweep(path)
-            content = path.read_bytes() if path.is_file() else None
-        content = distributed.bytes_from_main(content)
+        path = self.checkpoint.path
+        content = distributed.read_on_main(lambda: _read(path))
         if content is None:
             return False
+        failure: StorageError | None = None
+        try:
+            self._load(content, path, device)
+        except StorageError as error:
+            failure = error
+        if distributed.any_process(failure is not None):
+            raise failure or StorageError(f"another process could not take over {path}; its own message says why")
+        return True
+
+    def _load(self, content: bytes, path: Path, device: torch.device) -> None:
         try:
             state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
             if state["identity"] != self.identity:
@@ -129,7 +158,6 @@ class RunState:
             raise StorageError(
                 f"{path} is damaged or no rp_lib checkpoint ({type(error).__name__}); remove it to start anew"
             ) from error
-        return True
 
     def _take(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
@@ -140,9 +168,30 @@ class RunState:
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
 
     def finish(self) -> None:
-        """Remove the checkpoint: the run is whole."""
-        if self.checkpoint is not None and distributed.is_main():
+        """The run is whole: remove the checkpoint, or write it a last time if it is to be kept.
+
+        Raises:
+            StorageError: it cannot be written; the one before is intact.
+        """
+        if self.checkpoint is not None and self.checkpoint.keep:
+            self.save()
+            self.check()
+        elif self.checkpoint is not None and distributed.is_main():
             self.checkpoint.path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> bytes | None:
+    """The file's bytes, or None if it is not there."""
+    _sweep(path)
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):  # writing it will say what is wrong with the folder
+        return None
+    except OSError as error:
+        raise StorageError(
+            f"the checkpoint {path} is there but cannot be read ({error.strerror or error}); mend its permissions, or "
+            "remove it to start anew"
+        ) from error
 
 
 def _sweep(path: Path) -> None:

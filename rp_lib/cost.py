@@ -11,13 +11,15 @@ from __future__ import annotations
 import copy
 import functools
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.text_tower import encode_embedded, text_part
@@ -110,15 +112,32 @@ class TowerCosts:
         # On this device attention falls apart into plain products, which the counter sees; FLOPs grow with the batch.
         with torch.device("meta"):
             state, x = _tensors(module, gradient, (1, *shape[1:]))
-            with FlopCounterMode(display=False) as there:
+            with _counter() as there:
                 y = functional_call(module, state, (x,))
             forward, backward = there.get_total_flops(), 0
             if gradient != "none":
-                with FlopCounterMode(display=False) as back:
+                with _counter() as back:
                     y.sum().backward()
                 backward = back.get_total_flops()
         kept = 0 if gradient == "none" else _kept(module, gradient, shape, bfloat16)
         return Pass(forward * batch, backward * batch, kept)
+
+
+def _counter() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
+
+
+def _convolution_backward(
+    gradient: Sequence[int], x: Sequence[int], weight: Sequence[int], *options: Any, **more: Any
+) -> int:
+    """FLOPs of a convolution's gradients: for the input and for the weight as many each as forward.
+
+    PyTorch's own count of a weight's gradient multiplies all channels with all, so that of a grouped convolution comes
+    out too large by the number of groups: 768 times for a depthwise one of 768 channels.
+    """
+    transposed, wanted = options[4], options[7]
+    once = conv_flop_count(list(x), list(weight), list(gradient), transposed)
+    return once * (bool(wanted[0]) + bool(wanted[1]))
 
 
 def _kept(module: nn.Module, gradient: str, shape: tuple[int, ...], bfloat16: bool) -> int:

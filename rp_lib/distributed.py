@@ -1,7 +1,7 @@
 """Several processes, one run, without a line of the script changed.
 
-``accelerate launch --multi_gpu --num_processes 4 script.py`` starts them on GPUs, ``torchrun --nproc_per_node 4
-script.py`` on CPUs too (``accelerate launch --cpu`` starts one process, whatever number it is given).
+``accelerate launch --multi_gpu --num_processes 4 -m rp_lib run ...`` starts them on GPUs, ``torchrun --nproc_per_node=4
+-m rp_lib run ...`` on CPUs too (``accelerate launch --cpu`` starts one process, whatever number it is given).
 
 Every process runs the whole script. What is expensive is shared out: each takes its part of every batch, and of the
 images to encode, and what they make of it is gathered, so that all of them hold the same features, losses and weights.
@@ -30,6 +30,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from rp_lib.errors import RPLibError
+from rp_lib.storage import StorageError
 
 BUCKET = 8_000_000  # gradients averaged in one go, numbers; small against a model, large against the latency
 
@@ -198,13 +199,37 @@ def bytes_from_main(content: bytes | None) -> bytes | None:
     return sent.cpu().numpy().tobytes()[: int(size)]
 
 
+def read_on_main(read: Callable[[], bytes | None]) -> bytes | None:
+    """What ``read`` returns on the main process, on every process; all processes must call this.
+
+    Raises:
+        StorageError: on every process, with the same message, if ``read`` raises one.
+    """
+    error: StorageError | None = None
+    content = None
+    if is_main():
+        try:
+            content = read()
+        except StorageError as caught:
+            error = caught
+    failed = bytes_from_main(None if error is None else str(error).encode())
+    if failed is not None:  # whole sentences in every process: any of them may be the one whose output is read
+        raise error or StorageError(failed.decode())
+    return bytes_from_main(content)
+
+
 def any_process(flag: bool) -> bool:
     """Whether any process says so; all processes must ask. They meet here."""
+    return highest(int(flag)) > 0
+
+
+def highest(number: int) -> int:
+    """The largest number that a process passes; all processes must ask. They meet here."""
     if world() == 1:
-        return flag
-    answer = torch.tensor([float(flag)], device=_meeting_place())
-    dist.all_reduce(answer)
-    return bool(answer > 0)
+        return number
+    answer = torch.tensor([number], device=_meeting_place())
+    dist.all_reduce(answer, dist.ReduceOp.MAX)
+    return int(answer)
 
 
 def on_main(work: Callable[[], None]) -> None:

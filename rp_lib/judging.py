@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from rp_lib.detectors import Detector, NotApplicable, detection_scores
-from rp_lib.intervals import Interval, bootstrap_ci, bootstrap_ood_sets_ci, wilson_interval
-from rp_lib.metrics import calibration_gaps, check_ood_options, ood_metrics
+from rp_lib.errors import RPLibError
+from rp_lib.intervals import Interval, bootstrap_ood_sets_ci, wilson_interval
+from rp_lib.metrics import calibration_gaps, check_ood_options
 from rp_lib.outputs import MethodOutputs, Outputs
-from rp_lib.resampling import auroc_and_fpr_of_sets, bootstrap_weights, shared_draws
+from rp_lib.resampling import auroc_and_fpr_of_sets, bootstrap_weights, kept_weights, shared_draws, with_the_data
 
 log = logging.getLogger(__name__)
 COLUMNS = (
@@ -31,9 +32,9 @@ def accuracy_rows(outputs: MethodOutputs, n_resamples: int) -> list[Row]:
     for data in (outputs.test, *outputs.shifts.values()):
         correct = (data.reported.argmax(1) == data.labels).numpy()
         rows.append(_row(outputs, data.name, data.role, "accuracy", accuracy_interval(correct, data, seed), len(data)))
-        gaps = calibration_gaps(data.reported.double().softmax(1).numpy(), data.labels.numpy())
-        error = bootstrap_ci(gaps, _calibration_error, n_resamples=n_resamples, seed=seed)
-        rows.append(_row(outputs, data.name, data.role, "ece", error, len(data)))
+        rows.append(
+            _row(outputs, data.name, data.role, "ece", _calibration_interval(data, n_resamples, seed), len(data))
+        )
         if data.role == "shift":
             shifted.append((correct, data))
     if shifted:
@@ -96,35 +97,56 @@ def _fast_intervals(
 ) -> dict[str, dict[str, Interval]]:
     """As :func:`bootstrap_ood_sets_ci` for AUROC and FPR, by weights."""
     check_ood_options(tpr, "id-positive")
-    values = {name: ood_metrics(id_scores, scores, tpr=tpr) for name, scores in sets.items()}
     drawn, *others = _weights(seed, n, (len(id_scores), *map(len, sets.values())))
     pairs = auroc_and_fpr_of_sets(id_scores, sets, drawn, dict(zip(sets, others, strict=True)), tpr)
-    resampled = {name: dict(zip(("auroc", "fpr"), pair, strict=True)) for name, pair in pairs.items()}
-    values[ALL_OOD] = {m: float(np.mean([v[m] for v in values.values()])) for m in metrics}
-    resampled[ALL_OOD] = {m: np.mean([r[m] for r in resampled.values()], axis=0) for m in metrics}
+    numbers = np.array([dict(zip(("auroc", "fpr"), pair, strict=True))[m] for pair in pairs.values() for m in metrics])
+    numbers = numbers.reshape(len(pairs), len(metrics), 1 + n)
+    numbers = np.concatenate([numbers, numbers.mean(0, keepdims=True)])
+    low, high = np.quantile(numbers[..., 1:], (0.025, 0.975), axis=-1)
     return {
-        name: {m: Interval(v[m], *map(float, np.quantile(resampled[name][m], (0.025, 0.975)))) for m in metrics}
-        for name, v in values.items()
+        name: {m: Interval(*map(float, (numbers[i, j, 0], low[i, j], high[i, j]))) for j, m in enumerate(metrics)}
+        for i, name in enumerate((*pairs, ALL_OOD))
     }
 
 
 @functools.lru_cache(maxsize=4)
 def _weights(seed: int, n_resamples: int, sizes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    """Counts of each set of these sizes; every method of a seed and every detector is judged on the same ones."""
+    """Counts of each set of these sizes, (1 + n_resamples, size); the first row is the data as they are.
+
+    Every method of a seed and every detector is judged on the same ones.
+    """
     rngs = np.random.default_rng(seed).spawn(len(sizes))
-    return tuple(bootstrap_weights(rng, n, n_resamples) for rng, n in zip(rngs, sizes, strict=True))
+    return tuple(with_the_data(bootstrap_weights(rng, n, n_resamples)) for rng, n in zip(rngs, sizes, strict=True))
 
 
-def _calibration_error(index: np.ndarray, gap: np.ndarray) -> float:
-    return float(np.abs(np.bincount(index, weights=gap)).sum() / len(gap))
+def _calibration_interval(data: Outputs, n_resamples: int, seed: int) -> Interval:
+    """As ``bootstrap_ci`` of the expected calibration error: each bin's gaps are summed for all resamples at once."""
+    index, gap = calibration_gaps(data.reported.double().softmax(1).numpy(), data.labels.numpy())
+    by_bin = np.zeros((len(gap), index.max() + 1))
+    by_bin[np.arange(len(gap)), index] = gap
+    errors = np.abs(kept_weights(seed, len(gap), n_resamples) @ by_bin).sum(1) / len(gap)
+    return _interval(errors)
 
 
-def accuracy_interval(correct: np.ndarray, data: Outputs, seed: int) -> Sequence[float]:
-    """Wilson's interval; where pictures repeat (one picture under four corruptions), a bootstrap of pictures."""
-    sources = data.sources.numpy()
-    if len(np.unique(sources)) == len(sources):
+def _interval(numbers: np.ndarray) -> Interval:
+    """The number of the data, which stands first, with the percentile interval of the resamples behind it."""
+    return Interval(*map(float, (numbers[0], *np.quantile(numbers[1:], (0.025, 0.975)))))
+
+
+def accuracy_interval(correct: np.ndarray, data: Outputs, seed: int, n_resamples: int = 1000) -> Interval:
+    """Wilson's interval; where pictures repeat (one picture under four corruptions), a bootstrap of pictures.
+
+    Raises:
+        RPLibError: every image is made of the same picture.
+    """
+    known, ids = np.unique(data.sources.numpy(), return_inverse=True)
+    if len(known) == len(ids):
         return wilson_interval(int(correct.sum()), len(correct))
-    return bootstrap_ci(correct.astype(float), clusters=sources, seed=seed)
+    if len(known) < 2:
+        raise RPLibError(f"all images of {data.name!r} are made of one picture: nothing can be resampled")
+    drawn = kept_weights(seed, len(known), n_resamples)
+    right, there = (np.bincount(ids, weights).astype(np.float32) for weights in (correct, None))
+    return _interval((drawn @ right).astype(np.float64) / (drawn @ there).astype(np.float64))
 
 
 def mean_accuracy_interval(

@@ -19,7 +19,8 @@ from rp_lib.detectors import build_detector, detection_scores
 from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.metrics import check_ood_options
 from rp_lib.outputs import MethodOutputs, Outputs, check_comparable
-from rp_lib.resampling import auroc_and_fpr_of_sets, bootstrap_weights, of_members
+from rp_lib.parallel import in_threads
+from rp_lib.resampling import auroc_and_fpr_of_sets, bootstrap_weights, of_members, with_the_data
 
 AXES = ("id accuracy", "shift accuracy", "auroc", "fpr")
 LOWER_IS_BETTER = frozenset({"fpr"})
@@ -134,7 +135,8 @@ def paired_bootstrap(
         RPLibError: no or one contestant, other benchmarks, other seeds, other images, or a set with one cluster.
     """
     check_ood_options(tpr, "id-positive")
-    everyone = [o for outputs in contestants.values() for o in outputs]
+    named = [(name, o) for name, outputs in contestants.items() for o in outputs]
+    everyone = [o for _, o in named]
     check_comparable(everyone)
     if len(contestants) < 2 or not all(contestants.values()) or n_resamples < 1:
         raise RPLibError("a comparison needs two methods, outputs of each, and at least one resample")
@@ -149,19 +151,41 @@ def paired_bootstrap(
 
     weights = _draw_pictures(everyone[0], clusters, n_resamples, seed)
     axes = AXES[:1] + AXES[1:2] * bool(everyone[0].shifts) + AXES[2:] * bool(everyone[0].ood)
-    values = np.empty((len(contestants), len(axes)))
-    resampled = np.empty((n_resamples, *values.shape))
-    n_seeds = len(seeds[0]) if seeds else 1
-    rng = np.random.default_rng((seed, 1))
-    drawn_seeds = bootstrap_weights(rng, n_seeds, n_resamples) if resample_seeds else np.ones((n_resamples, n_seeds))
-    for k, (name, outputs) in enumerate(contestants.items()):
-        judge = detector if isinstance(detector, str) else detector[name]
-        runs = sorted(outputs, key=lambda o: o.seed)
-        numbers = np.stack([_judge(o, judge, weights, tpr) for o in runs])  # (seeds, 1 + r, axes)
-        values[k] = numbers[:, 0].mean(0)
-        share = drawn_seeds.astype(np.float64) if len(runs) > 1 else np.ones((n_resamples, 1))
-        resampled[:, k] = np.einsum("rs,sra->ra", share / share.sum(1, keepdims=True), numbers[:, 1:])
-    return PairedDraws(tuple(contestants), axes, values, resampled)
+    judges = {name: detector if isinstance(detector, str) else detector[name] for name in contestants}
+    accuracies = _accuracies(everyone, weights)
+    detection = in_threads(lambda job: _detection(job[1], judges[job[0]], weights, tpr), named)
+    found = {job: np.stack([*accuracies[job[1]], *outside], 1) for job, outside in zip(named, detection, strict=True)}
+    by_seed = {name: [found[name, o] for o in sorted(runs, key=lambda o: o.seed)] for name, runs in contestants.items()}
+    return draws_over_seeds(by_seed, axes, seed=seed, resample_seeds=resample_seeds)
+
+
+def draws_over_seeds(
+    numbers: Mapping[str, Sequence[Array]], axes: Sequence[str], *, seed: int = 0, resample_seeds: bool = True
+) -> PairedDraws:
+    """Means over seeds of what each seed's training measured on the same resamples of pictures.
+
+    Args:
+        numbers: by method, for every seed in the same order float64 (1 + r, a): the numbers of the data as they are,
+            then of each resample. A method in which nothing is drawn may have one seed where others have several.
+        axes: names of the a columns. seed, resample_seeds: as in :func:`paired_bootstrap`.
+
+    Raises:
+        RPLibError: methods with other numbers of seeds or of resamples.
+    """
+    shapes = {np.shape(n) for runs in numbers.values() for n in runs}
+    counts = {len(runs) for runs in numbers.values()} - {1}
+    if len(shapes) != 1 or len(counts) > 1 or 0 in counts:
+        raise RPLibError("a comparison needs the same seeds, resamples and axes of every method")
+    r, n_seeds = shapes.pop()[0] - 1, max(counts, default=1)
+    values = np.empty((len(numbers), len(axes)))
+    resampled = np.empty((r, *values.shape))
+    drawn = bootstrap_weights(np.random.default_rng((seed, 1)), n_seeds, r) if resample_seeds else np.ones((r, n_seeds))
+    for k, runs in enumerate(numbers.values()):
+        stacked = np.stack(runs)  # (seeds, 1 + r, axes)
+        values[k] = stacked[:, 0].mean(0)
+        share = drawn.astype(np.float64) if len(runs) > 1 else np.ones((r, 1))
+        resampled[:, k] = np.einsum("rs,sra->ra", share / share.sum(1, keepdims=True), stacked[:, 1:])
+    return PairedDraws(tuple(numbers), tuple(axes), values, resampled)
 
 
 def holm(p: Sequence[float] | Array) -> Array:
@@ -188,8 +212,7 @@ def _draw_pictures(outputs: MethodOutputs, clusters: str, n_resamples: int, seed
         size = int(ids.max()) + 1
         if size < 2:
             raise RPLibError(f"all images of {data.name!r} are one cluster ({clusters}): nothing can be resampled")
-        drawn = bootstrap_weights(np.random.default_rng((seed, 0, next(count))), size, n_resamples)
-        return np.vstack([np.ones((1, size), np.float32), drawn])
+        return with_the_data(bootstrap_weights(np.random.default_rng((seed, 0, next(count))), size, n_resamples))
 
     known, ids = np.unique(getattr(test, clusters).numpy(), return_inverse=True)
     shared = draw(test, ids)
@@ -206,19 +229,27 @@ def _draw_pictures(outputs: MethodOutputs, clusters: str, n_resamples: int, seed
     return weights
 
 
-def _judge(outputs: MethodOutputs, detector: str, weights: Mapping[str, Array], tpr: float) -> Array:
-    """float64 (1 + r, axes) of one fitted method."""
+def _accuracies(everyone: Sequence[MethodOutputs], weights: Mapping[str, Array]) -> dict[MethodOutputs, list[Array]]:
+    """By fitted method, float64 (1 + r,) accuracies on the test set and, if there are shifts, their mean over these.
 
-    def accuracy(data: Outputs) -> Array:
-        correct, weight = (data.reported.argmax(1) == data.labels).numpy(), weights[data.name]
-        right, drawn = (weight @ np.stack([correct, np.ones_like(correct)], 1).astype(np.float32)).T.astype(np.float64)
-        return right / np.maximum(drawn, 1)  # a resample may hold none of a subset's pictures
+    All methods at once: one product for each image set.
+    """
+    first = everyone[0]
+    found: dict[str, Array] = {}
+    for name in (first.test.name, *first.shifts):
+        data = [o.sets[name] for o in everyone]
+        columns = [(d.reported.argmax(1) == d.labels).numpy() for d in data] + [np.ones(len(data[0]), bool)]
+        sums = (weights[name] @ np.stack(columns, 1).astype(np.float32)).astype(np.float64)
+        found[name] = sums[:, :-1] / np.maximum(sums[:, -1:], 1)  # a resample may hold none of a subset's pictures
+    test = found.pop(first.test.name)
+    axes = [test, *([np.mean(list(found.values()), axis=0)] if found else [])]
+    return {o: [axis[:, i] for axis in axes] for i, o in enumerate(everyone)}
 
-    columns = [accuracy(outputs.test)]
-    if outputs.shifts:
-        columns.append(np.mean([accuracy(data) for data in outputs.shifts.values()], axis=0))
-    if outputs.ood:
-        id_scores, sets = detection_scores(build_detector(detector), outputs)
-        pairs = auroc_and_fpr_of_sets(id_scores, sets, weights[outputs.test.name], weights, tpr)
-        columns += list(np.mean(list(pairs.values()), axis=0))
-    return np.stack(columns, axis=1)
+
+def _detection(outputs: MethodOutputs, detector: str, weights: Mapping[str, Array], tpr: float) -> list[Array]:
+    """float64 (1 + r,) AUROC and FPR of one fitted method as means over OOD sets; nothing if there are none."""
+    if not outputs.ood:
+        return []
+    id_scores, sets = detection_scores(build_detector(detector), outputs)
+    pairs = auroc_and_fpr_of_sets(id_scores, sets, weights[outputs.test.name], weights, tpr)
+    return list(np.mean(list(pairs.values()), axis=0))

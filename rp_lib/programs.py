@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,25 @@ class ImageProgram(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """psi: float (n, 3, h, w) in [0, 1] -> float (n, 3, H, H) in [0, 1]."""
-        return (self.place(images) + torch.tanh(self.W * self.M)).clamp(0, 1)
+        return _Clamp.apply(self.place(images) + torch.tanh(self.W * self.M))
+
+
+class _Clamp(torch.autograd.Function):
+    """``clamp(0, 1)`` whose gradient passes at exactly 0 and 1 too, where any number from 0 to 1 is a subgradient.
+
+    A border that starts at W = 0 lies on the kink. torch's own clamp passes the gradient there up to 2.13, as in the
+    versions that the authors used, and from 2.14 on it does not: such a border would never move.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * ((x >= 0) & (x <= 1))
 
 
 def _initial_border(init: str, size: int, seed: int) -> Tensor:

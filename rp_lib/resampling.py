@@ -2,7 +2,7 @@
 
 A resample is a row of counts. ID scores are sorted once, and every resample's AUROC and FPR follow from cumulative
 counts, so that methods and detectors can be judged on the very same resamples, in milliseconds. Counts are float32,
-column after column in memory: sums over pictures are then sums of long rows. Whole numbers up to 2^24 lose nothing.
+column after column in memory: sums over pictures are then sums of long rows.
 """
 
 from __future__ import annotations
@@ -17,12 +17,30 @@ from rp_lib.arrays import Array
 
 # Entries of one block of counts, 64 MB of float32: bounds memory for large image sets.
 BLOCK = 2**24
+# Up to here float32 holds every whole number.
+EXACT = 2**24
 
 
 def bootstrap_weights(rng: np.random.Generator, n: int, n_resamples: int) -> Array:
     """float32 (n_resamples, n), in Fortran order: how often each of ``n`` things is drawn in ``n`` draws."""
     drawn = rng.integers(0, n, (n_resamples, n)) * n_resamples + np.arange(n_resamples)[:, None]
     return np.bincount(drawn.ravel(), minlength=n * n_resamples).reshape(n, n_resamples).astype(np.float32).T
+
+
+def with_the_data(weights: Array) -> Array:
+    """float32 (1 + r, n), in Fortran order: a first row of ones, the data as they are, then the resamples (r, n)."""
+    return np.concatenate([np.ones((weights.shape[1], 1), np.float32), weights.T], axis=1).T
+
+
+@functools.lru_cache(maxsize=32)
+def kept_weights(seed: int, n: int, n_resamples: int) -> Array:
+    """float32 (1 + n_resamples, n): the data as they are, then the resamples that ``bootstrap_ci`` draws for a seed.
+
+    Those of the last calls are kept, as all methods of a seed are judged on the same ones. Read only.
+    """
+    weights = with_the_data(bootstrap_weights(np.random.default_rng(seed), n, n_resamples))
+    weights.flags.writeable = False
+    return weights
 
 
 def of_members(weights: Array, ids: Array) -> Array:
@@ -71,14 +89,17 @@ def auroc_and_fpr_of_sets(
             row += before
         n = counts[-1].astype(np.float64)
         # The strictest threshold that accepts enough is an ID score that was drawn; ties with it are accepted too.
-        threshold = ranked[_first(counts[1:], n, tpr)]
-        for name, scores in ood_scores.items():
+        first = _first(counts[1:], n, tpr)
+        for name in ood_scores:
             drawn = np.asarray(ood_weights[name][block], np.float32).T
             m = drawn.sum(0, dtype=np.float64)
-            won = counts[above[name]] + counts[least[name]]
+            won = counts[above[name]]
+            won += won if (above[name] == least[name]).all() else counts[least[name]]
+            whole = np.float32 if 2 * n.max() * m.max() <= EXACT else np.float64
             auroc, fpr = found[name]
-            auroc[block] = np.einsum("mr,mr->r", drawn, won, dtype=np.float64) / (2 * n * m)
-            fpr[block] = np.where(scores[:, None] >= threshold, drawn, 0).sum(0, dtype=np.float64) / m
+            auroc[block] = np.einsum("mr,mr->r", drawn, won, dtype=whole) / (2 * n * m)
+            accepted = np.less_equal(above[name][:, None], first, out=won)
+            fpr[block] = np.einsum("mr,mr->r", drawn, accepted, dtype=whole) / m
     return found
 
 

@@ -19,6 +19,7 @@ import pandas as pd
 
 from rp_lib import distributed
 from rp_lib.benchmark import OOD_ROLES, Benchmark
+from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP
 from rp_lib.detectors import build_detector
 from rp_lib.errors import RPLibError, UnknownName
@@ -214,16 +215,22 @@ def _fitted(fitting: _Fitting, name: str, seed: int, fitted: Sequence[Method]) -
     if shared is not None:
         return shared
     path = fitting.out / "trained" / f"{name}-seed{seed}.safetensors"
-    checkpoint = path.with_suffix(".checkpoint")
+    checkpoint = Checkpoint(path.with_suffix(".checkpoint"), keep=True)
+
+    def forget() -> None:
+        distributed.on_main(lambda: checkpoint.path.unlink(missing_ok=True))
+
     if fitting.fresh:
-        distributed.on_main(lambda: checkpoint.unlink(missing_ok=True))
+        forget()
     else:
         kept = _kept(path, method)
         if not distributed.any_process(kept is None):
+            forget()  # of a run that died when it had saved the method
             return kept
     label = f"{name}, seed {seed}" if fitting.progress else None
     method.fit(train_set, fitting.benchmark.val, store=fitting.store, checkpoint=checkpoint, progress=label)
     method.save(path)
+    forget()  # only now: a disk that is full until here costs no training
     return method
 
 

@@ -18,7 +18,9 @@ examples:
   rp-lib run --folders train=pets/train,test=pets/test,shift:drawings=pets/drawings,ood:food=food
   rp-lib run --config cifar10-paper --set settings.rp.epochs=5 --set data.per_class=100
   rp-lib run --config my.toml                         a file of your own, see `--list` for examples
-  accelerate launch -m rp_lib run --config cifar10-paper       several GPUs
+  rp-lib run --config pacs --root photos              real photographs, and a backbone that needs no download
+  accelerate launch --multi_gpu --num_processes 4 -m rp_lib run --config cifar10-paper     four GPUs
+  torchrun --nproc_per_node=2 -m rp_lib run --config mini                                  two processes, GPUs or CPUs
 
 What the command line says wins over the file. The results' folder gets config.toml (the configuration as it was
 used: `--config FOLDER/config.toml` repeats the run), records.csv with its provenance, three_axes.png, every trained
@@ -55,7 +57,7 @@ def add_run_command(commands: argparse._SubParsersAction) -> None:
     add("--seeds", help="a number of seeds, or a comma-separated list of them such as 1,2,7")
     add("--detectors", help="comma-separated detectors; outputs are kept, so others can be had later without a GPU")
     add("--out", help="folder for the results")
-    add("--root", help="folder of the data sets, default $RP_DATA, else data")
+    add("--root", help="folder of the data sets, default $RP_DATA, else data; or that the folders of [data] are in")
     add("--subset", type=int, help="at most so many images of each judged set")
     add("--per-class", type=int, help="at most so many training images of each class")
     add("--device", help="auto, cpu, cuda, cuda:1, mps ...")

@@ -11,7 +11,7 @@ from rp_lib.cost import UTILISATION, TowerCosts, seconds
 from rp_lib.cost_of_methods import MethodCost, TaskSize, method_cost
 from rp_lib.data import DataStore, NotThere, default_root, load_sources
 from rp_lib.run_config import FULL_IDS, RunConfig
-from rp_lib.tracks import RANDOM, check_data, published_sets
+from rp_lib.tracks import RANDOM, check_data, placed, published_sets
 
 # Published numbers of images; of STL-10's 8,000 the 800 monkeys are none of the classes.
 IMAGES = {
@@ -24,6 +24,7 @@ IMAGES = {
         "imagenet-sketch": 50_889, "inaturalist": 10_000, "sun": 10_000, "places": 10_000, "textures": 5_640,
     },
 }  # fmt: skip
+DEFAULT_TEMPLATES = ("a photo of a {}.",)  # of folders
 VAL_PER_CLASS = {"cifar10": 500, "imagenet": 10}
 
 
@@ -57,8 +58,9 @@ def plan(config: RunConfig, gpu: str = "a100", utilisation: float = UTILISATION)
 
 def _data_lines(config: RunConfig) -> list[str]:
     if config.data["id"] not in FULL_IDS:
-        what = "the shipped icons" if config.data["id"] == "mini" else f"your folders, train: {config.data['train']}"
-        return [f"data       {what}"]
+        if config.data["id"] == "mini":
+            return ["data       the shipped icons"]
+        return [f"data       your folders, train: {placed(config.data)['train']}"]
     store = DataStore(Path(config.data["root"]).expanduser() if "root" in config.data else default_root())
     sources, lines = load_sources(), []
     for names in published_sets(config.data["id"]):
@@ -87,8 +89,8 @@ def task_size(data: Mapping[str, Any], backbone: str = "") -> TaskSize:
         judged = sum(len(s) for s in mini.sets if s.role not in ("train", "val"))
         tokens = _longest(mini.class_names, mini.templates)
         return TaskSize(len(mini.train), len(mini.val), judged, len(mini.class_names), len(mini.templates), tokens)
-    if name == "folders":
-        return _counted(data)
+    if "train" in data:
+        return _counted(placed(data))
     from rp_lib.photos.classes import CIFAR10, imagenet_class_names, prompt_templates
 
     names = CIFAR10 if name == "cifar10" else imagenet_class_names("distinct")
@@ -103,20 +105,29 @@ def task_size(data: Mapping[str, Any], backbone: str = "") -> TaskSize:
 
 
 def _counted(data: Mapping[str, Any]) -> TaskSize:
-    from rp_lib.photos.folders import image_files, image_folder
+    from rp_lib.photos.classes import CIFAR10, TINY_IMAGENET_TO_CIFAR10, prompt_templates
+    from rp_lib.photos.folders import image_files, image_folder, several
 
+    most, cifar = data.get("subset"), data["id"] == "cifar10-folders"
     train = image_folder(data["train"])
-    val, test = (len(image_files(data[k])) if k in data else None for k in ("val", "test"))
-    n = len(train.paths)
-    val = round(n * data.get("val_fraction", 0.1)) if val is None else val
-    own_test = test is None
-    test = round(n * data.get("test_fraction", 0.2)) if own_test else test
-    judged = test + sum(len(image_files(f)) for key in ("shifts", "ood") for f in data.get(key, {}).values())
-    left = n - (0 if "val" in data else val) - (test if own_test else 0)
-    templates = data.get("templates", ["a photo of a {}."])
-    names = data.get("class_names", train.classes)
+    n, classes = len(train.paths), len(train.classes)
+    given = {key: len(image_files(data[key])) for key in ("val", "test") if key in data}
+    own = {"val": round(n * data.get("val_fraction", 0.1)), "test": round(n * data.get("test_fraction", 0.2))}
+    if cifar:
+        own["val"] = classes * data.get("val_per_class", VAL_PER_CLASS["cifar10"])
+    left = n - sum(own[key] for key in own if key not in given)
+    left = min(left, classes * data.get("per_class", left))
+    shifts = [len(image_files(folder)) for folder in data.get("shifts", {}).values()]
+    if "tiny_imagenet" in data:
+        shifts.append(50 * len(TINY_IMAGENET_TO_CIFAR10))
+    ood = [sum(len(image_files(at)) for at in several(folders)) for folders in data.get("ood", {}).values()]
+    sizes = {**own, **given}
+    judged = sum(min(size, most or size) for size in (sizes["test"], *shifts, *ood))
+    names = data.get("class_names", CIFAR10 if cifar else train.classes)
     names = list(names.values()) if isinstance(names, Mapping) else names
-    return TaskSize(left, val, judged, len(train.classes), len(templates), _longest(names, templates))
+    templates = prompt_templates(data.get("templates", "plain")) if cifar else data.get("templates", DEFAULT_TEMPLATES)
+    val = min(sizes["val"], most or sizes["val"])
+    return TaskSize(left, val, judged, classes, len(templates), _longest(names, templates))
 
 
 def _longest(names: Iterable[str], templates: Sequence[str]) -> int:

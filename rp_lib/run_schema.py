@@ -59,6 +59,15 @@ def _folders(value: Any) -> dict[str, str]:
     return value
 
 
+def _many_folders(value: Any) -> dict[str, str | list[str]]:
+    try:
+        if isinstance(value, dict):
+            return {key: _prompts(folder) for key, folder in value.items()}
+    except ValueError:
+        pass
+    raise ValueError("a table of NAME = FOLDER, or NAME = [FOLDER, FOLDER, ...]")
+
+
 def _names(value: Any) -> list[str] | dict[str, str]:
     try:
         return _folders(value) if isinstance(value, dict) else _prompts(value)
@@ -100,22 +109,27 @@ REQUIRED = ("preset", "methods", "seeds", "out")
 BACKBONE: dict[str, Kind] = {"name": _text, "pretrained": _text, "channels_last": _switch, "compile": _switch}
 # Arguments of rp_lib.photos.cifar.cifar10_benchmark and rp_lib.photos.imagenet.imagenet_benchmark; what the preset
 # says of the data (rows 3, 4 and 13 of the ledger) need not stand here.
-_PUBLISHED: dict[str, Kind] = {
+_DRAWN: dict[str, Kind] = {
     "root": _text, "subset": _count, "per_class": _count, "val_per_class": _count, "size": _count,
-    "templates": _prompts, "missing": _one_of("error", "skip"), "cache": _text, "seed": _whole,
+    "templates": _prompts, "cache": _text, "seed": _whole,
 }  # fmt: skip
+_PUBLISHED: dict[str, Kind] = {**_DRAWN, "missing": _one_of("error", "skip")}
 DATA: dict[str, dict[str, Kind]] = {
     "mini": {"root": _text},
     "cifar10": {**_PUBLISHED, "stl10_order": _text},
     "imagenet": {**_PUBLISHED, "class_names": _names, "score_among_all_classes": _switch},
-    "folders": {  # arguments of rp_lib.photos.assemble.from_folders
-        "name": _text, "train": _text, "test": _text, "val": _text, "shifts": _folders, "ood": _folders,
+    "cifar10-folders": {  # arguments of rp_lib.photos.cifar.cifar10_from_folders, below root
+        **_DRAWN, "train": _text, "test": _text, "tiny_imagenet": _text, "ood": _many_folders,
+    },
+    "folders": {  # arguments of rp_lib.photos.assemble.from_folders, below root
+        "root": _text, "name": _text, "train": _text, "test": _text, "val": _text, "shifts": _folders,
+        "ood": _many_folders, "subset": _count, "per_class": _count,
         "class_names": _names, "templates": _texts, "size": _count, "cache": _text, "near": _texts,
         "numeric": _switch, "missing": _one_of("refuse", "among", "all"), "duplicates": _one_of("refuse", "drop"),
         "greyscale": _one_of("refuse", "convert"), "val_fraction": _number, "test_fraction": _number, "seed": _whole,
     },
 }  # fmt: skip
-NEEDED = {"folders": ("train",)}
+NEEDED = {"folders": ("train",), "cifar10-folders": ("train", "test")}
 
 
 def accepted(name: str) -> dict[str, Kind]:

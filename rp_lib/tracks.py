@@ -154,6 +154,19 @@ def published_sets(name: str) -> tuple[list[str], list[str]]:
     return ["imagenet-1k"], [*imagenet.SHIFTS, *imagenet.OOD_FOLDERS]
 
 
+def placed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """``[data]`` of folders without its ``root``, below which every folder with a relative path then is."""
+    root = Path(data.get("root", "")).expanduser()
+
+    def below(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: below(folder) for name, folder in value.items()}
+        return [below(folder) for folder in value] if isinstance(value, list) else root / Path(value).expanduser()
+
+    folders = ("train", "val", "test", "tiny_imagenet", "shifts", "ood")
+    return {key: below(value) if key in folders else value for key, value in data.items() if key != "root"}
+
+
 def open_benchmark(data: Mapping[str, Any], preset: str = "paper", progress: bool = False) -> Benchmark:
     """The benchmark that ``[data]`` of a configuration describes.
 
@@ -171,10 +184,14 @@ def open_benchmark(data: Mapping[str, Any], preset: str = "paper", progress: boo
     if data["id"] == "mini":
         return Benchmark.mini(options.get("root"))
     if data["id"] == "folders":
-        return Benchmark.from_folders(**options, progress=progress)
-    from rp_lib.photos.cifar import cifar10_benchmark
+        return Benchmark.from_folders(**placed(options), progress=progress)
+    from rp_lib.photos.cifar import cifar10_benchmark, cifar10_from_folders
     from rp_lib.photos.classes import DATA_SWITCHES
     from rp_lib.photos.imagenet import imagenet_benchmark
 
+    if data["id"] == "cifar10-folders":
+        switches = DATA_SWITCHES["cifar10"].get(preset, {})
+        prompts = {key: switches[key] for key in ("templates",) if key in switches}
+        return cifar10_from_folders(**{**prompts, **placed(options)}, progress=progress)
     make = {"cifar10": cifar10_benchmark, "imagenet": imagenet_benchmark}[data["id"]]
     return make(**{**DATA_SWITCHES[data["id"]].get(preset, {}), **options}, progress=progress)

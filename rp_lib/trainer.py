@@ -12,7 +12,7 @@ import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -115,7 +115,7 @@ def train(
         schedule: epochs, batch size, rates, seed, precision.
         checkpoint: file to write now and then and on Ctrl-C, and to resume from if it is there; removed when the run
             is whole. A path alone means after every ``checkpoint_every`` epochs, and every ten minutes in between;
-            a :class:`rp_lib.checkpoints.Checkpoint` says how often.
+            a :class:`rp_lib.checkpoints.Checkpoint` says how often, and whether it stays.
         checkpoint_every: epochs from one checkpoint to the next.
         content: digest that stands for ``inputs`` in the checkpoint. For data that is not in memory: without it, a
             checkpoint reads all of them once, to be sure that it is resumed with the same. With it, batches are
@@ -139,16 +139,18 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     steps = len(batches(len(labels), schedule.batch_size, 0, 0))
     total = schedule.epochs * steps
-    rule = Checkpoint(checkpoint, checkpoint_every) if isinstance(checkpoint, Path) else checkpoint
+    rule = Checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
+    if rule is not None and rule.epochs is None:
+        rule = replace(rule, epochs=checkpoint_every)
     identity = f"{asdict(schedule)} {task.identity()} {_digest(inputs, labels, content)}" if rule else ""
     state = RunState(task.module(), optimisers, scaler, history, identity, rule)
     if state.resume(device):
         log.info("resuming from %s at epoch %d, step %d", rule and rule.path, state.epoch, state.position)
 
     def stop_if(asked: bool) -> None:
-        if distributed.any_process(asked):
+        if state.check(asked):
             state.save()
-            distributed.any_process(False)  # no process leaves, and ends the launcher's patience, before it is saved
+            state.check()  # no process leaves, and ends the launcher's patience, before it is saved
             raise KeyboardInterrupt
 
     bar: Any = tqdm(

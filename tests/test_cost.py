@@ -1,11 +1,14 @@
 """FLOPs against numbers derived by hand, memory and time against arithmetic, and the plan that prints them."""
 
+import copy
+
 import pytest
 import torch
 from conftest import make_clip, make_model
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rp_lib import cli
+from rp_lib import cli, cost
 from rp_lib.cost import GPUS, TowerCosts, seconds
 from rp_lib.cost_of_methods import TaskSize, distinct_classes, method_cost, steps_per_epoch
 from rp_lib.errors import RPLibError, UnknownName
@@ -48,6 +51,40 @@ def test_backward_passes_are_what_follows_from_the_architecture(b32):
     assert b32.image("none").backward == 0
 
 
+@pytest.mark.parametrize(
+    ("layer", "inputs"),
+    [
+        (nn.Conv2d(12, 24, 3, stride=2, padding=1, bias=False), (1, 12, 9, 9)),
+        (nn.Conv2d(12, 24, 3, padding=1, groups=3, bias=False), (1, 12, 9, 9)),
+        (nn.Conv2d(12, 12, 7, padding=3, groups=12, bias=False), (1, 12, 9, 9)),  # depthwise
+        (nn.ConvTranspose2d(12, 24, 2, stride=2, groups=4, bias=False), (1, 12, 9, 9)),
+    ],
+)
+def test_gradients_of_a_convolution_cost_as_much_as_itself_each(layer, inputs):
+    """Against the multiplications that there are, and, where it is right, PyTorch's own count."""
+    x = torch.zeros(inputs)
+    positions = (inputs if isinstance(layer, nn.ConvTranspose2d) else layer(x).shape)[2:]
+    forward = 2 * positions[0] * positions[1] * layer.weight.numel()  # every weight once at every position
+    found, theirs = {}, {}
+    for wanted in ("input", "weights", "both"):
+        x.requires_grad_(wanted != "weights")
+        layer.requires_grad_(wanted != "input")
+        for counted, counter in ((found, cost._counter()), (theirs, FlopCounterMode(display=False))):
+            with counter:
+                layer(x).sum().backward()
+            counted[wanted] = counter.get_total_flops() - forward
+    assert found == {"input": forward, "weights": forward, "both": 2 * forward}
+    assert theirs == {"input": forward, "weights": layer.groups * forward, "both": (1 + layer.groups) * forward}
+
+
+def test_a_depthwise_tower_is_not_overestimated():
+    """ConvNeXt: every map once more for the gradient of its input, and once more for that of its weight."""
+    tower = TowerCosts.open_clip("convnext_base")
+    forward, border, tuned = (tower.image(gradient) for gradient in ("none", "input", "weights"))
+    assert border.backward == forward.forward
+    assert 1.95 * forward.forward < tuned.backward <= 2 * forward.forward  # less the first layer's input
+
+
 def test_text_forward_is_what_follows_from_the_architecture(b32):
     for length in (11, 77):
         assert b32.text(length).forward == vit(length, 512, 12) + 2 * 512 * 512
@@ -80,7 +117,7 @@ def test_what_backward_needs_is_what_autograd_keeps(clip):
     """Against the same hooks on real tensors, which hold real storage."""
     costs = TowerCosts(clip.model, 32, "tiny")
     for gradient in ("input", "weights"):
-        model = make_model().train().requires_grad_(gradient == "weights")
+        model = copy.deepcopy(clip.model).train().requires_grad_(gradient == "weights")
         images = torch.zeros(6, 3, 32, 32, requires_grad=gradient == "input")
         own, kept = {p.untyped_storage().data_ptr() for p in model.parameters()}, {}
 

@@ -70,6 +70,10 @@ def test_solution_runs_with_what_a_notebook_has(number, item):
     """Only names that a reader can see: imports and library functions, no private helper of the module."""
     hidden = [n for n in item.reference.__code__.co_names if n.startswith("_") and not n.startswith("__")]
     assert not hidden, f"the solution uses {hidden}"
+    scope = {"exercise": lambda function: function}
+    exec(item.cell(scope), scope)  # as pasted into a notebook that has imported nothing else
+    assert item.check(scope[item.name])[0] == "solved"
+    assert item.cell(scope).startswith("@exercise\n"), "what is there is not imported again"
 
 
 @NAMED

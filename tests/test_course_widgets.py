@@ -77,7 +77,7 @@ def test_every_stop_has_its_own_picture_and_facts(widget):
         frames[stop] = widget.image.value
         image = Image.open(io.BytesIO(frames[stop]))
         assert image.format == "PNG" and np.asarray(image.convert("L")).std() > 1
-        assert widget.caption.value == caption(facts)
+        assert widget.caption.value == caption(widget._say(facts))
     assert len(set(frames.values())) == len(widget.stops)
     for stop in reversed(widget.stops):  # the frames come back as they were
         widget.slider.value = stop
@@ -139,6 +139,53 @@ def test_padding_geometry_is_that_of_the_program():
         assert facts["inner"] == program.inner_size and facts["border pixels"] == int(program.M.sum())
         assert facts["trained values"] == 3 * (32**2 - program.inner_size**2)
     assert widget.at(0)["border pixels"] == 0 and widget.stops[-1] < 16
+
+
+def test_driving_visits_every_stop_and_comes_back(widget):
+    visited = []
+    widget.slider.observe(lambda change: visited.append(change["new"]), "value")
+    stood, shown = widget.slider.value, widget.image.value
+    driven = widget.drive()
+    assert set(visited) == set(widget.stops) and widget.slider.value == stood and widget.image.value == shown
+    assert driven == [widget.at(stop) for stop in widget.stops]
+
+
+@pytest.mark.parametrize(
+    ("name", "stop", "said"),
+    [
+        ("padding", 4, "picture: 24 x 24 of 32 x 32 pixels<br>border: 448 pixels (44%), 1344 trained values"),
+        ("alpha", 0.5, "Residual Reprogrammer (RRP): ID accuracy 55.0 %, Accuracy under shift 55.0 %, OOD FPR"),
+        ("threshold", 0.95, "ID images accepted (TPR): 95.0%<br>OOD images accepted (FPR): "),
+        ("points", 4, "label: dog<br>neighbours with this label: 1 of 5"),
+        ("points", "overview", "points: 12<br>labels: 3"),
+        ("generic", 2, "bars: 2"),
+    ],
+)
+def test_the_line_below_speaks_to_readers(name, stop, said):
+    widget = MAKE[name]()
+    widget.at(stop)
+    assert said in widget.caption.value
+
+
+def test_a_picture_is_shown_at_its_own_size_unless_it_is_too_wide(widget):
+    assert widget.image.layout.align_self == "flex-start" and widget.image.layout.max_width == "100%"
+
+
+def test_no_legend_covers_a_curve():
+    import rp_lib.course.alpha as module
+
+    figures = []
+    made = module.Figure
+    module.Figure = lambda **size: figures.append(made(**size)) or figures[-1]
+    try:
+        alpha_widget(frontier())
+    finally:
+        module.Figure = made
+    (figure,) = figures
+    (legend,) = figure.legends
+    assert not any(panel.get_legend() for panel in figure.axes)
+    box = legend.get_window_extent()
+    assert box.y0 >= 0 and all(box.y1 < panel.get_tightbbox().y0 for panel in figure.axes)
 
 
 def test_another_picture_is_drawn_at_once():
@@ -241,7 +288,8 @@ def test_slider_needs_stops_and_words():
 
 
 def test_caption_is_text():
-    assert caption({"a<b": 0.12345, "m": {"x": 1, "y": [1, 2.0]}}) == "a&lt;b: 0.123<br>m: x 1, y 1, 2"
+    said = caption({"a<b": 0.12345, "m": {"x": 1, "y": [1, 2.0]}})
+    assert said == '<div style="line-height: 1.5">a&lt;b: 0.123<br>m: x 1, y 1, 2</div>'
 
 
 def test_a_slider_is_a_plain_object():

@@ -9,7 +9,6 @@ import json
 import os
 import random
 import shutil
-import signal
 import tarfile
 import threading
 import time
@@ -460,23 +459,6 @@ root, url, md5 = sys.argv[1:4]
 data = DataSet("pictures", "Pictures", "OOD", (), "", files=(SourceFile("set.tar.gz", (url,), None, {"md5": md5}, "."),))
 DataStore(Path(root), limits=Limits(timeout=10, backoff=0.01), say=lambda t: print(t, flush=True)).download(data)
 """
-
-
-def test_killed_at_random_moments_and_the_same_in_the_end(server, store):
-    data = make(archive_file(server.put("a", ARCHIVE, always=Fault(pace=0.02, chunk=2000))))
-    draw, deaths = random.Random(3), 0
-    for _ in range(4):
-        child = start_child(CHILD, store.root, data.files[0].urls[0], data.files[0].hashes["md5"])
-        child.stdout.readline()  # it is at work
-        time.sleep(draw.uniform(0, 0.25))
-        child.send_signal(signal.SIGKILL)
-        child.communicate(timeout=30)
-        deaths += child.returncode == -signal.SIGKILL
-        assert untouched(store, data) or holds(store, data)
-    assert deaths >= 2
-    store.download(data)
-    assert holds(store, data) and store.check(data).count == 12
-    assert server.sent("a") < 2 * len(ARCHIVE)  # it went on each time: four fresh starts would be more
 
 
 @pytest.mark.parametrize("moment", range(13))

@@ -165,6 +165,17 @@ def test_mahalanobis_against_scipy_and_pytorch_ood():
     assert np.corrcoef(scores_of("relative-mahalanobis", data, train), -theirs)[0, 1] > 0.999
 
 
+def test_gaussians_are_fitted_once_for_each_training_set():
+    data, trains = make(), [make(seed=k, spread=0.2 + k) for k in (5, 6)]
+    fitted = [(build_detector("mahalanobis").fit(t), build_detector("relative-mahalanobis").fit(t)) for t in trains]
+    assert all(plain.gaussian is relative.gaussian for plain, relative in fitted)
+    first, second = (plain.score(data) for plain, _ in fitted)
+    assert not np.allclose(first, second) and not np.allclose(first, fitted[0][0].score(make(seed=9)))
+    for score, (_, relative) in zip((first, second), fitted, strict=True):
+        far = ((data.features.double() - relative.background.centres) @ relative.background.root).square().sum(1)
+        np.testing.assert_allclose(relative.score(data), far.numpy() + 2 * score)
+
+
 def test_fewer_images_than_dimensions_are_no_obstacle():
     few = make(10, seed=3)  # two a class, in 16 dimensions
     for name in ("mahalanobis", "relative-mahalanobis", "vim", "knn"):

@@ -1,11 +1,15 @@
 """Two processes started by accelerate's launcher train what one process trains; this file is also their script."""
 
+import contextlib
+import errno
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import unittest.mock
 from collections.abc import Callable
 from pathlib import Path
 
@@ -129,7 +133,44 @@ def _stop_and_resume(clip: FrozenCLIP, train_set: ImageSet, val_set: ImageSet, o
     save_tensors(out / f"rank{rank}" / "resumed.safetensors", again.trained(), {"losses": again.history.losses})
     (out / f"rank{rank}" / "broken").write_text("x")
     said["broken"] = _raised(lambda: methods(clip)["rp"]().fit(train_set, checkpoint=out / "rank0" / "broken"))
+
+    def fit(path: Path) -> None:
+        methods(clip)["rp"]().fit(train_set, checkpoint=Checkpoint(path, steps=2))
+
+    # What goes wrong in one process alone must not leave the other waiting.
+    with unittest.mock.patch.object(Path, "read_bytes", _denied):  # the main process is the one that reads
+        said["unreadable"] = _raised(lambda: fit(out / "rank0" / "broken"))
+    with unittest.mock.patch("rp_lib.checkpoints.write_atomically", _full):  # and writes
+        said["full"] = _raised(lambda: fit(out / "full"))
+    real, torch.load = torch.load, _denied if rank == 1 else torch.load
+    _interrupted(clip, lambda: fit(out / "good"))
+    said["one cannot take it over"] = _raised(lambda: fit(out / "good"))
+    torch.load = real
+    said["kept"] = (out / "good").is_file()
     return said
+
+
+def _denied(*args: object, **options: object) -> bytes:
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+
+def _full(path: Path, write: object) -> None:
+    raise StorageError(f"the disk is full while writing {path.name}")
+
+
+def _interrupted(clip: FrozenCLIP, work: Callable[[], object]) -> None:
+    """Do ``work``, interrupted after two batches in every process."""
+    real, calls = clip.encode_pixels, 0
+
+    def pressed(pixels: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            signal.raise_signal(signal.SIGINT)
+        return real(pixels)
+
+    with unittest.mock.patch.object(clip, "encode_pixels", pressed), contextlib.suppress(KeyboardInterrupt):
+        work()
 
 
 def _fail() -> None:
@@ -221,6 +262,13 @@ def test_they_agree(said: list[dict]):
 
 def test_what_goes_wrong_is_said_in_both(said: list[dict]):
     assert all("damaged or no rp_lib checkpoint" in s["broken"] for s in said)
+    unreadable = r"StorageError: the checkpoint \S+ is there but cannot be read \(Permission denied\); mend its perm"
+    assert all(re.match(unreadable, s["unreadable"]) for s in said)
+    assert said[0]["full"] == "StorageError: the disk is full while writing full"
+    assert said[1]["full"] == "StorageError: the main process could not write the checkpoint; its message says why"
+    taken = [s["one cannot take it over"] for s in said]
+    assert "another process could not take over" in taken[0] and "damaged or no rp_lib checkpoint" in taken[1]
+    assert [s["kept"] for s in said] == [True, True]
     assert said[0]["failure"] == "StorageError: the disk is full" and "main process could not" in said[1]["failure"]
     for s in said:
         assert s["one row too many"] == "RPLibError: this process takes 4 of 8 rows, got 6"

@@ -1,20 +1,25 @@
+import dataclasses
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from rp_lib.benchmark import Benchmark
-from rp_lib.detectors import DETECTORS
+from rp_lib.detectors import DETECTORS, detection_scores
+from rp_lib.detectors.logits import MaxLogit
 from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS, COLUMNS, RECORDED, Run, evaluate, evaluate_outputs, summarise
 from rp_lib.features import FeatureStore
 from rp_lib.inference import compute_outputs
-from rp_lib.judging import accuracy_interval, mean_accuracy_interval
+from rp_lib.intervals import bootstrap_ci
+from rp_lib.judging import _weights, accuracy_interval, accuracy_rows, detection_rows, mean_accuracy_interval
 from rp_lib.methods import LinearProbe, Reprogrammer, ResidualReprogrammer, ZeroShot
-from rp_lib.metrics import ood_metrics
+from rp_lib.metrics import calibration_gaps, ood_metrics
 from rp_lib.negative_words import mine_negative_words
 from rp_lib.outputs import Head, Outputs
 from rp_lib.presets import AS_RELEASED, PAPER
+from rp_lib.resampling import auroc_and_fpr
 from rp_lib.scores import maximum_softmax_probability
 
 
@@ -210,3 +215,42 @@ def test_outputs_of_two_benchmarks_do_not_mix(runs, tiny_benchmark):
 def test_unknown_detectors_are_named_before_anything_runs(runs, tiny_benchmark):
     with pytest.raises(UnknownName, match="energy"):
         evaluate(runs, tiny_benchmark, detectors=("enrgy",))
+
+
+def test_intervals_by_weights_are_those_of_bootstrap_ci(runs, tiny_benchmark):
+    outputs = compute_outputs(runs[1].method, tiny_benchmark, seed=3)
+    rng = np.random.default_rng(0)
+    data = next(iter(outputs.shifts.values()))
+    correct = (data.reported.argmax(1) == data.labels).numpy()
+    gaps = calibration_gaps(data.reported.double().softmax(1).numpy(), data.labels.numpy())
+
+    def error(index, gap):
+        return float(np.abs(np.bincount(index, weights=gap)).sum() / len(gap))
+
+    rows = {(r["set"], r["metric"]): r for r in accuracy_rows(outputs, 150)}
+    ece = rows[data.name, "ece"]
+    expected = bootstrap_ci(gaps, error, n_resamples=150, seed=3)
+    assert (ece["value"], ece["low"], ece["high"]) == pytest.approx(tuple(expected), rel=1e-12)
+    repeated = dataclasses.replace(data, sources=torch.from_numpy(rng.integers(0, 5, len(data))))
+    assert accuracy_interval(correct, repeated, 3) == pytest.approx(
+        bootstrap_ci(correct.astype(float), clusters=repeated.sources.numpy(), seed=3)
+    )
+    with pytest.raises(RPLibError, match="one picture"):
+        accuracy_interval(correct, dataclasses.replace(data, sources=torch.zeros(len(data), dtype=torch.int64)), 3)
+
+
+def test_detection_intervals_are_quantiles_of_the_resamples_alone(runs, tiny_benchmark):
+    outputs = compute_outputs(runs[1].method, tiny_benchmark, seed=3)
+    rows = {
+        (r["set"], r["metric"]): r for r in detection_rows(outputs, MaxLogit(), metrics=("fpr", "auroc"), n_resamples=7)
+    }
+    id_scores, sets = detection_scores(MaxLogit(), outputs)
+    weights = _weights(3, 7, (len(id_scores), *map(len, sets.values())))
+    found = [auroc_and_fpr(id_scores, s, weights[0], w, 0.95) for s, w in zip(sets.values(), weights[1:], strict=True)]
+    for which, metric in enumerate(("auroc", "fpr")):
+        for name, numbers in [(n, f[which]) for n, f in zip(sets, found, strict=True)] + [
+            (ALL_OOD, np.mean([f[which] for f in found], axis=0))
+        ]:
+            told = rows[name, metric]
+            expected = [numbers[0], *np.quantile(numbers[1:], (0.025, 0.975))]
+            assert [told["value"], told["low"], told["high"]] == pytest.approx(expected, rel=1e-12)

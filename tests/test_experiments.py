@@ -20,7 +20,7 @@ from rp_lib.experiments.figures import alt, figures
 from rp_lib.experiments.grid import Condition, Entry, methods, run_grid
 from rp_lib.experiments.ledger import ROWS, switched
 from rp_lib.experiments.narrowness import of_families, over_families
-from rp_lib.experiments.padding import at_resolution
+from rp_lib.experiments.padding import WIDER, at_resolution, wider_rows
 from rp_lib.experiments.training_data import of_classes, per_class
 from rp_lib.methods import METHODS
 from rp_lib.mini import weights
@@ -213,19 +213,35 @@ def widths(shares, **levels):
     return pd.DataFrame(rows)
 
 
+def paddings(low, high, wider):
+    """Records of two resolutions, in which the best border is ``wider`` at the lowest in this share of resamples."""
+    more = {"method": "rp", "versus": None, "metric": WIDER, "resolution": 16}
+    shares = [fake_row(wider, np.nan, np.nan, **more) | {"set": axis} for axis in ("id accuracy", "shift accuracy")]
+    return pd.concat([widths(low, resolution=16), widths(high, resolution=64), pd.DataFrame(shares)])
+
+
 def test_padding_points_the_right_way():
     narrow, wide, unsure = {1: 0.98, 8: 0.02}, {1: 0.01, 8: 0.99}, {1: 0.6, 8: 0.6}
-    cases = {"holds": (wide, narrow), "fails": (narrow, wide), "undecided": (unsure, narrow)}
-    for expected, (low, high) in cases.items():
-        records = pd.concat([widths(low, resolution=16), widths(high, resolution=64)])
-        assert set(outcomes("padding", records).values()) == {expected}
-    # The same width best at both is no wider border; ties are split.
-    same = pd.concat([widths(narrow, resolution=16), widths(narrow, resolution=64)])
-    assert set(outcomes("padding", same).values()) == {"fails"}
-    evidence = str(
-        experiment("padding").judge(pd.concat([widths(unsure, resolution=16), widths(narrow, resolution=64)]))
+    cases = {"holds": (wide, narrow, 0.96), "fails": (narrow, wide, 0.04), "undecided": (unsure, narrow, 0.94)}
+    for expected, records in cases.items():
+        assert set(outcomes("padding", paddings(*records)).values()) == {expected}
+    evidence = str(experiment("padding").judge(paddings(unsure, narrow, 0.49)))
+    assert "1: 50, 8: 50" in evidence and "wider at 16 px in 49 % of resamples" in evidence  # ties are split
+
+
+def test_best_widths_are_compared_resample_by_resample():
+    records = pd.concat([widths({1: 0.5, 8: 0.5}, resolution=r) for r in (16, 64)])
+    one, eight, tie = (1.0, 0.0), (0.0, 1.0), (0.5, 0.5)
+    low, high = (
+        np.repeat(np.array(best)[:, :, None], 2, 2) for best in ((eight, one, eight, tie), (one, one, tie, one))
     )
-    assert "1: 50, 8: 50" in evidence and "probability 0.49" in evidence
+    low[..., 1] = high[..., 1] = 0.3  # under shift every width is as good as any other
+    found = wider_rows(records, [1, 8], low, high).set_index("set")["value"]
+    assert found["id accuracy"] == pytest.approx((1 + 0 + 0.5 + 0.5) / 4) and found["shift accuracy"] == 0.25
+    # Each width is best in half of the resamples at either resolution: only together do they say which is wider.
+    low, high = (np.repeat(np.array(best)[:, :, None], 2, 2) for best in ((eight, one), (eight, one)))
+    assert (wider_rows(records, [1, 8], low, high)["value"] == 0).all()
+    assert (wider_rows(records, [1, 8], low, high[::-1])["value"] == 0.5).all()
 
 
 def test_classes_point_the_right_way():

@@ -494,3 +494,50 @@ def test_the_name_of_a_file_may_be_no_text(world):
     path = Path(os.fsdecode(os.fsencode(world["train"] / "cat") + b"/\xff\xfe.png"))
     path.write_bytes(draw(world["cache"] / "x.png", 4711).read_bytes())
     assert len(make(world).train) == 19
+
+
+# Draws, and OOD sets of several folders
+
+
+def test_a_draw_is_part_of_the_whole_and_keeps_its_split(world):
+    whole, small = make(world, drop=("val",)), make(world, drop=("val",), subset=4, per_class=2)
+    assert [len(s) for s in small.sets] == [6, 3, 4, 4, 4]
+    assert small.train.labels.bincount().tolist() == [2, 2, 2]
+    assert small.test.labels.bincount().max() <= 2 and len(whole.train) == 15  # one of each class is kept aside
+    for part, all_of_it in zip(small.sets, whole.sets, strict=True):
+        known = {bytes(image.numpy().tobytes()): i for i, image in enumerate(all_of_it.images)}
+        at = [known[bytes(image.numpy().tobytes())] for image in part.images]
+        assert at == sorted(at) and len(set(at)) == len(at)
+        if part.labels is not None:
+            assert part.labels.tolist() == all_of_it.labels[at].tolist()
+    drawn = [make(world, subset=6, seed=seed).test for seed in range(4)]
+    assert all(s.labels.bincount().tolist() == [2, 2, 2] for s in drawn)  # classes keep their shares
+    assert len({s.fingerprint for s in drawn}) > 1
+    assert make(world, subset=4).test.fingerprint == make(world, subset=4).test.fingerprint
+    with pytest.raises(RPLibError, match="per_class must be a whole number of at least 1, got 0"):
+        make(world, per_class=0)
+
+
+def test_a_draw_does_not_narrow_what_predictions_are_made_among(world):
+    shutil.rmtree(world["sketch"] / "zebra")
+    drawn = make(world, missing="among", subset=1)
+    assert len(drawn.shifts["sketch"]) == 1 and drawn.shifts["sketch"].among == (0, 1)
+    assert drawn.test.among is None and len(drawn.test) == 1
+
+
+def test_a_draw_does_not_hide_what_is_wrong(world):
+    shutil.copy(world["train"] / "cat" / "00.png", world["test"] / "cat" / "copy.png")
+    with pytest.raises(SharedImages):
+        make(world, subset=1, per_class=1)
+
+
+def test_an_ood_set_of_several_folders(world):
+    one = make(world, ood={"textures": [world["textures"] / "dots", world["textures"] / "lines"]})
+    assert torch.equal(one.ood["textures"].images, make(world).ood["textures"].images)
+    near = make(world, ood={"textures": [world["textures"] / "dots", world["textures"] / "lines"]}, near=["textures"])
+    assert near.ood["textures"].names == ["dots", "dots", "lines", "lines"]
+    assert make(world, near=["textures"]).ood["textures"].names == ["dots", "dots", "lines", "lines"]
+    with pytest.raises(FolderError, match="at least one folder"):
+        make(world, ood={"textures": []})
+    with pytest.raises(FolderError, match="named like classes: cat"):
+        make(world, ood={"textures": [world["textures"], fill(world["cache"].parent / "more", ("cat",), start=5000)]})

@@ -5,6 +5,7 @@ from scipy import integrate, stats
 
 from rp_lib.aggregate import PARTS, aggregate, mean_ranks
 from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.intervals import bootstrap_ci
 from rp_lib.judging import mean_accuracy_interval
 from rp_lib.metrics import ood_metrics
 from rp_lib.outputs import Head, MethodOutputs, Outputs
@@ -14,6 +15,7 @@ from rp_lib.resampling import (
     auroc_and_fpr,
     auroc_and_fpr_of_sets,
     bootstrap_weights,
+    kept_weights,
     of_members,
     shared_draws,
 )
@@ -293,3 +295,34 @@ def test_estimates_and_some_of_the_methods():
     assert some.ranks()["rank"].max() == 2
     with pytest.raises(UnknownName):
         draws.of(("w",))
+
+
+def test_large_counts_are_summed_in_double(monkeypatch):
+    rng = np.random.default_rng(0)
+    inside, outside = rng.normal(1, 1, 40).round(1), rng.normal(0, 1, 30).round(1)
+    w, v = bootstrap_weights(rng, 40, 30), bootstrap_weights(rng, 30, 30)
+    before = auroc_and_fpr(inside, outside, w, v, 0.9)
+    monkeypatch.setattr("rp_lib.resampling.EXACT", 0)
+    assert np.array_equal(before, auroc_and_fpr(inside, outside, w, v, 0.9))
+    # Counts whose sum float32 cannot hold: 3001 and 6001 more than a multiple of what it resolves there.
+    monkeypatch.undo()
+    many = [np.full((1, n), k, np.float32) for n, k in ((3, 3001), (3, 6001))]
+    auroc, fpr = auroc_and_fpr(np.array([3.0, 2.0, 1.0]), np.array([2.5, 1.5, 0.5]), *many, 0.95)
+    assert auroc[0] == 6 / 9 and fpr[0] == 2 / 3
+
+
+def test_kept_weights_are_the_resamples_of_bootstrap_ci():
+    values = np.random.default_rng(1).random(30)
+    weights = kept_weights(5, 30, 400)
+    assert (weights[0] == 1).all() and weights is kept_weights(5, 30, 400)
+    with pytest.raises(ValueError, match="read-only"):
+        weights[0, 0] = 2
+    means = weights[1:] @ values / 30
+    assert tuple(np.quantile(means, (0.025, 0.975))) == pytest.approx(bootstrap_ci(values, n_resamples=400, seed=5)[1:])
+
+
+def test_one_methods_outputs_may_stand_under_two_names():
+    one = world(0.8, 1, seed=0)
+    named = {"msp": [one], "logit": [one]}
+    draws = paired_bootstrap(named, detector={"msp": "msp", "logit": "max-logit"}, n_resamples=20)
+    assert draws.values[0, 0] == draws.values[1, 0] and draws.values[0, 2] != draws.values[1, 2]

@@ -7,7 +7,7 @@ from conftest import CLASSES, TEMPLATES, make_clip, model_hash
 
 from rp_lib.clip import FrozenCLIP
 from rp_lib.errors import RPLibError, UnknownName
-from rp_lib.programs import ImageProgram, TextProgram
+from rp_lib.programs import ImageProgram, TextProgram, _Clamp
 
 SIZE, PAD = 32, 5
 
@@ -55,6 +55,40 @@ def test_gradient_only_on_the_border(pixels: torch.Tensor, placement: str):
     outside = program.M == 0
     assert program.W.grad[:, outside].abs().max() == 0
     assert (program.W.grad[:, ~outside] != 0).float().mean() > (0.99 if placement == "pad" else 0.3)
+
+
+def test_the_clamp_passes_gradients_at_its_bounds():
+    x = torch.tensor([-2.0, -1e-6, 0.0, 0.5, 1.0, 1 + 1e-6, 2.0, math.inf, -math.inf], requires_grad=True)
+    out = _Clamp.apply(x)
+    assert torch.equal(out, x.detach().clamp(0, 1))
+    out.backward(torch.full_like(x, 3.0))
+    assert x.grad.tolist() == [0, 0, 3, 3, 3, 0, 0, 0, 0]
+    # Away from the kinks it is torch's clamp, values and gradients alike.
+    x = torch.randn(4000, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (mine,) = torch.autograd.grad(_Clamp.apply(x).sin().sum(), x)
+    (theirs,) = torch.autograd.grad(x.clamp(0, 1).sin().sum(), x)
+    assert torch.equal(mine, theirs) and torch.isnan(_Clamp.apply(torch.tensor([math.nan]))).all()
+
+
+@pytest.mark.parametrize("placement", ["pad", "overlay"])
+@pytest.mark.parametrize("init", ["zeros", "grey", "white", "normal"])
+def test_a_border_learns_from_every_start(placement: str, init: str):
+    # White pictures: in the overlay a border that starts at zero lies on the upper bound.
+    program, white = ImageProgram(SIZE, PAD, placement=placement, init=init, seed=1), torch.ones(4, 3, SIZE, SIZE)
+    before, goal = program.W.detach().clone(), 0.4
+    optimizer = torch.optim.Adam(program.parameters(), lr=0.05)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = ((program(white) - goal) * program.M).square().sum()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    border = program.M.bool()
+    moved = (program.W.detach() - before)[:, border] != 0
+    if init == "zeros":
+        assert moved.all() and losses[-1] < 0.3 * losses[0]
+    assert torch.equal((program.W.detach() - before)[:, ~border], torch.zeros(3, int((~border).sum())))
 
 
 @pytest.mark.parametrize(

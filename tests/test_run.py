@@ -1,123 +1,26 @@
 """``rp-lib run`` from the command line to the records, on made-up photos and a CLIP from a local checkpoint file."""
 
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tomllib
 from dataclasses import asdict
-from pathlib import Path
 
 import pandas as pd
 import pytest
-import torch
-from conftest import CONTEXT, make_clip, make_model, make_set
-from PIL import Image
+import run_world
+from run_world import call
 
-from rp_lib import cli, run_cli
-from rp_lib.data import NotThere
 from rp_lib.evaluation import Run, evaluate
 from rp_lib.methods import METHODS, build_method
 from rp_lib.outputs import load_outputs
 from rp_lib.presets import AS_RELEASED, PAPER
 from rp_lib.records import load_records
 from rp_lib.run import run_benchmark
-from rp_lib.run_config import ConfigError, accepted, check_config, read_config, shipped
-from rp_lib.tracks import open_backbone, open_benchmark
+from rp_lib.storage import StorageError
 
-CONFIG = """
-about = "made-up photos"
-preset = "paper"
-methods = ["zero-shot", "linear-probe", "fine-tune", "wise-ft", "rp", "rrp"]
-seeds = 2
-out = "OUT"
-device = "cpu"
-precision = "float32"
-
-[data]
-id = "folders"
-train = "PHOTOS/train"
-val = "PHOTOS/val"
-test = "PHOTOS/test"
-size = 32
-cache = "PHOTOS/cache"
-templates = ["a photo of a {}"]
-[data.shifts]
-drawn = "PHOTOS/drawn"
-[data.ood]
-other = "PHOTOS/other"
-
-[backbone]
-name = "tiny-of-the-tests"
-pretrained = "WEIGHTS"
-
-[settings.linear-probe]
-epochs = 2
-[settings.fine-tune]
-epochs = 1
-batch_size = 8
-[settings.wise-ft]
-alpha = 0.25
-[settings.rp]
-epochs = 2
-batch_size = 8
-[settings.rrp]
-alpha = 0.5
-"""
-
-
-def write_photos(folder: Path, n: int, seed: int, classes: bool = True) -> None:
-    data = make_set(n, seed=seed, side=32)
-    for i, (pixels, label) in enumerate(zip(data.images, data.labels.tolist(), strict=True)):
-        path = folder / (("cat", "cup", "fire_engine")[label] if classes else "") / f"{i}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(path)
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("photos")
-    for seed, (name, n) in enumerate({"train": 24, "val": 9, "test": 15, "drawn": 12}.items()):
-        write_photos(folder / name, n, seed)
-    write_photos(folder / "other", 14, 9, classes=False)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """A checkpoint file of a tiny architecture, which open_clip knows meanwhile."""
-    import open_clip.factory as factory
-
-    folder = tmp_path_factory.mktemp("weights")
-    config = {
-        "embed_dim": 32,
-        "vision_cfg": {"image_size": 32, "patch_size": 16, "width": 64, "layers": 2, "head_width": 32},
-        "text_cfg": {"context_length": CONTEXT, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
-    }
-    (folder / "tiny-of-the-tests.json").write_text(json.dumps(config))
-    torch.save(make_model(3).state_dict(), folder / "tiny.pt")
-    factory.add_model_config(folder / "tiny-of-the-tests.json")
-    yield folder / "tiny.pt"
-    factory._MODEL_CONFIG_PATHS.remove(folder / "tiny-of-the-tests.json")
-    factory._rescan_model_configs()
-    factory._MODEL_CONFIGS.pop("tiny-of-the-tests", None)
-
-
-@pytest.fixture
-def file(tmp_path, photos, weights):
-    text = CONFIG.replace("PHOTOS", str(photos)).replace("WEIGHTS", str(weights)).replace("OUT", str(tmp_path / "out"))
-    path = tmp_path / "own.toml"
-    path.write_text(text)
-    return path
-
-
-def call(*arguments) -> int:
-    return cli.main(["run", "--quiet", *map(str, arguments)])
-
-
-# The whole way ----------------------------------------------------------------------------------------------------
+photos, weights, file = run_world.photos, run_world.weights, run_world.file
 
 
 def test_a_configuration_becomes_a_table_records_figure_and_outputs(file, tmp_path, capsys, monkeypatch):
@@ -294,267 +197,33 @@ def test_two_processes_of_a_launcher_give_the_same_records_and_one_voice(file, t
     pd.testing.assert_frame_equal(ours, theirs, rtol=2e-3, atol=2e-3)
 
 
-# Configurations ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["rp", "fine-tune", "linear-probe"])
+def test_a_disk_that_is_full_when_the_method_is_saved_costs_no_training(
+    tiny_clip, tiny_benchmark, tmp_path, monkeypatch, name
+):
+    settings = {"rp": {"config": PAPER.changed(epochs=2, batch_size=8)}, "fine-tune": {"epochs": 2, "batch_size": 8}}
+    options = {
+        "seeds": (1,), "methods": (name,), "settings": settings | {"linear-probe": {"epochs": 3}},
+        "precision": "float32", "progress": False,
+    }  # fmt: skip
+    whole = run_benchmark(tiny_clip, tiny_benchmark, tmp_path / "whole", **options).records
+    out = tmp_path / "out"
 
+    def full(self, path):
+        raise StorageError("the disk is full")
 
-@pytest.mark.parametrize("data", ["cifar10", "imagenet"])
-@pytest.mark.parametrize("name", ["paper", "as_released"])
-def test_shipped_settings_are_those_of_the_released_code(data, name):
-    config = read_config(f"{data}-{name}")
-    s = config.settings()
-    assert config.backbone == {"name": "ViT-B-32-quickgelu", "pretrained": "openai"}
-    assert config.detectors == ("msp",) and config.out == Path(f"results/{data}-{name}")
-    assert s["linear-probe"] == {"lr": 1e-2, "weight_decay": 0, "epochs": 25, "batch_size": 128}
-    steps = {"lr": 3e-5, "weight_decay": 0.1, "epochs": 25, "batch_size": 128, "schedule": "steps", "warmup_steps": 0}
-    assert s["fine-tune"] == steps and s["wise-ft"] == steps | {"alpha": 0.5}
-    coop = {"n_context": 16, "start": "random", "lr": 2e-3, "weight_decay": 5e-4, "epochs": 50, "batch_size": 128}
-    assert s["coop"] == coop | {"warmup_steps": 500}
-    rp = s["rp"]["config"]
-    assert (rp.image_lr, rp.text_lr, rp.epochs, rp.batch_size, rp.warmup_steps, rp.alpha) == (
-        5e-3,
-        5e-4,
-        25,
-        128,
-        500,
-        0.4,
-    )
-    assert rp == s["rrp"]["config"] == {"paper": PAPER, "as_released": AS_RELEASED}[name]
-    if name == "as_released":
-        assert config.seeds == (1,) and rp.coupled_decay and rp.image_decay == rp.text_decay == 0.1
-        assert (rp.loss, round(224 * rp.train_resolution), round(224 * rp.eval_resolution)) == ("focal", 64, 128)
-
-
-def test_every_shipped_configuration_reads_builds_and_repeats_itself(tiny_clip, tiny_benchmark):
-    assert {"cifar10-paper", "imagenet-as_released", "mini", "folders"} <= set(shipped())
-    for name in shipped():
-        config = read_config(name)
-        assert config.about.endswith(".") and config.source == name
-        task = (tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates)
-        for method, settings in config.settings().items():
-            if method == "coop":
-                settings["n_context"] = 4  # the tiny text tower has few positions
-            build_method(method, *task, settings)
-        again = check_config(tomllib.loads(_toml(config)), name)
-        assert again.as_dict() == config.as_dict() and again.settings() == config.settings()
-
-
-def _toml(config) -> str:
-    import tomli_w
-
-    return tomli_w.dumps(config.as_dict())
-
-
-def test_the_mini_configuration_is_the_demo():
-    from rp_lib.demo import CORE, tuned_settings
-
-    config = read_config("mini")
-    assert config.methods == CORE and config.seeds == (1, 2, 3)
-    assert config.settings() == {name: tuned_settings()[name] for name in CORE}
-    changed = read_config("mini", {"settings.rp.epochs": 2, "settings.fine-tune.epochs": 3}).settings()
-    assert changed["rp"]["config"] == tuned_settings()["rp"]["config"].changed(epochs=2)
-    assert changed["fine-tune"] == tuned_settings()["fine-tune"] | {"epochs": 3}
-
-
-def test_what_a_configuration_accepts_is_what_methods_take():
-    assert set(accepted("wise-ft")) == set(accepted("fine-tune")) | {"alpha"}
-    assert {"tower_penalty", "lr", "epochs"} <= set(accepted("l2-sp"))
-    assert {"n_context", "class_specific", "warmup_steps"} <= set(accepted("coop"))
-    assert {"n_prompts", "depth"} <= set(accepted("maple")) and set(accepted("rp")) == set(asdict(PAPER))
-    for name in METHODS:
-        assert not {"seed", "precision", "config"} & set(accepted(name))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"data.subet": 3}, r"unknown key in cifar10-paper \[data\] 'subet'; did you mean subset"),
-        ({"nonsense": 1}, "unknown key in cifar10-paper 'nonsense'"),
-        ({"seeds": None, "sedes": 2}, "unknown key in cifar10-paper 'sedes'; did you mean seeds"),
-        ({"backbone": None, "bakcbone": {}}, "did you mean backbone"),
-        ({"seeds": 0}, "seeds must be a number of seeds of at least 1"),
-        ({"seeds": [1, 1]}, "distinct"),
-        ({"seeds": True}, "seeds must be"),
-        ({"methods": ["rp", "fine-tuen"]}, "did you mean fine-tune"),
-        ({"methods": []}, "methods must be a list of texts, not empty"),
-        ({"methods": "rp"}, "methods must be a list"),
-        ({"preset": "papre"}, "did you mean paper"),
-        ({"preset": "tuned"}, "searched for on the mini benchmark"),
-        ({"detectors": ["msb"]}, "did you mean msp"),
-        ({"precision": "float23"}, "did you mean float32"),
-        ({"out": None}, "cifar10-paper lacks out"),
-        ({"data": None}, "cifar10-paper lacks data"),
-        ({"data": 3}, "data must be a table"),
-        ({"data.id": "cifar100"}, r"unknown id in cifar10-paper \[data\] 'cifar100'; did you mean cifar10"),
-        ({"data.id": None}, "lacks id, one of mini, cifar10, imagenet, folders"),
-        ({"data.subset": 1.5}, "subset must be a whole number, got 1.5"),
-        ({"data.subset": 0}, "subset must be a whole number of at least 1"),
-        ({"data": {"id": "folders"}}, r"\[data\] lacks train"),
-        ({"backbone.name": None}, r"\[backbone\] lacks name"),
-        ({"settings.rp.imagelr": 1}, r"unknown key in cifar10-paper \[settings.rp\] 'imagelr'; did you mean image_lr"),
-        ({"settings.rp.image_lr": "high"}, "image_lr must be a number, got 'high'"),
-        ({"settings.rp.coupled_decay": 1}, "coupled_decay must be true or false"),
-        ({"settings.rp.placement": "pda"}, "did you mean pad"),
-        ({"settings.rpp.epochs": 1}, "did you mean rp"),
-        ({"settings.zero-shot.lr": 1.0}, "unknown key in cifar10-paper"),
-        ({"settings.fine-tune": 1}, "must be a table"),
-        ({"seeds.x": 1}, "seeds is a value, no table"),
-        ({"methods": ["l2-sp"]}, r"no settings for 'l2-sp': add a table \[settings.l2-sp\] \(it takes .*tower_penalty"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_meant_is_refused_with_the_place_and_the_remedy(changes, message):
-    from rp_lib.errors import RPLibError
-
-    with pytest.raises(RPLibError, match=message):
-        read_config("cifar10-paper", changes)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ([], "say what to run"),
-        (["--config", "cifar10-papre"], "did you mean cifar10-paper"),
-        (["--config", "nowhere.toml"], "does not exist; shipped ones: cifar10-as_released"),
-        (["--config", "mini", "--track", "mini"], "leave --track and --id out"),
-        (["--track", "ful"], "did you mean full"),
-        (["--id", "cifar"], "did you mean cifar10"),
-        (["--track", "mini", "--id", "cifar10"], "the mini track has one benchmark"),
-        (["--config", "mini", "--seeds", "x"], "--seeds takes a number"),
-        (["--config", "mini", "--seeds", ""], "seeds must be"),
-        (["--config", "mini", "--set", "seeds"], "--set takes KEY=VALUE"),
-        (["--folders", "trian=a"], "--folders takes train=PATH"),
-        (["--folders", "shift=a"], "--folders takes train=PATH"),
-        (["--folders", "train=a", "--track", "full"], "data of your own"),
-        (["--config", "mini", "--dry-run", "--gpu", "a10"], "did you mean a100"),
-        (["--config", "mini", "--dry-run", "--utilisation", "3"], "above 0 and at most 1"),
-        (["--config", "mini", "--device", "cuda:77"], "--device cpu"),
-        (["--config", "mini", "--methods", "rp", "--detectors", "knn", "--out", "out"], "also needs train"),
-    ],
-)
-def test_a_wrong_command_line_exits_2(arguments, message, capsys, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert call(*arguments) == 2
-    said = capsys.readouterr().err
-    assert message in said and "Traceback" not in said
-
-
-@pytest.mark.parametrize("text", ["preset = ", "preset = 'paper'\npreset = 'paper'", "\xff"])
-def test_what_is_no_toml_is_refused(text, tmp_path):
-    (tmp_path / "x.toml").write_bytes(text.encode("latin-1"))
-    with pytest.raises(ConfigError, match="not valid TOML"):
-        read_config(tmp_path / "x.toml")
-
-
-def test_the_command_line_wins(file):
-    parser = cli.build_parser()
-    args = parser.parse_args(
-        ["run", "--config", str(file), "--seeds", "4,7", "--methods", "rp, zero-shot", "--set", "settings.rp.epochs=9",
-         "--set", "data.val_fraction=0.2", "--set", "about=words of one's own", "--out", "elsewhere"]
-    )  # fmt: skip
-    config = read_config(run_cli.configuration_of(args), run_cli.changes_of(args))
-    assert config.seeds == (4, 7) and config.methods == ("rp", "zero-shot") and config.out == Path("elsewhere")
-    assert config.settings()["rp"]["config"].epochs == 9 and config.data["val_fraction"] == 0.2
-    assert config.about == "words of one's own" and config.precision == "float32"
-    for arguments, name in (
-        (["--track", "full"], "cifar10-paper"),
-        (["--track", "full", "--id", "imagenet", "--preset", "as_released"], "imagenet-as_released"),
-        (["--id", "cifar10", "--preset", "as_released"], "cifar10-as_released"),
-        (["--track", "mini"], "mini"),
-    ):
-        args = parser.parse_args(["run", *arguments])
-        assert run_cli.configuration_of(args) == name
-        read_config(name, run_cli.changes_of(args))
-
-
-# Data and backbone ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("data", "name"), [("cifar10", "stl10"), ("imagenet", "imagenet-v2")])
-def test_missing_data_exits_6_with_the_command_that_gets_it(data, name, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("RP_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr("rp_lib.clip.FrozenCLIP.open_clip", lambda *a, **k: pytest.fail("weights were asked for first"))
-    arguments = ("--track", "full", "--id", data, "--out", tmp_path / "out", "--device", "cpu")
-    assert call(*arguments) == NotThere.exit_code == 6
-    said = capsys.readouterr().err
-    assert name in said and f"./data_download.sh --root {tmp_path / 'data'}" in said
-
-
-@pytest.mark.parametrize("data", ["cifar10", "imagenet"])
-def test_the_preset_also_switches_what_the_released_code_does_to_the_data(data, monkeypatch):
-    asked = []
-    monkeypatch.setattr(f"rp_lib.photos.{'cifar' if data == 'cifar10' else data}.{data}_benchmark",
-                        lambda **options: asked.append(options))  # fmt: skip
-    for preset in ("paper", "as_released"):
-        open_benchmark({"id": data, "subset": 7, "root": "~/x"}, preset)
-    open_benchmark({"id": data, "templates": ["a {}"]}, "as_released")
-    paper, released, own = asked
-    assert paper == {"subset": 7, "root": Path("~/x").expanduser(), "progress": False}
-    changed = {"cifar10": {"stl10_order": "as_released"},
-               "imagenet": {"score_among_all_classes": True, "class_names": "as_released"}}[data]  # fmt: skip
-    assert released == paper | changed | {"templates": "as_released"}
-    assert own == changed | {"templates": ["a {}"], "progress": False}
-
-
-def test_a_checkpoint_file_is_the_backbone(weights):
-    clip = open_backbone({"name": "tiny-of-the-tests", "pretrained": str(weights)})
-    ours = make_clip(3)
-    images = make_set(3, side=32).images
-    assert clip.name == "tiny-of-the-tests/tiny.pt" and clip.image_size == 32
-    theirs = torch.nn.functional.normalize(ours.model.visual(clip.normalise(clip.prepare(images))), dim=-1)
-    torch.testing.assert_close(clip.encode(images), theirs)
-
-
-def test_random_weights_are_always_the_same(weights):
-    with torch.random.fork_rng([]):
-        torch.manual_seed(1)
-        one = open_backbone({"name": "tiny-of-the-tests", "pretrained": "random"})
-        torch.manual_seed(2)
-        two = open_backbone({"name": "tiny-of-the-tests", "pretrained": "random"})
-    assert one.fingerprint == two.fingerprint
-
-
-def test_a_backbone_with_weights_of_its_own_drops_those_of_the_file(capsys):
-    parser = cli.build_parser()
-    for name in ("mini", "hf-hub:a/b"):
-        args = parser.parse_args(["run", "--config", "folders", "--backbone", name])
-        assert "pretrained" not in read_config("folders", run_cli.changes_of(args)).backbone
-    args = parser.parse_args(["run", "--config", "folders", "--backbone", "RN50-quickgelu"])
-    assert read_config("folders", run_cli.changes_of(args)).backbone["pretrained"] == "openai"
-    assert call("--config", "cifar10-paper", "--backbone", "hf-hub:a/b", "--dry-run") == 0
-    assert "known when it is loaded" in capsys.readouterr().out
-
-
-def test_layout_and_compilation_are_passed_on(weights, monkeypatch):
-    from rp_lib.clip import FrozenCLIP
-
-    asked = []
-    monkeypatch.setattr(FrozenCLIP, "open_clip", lambda *a, **k: asked.append((a, k)))
-    open_backbone({"name": "RN50", "pretrained": "openai", "channels_last": True, "compile": False})
-    open_backbone({"name": "hf-hub:a/b"})
-    assert asked[0] == (("RN50", Path("openai"), "cpu"), {"channels_last": True, "compile": False})
-    assert asked[1] == (("hf-hub:a/b", None, "cpu"), {})
-
-
-def test_weights_that_cannot_be_fetched_say_what_to_do(weights, monkeypatch):
-    import open_clip
-
-    from rp_lib.errors import RPLibError
-
-    def offline(*args, **more):
-        raise OSError("no network")
-
-    monkeypatch.setattr(open_clip, "create_model", offline)
-    with pytest.raises(RPLibError, match=r"no network.*--pretrained FILE.*RP_PRETRAINED"):
-        open_backbone({"name": "ViT-B-32-quickgelu", "pretrained": "openai"})
-    with pytest.raises(RPLibError, match="did you mean ViT-B-32"):
-        open_backbone({"name": "ViT-B-32-quickgelo", "pretrained": "openai"})
-    with pytest.raises(RPLibError, match="needs pretrained"):
-        open_backbone({"name": "ViT-B-32-quickgelu"})
-
-
-# What it would do -------------------------------------------------------------------------------------------------
-
-
-def test_the_list_names_every_shipped_configuration(capsys):
-    assert call("--list") == 0
-    said = capsys.readouterr().out
-    assert all(name in said for name in shipped())
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS[name], "save", full)
+        with pytest.raises(StorageError, match="disk is full"):
+            run_benchmark(tiny_clip, tiny_benchmark, out, **options)
+    assert [p.name for p in (out / "trained").iterdir()] == [f"{name}-seed1.checkpoint"]
+    with monkeypatch.context() as patch:  # what was trained is there: not a single step is taken again
+        patch.setattr("rp_lib.trainer._on_device", lambda *a, **k: pytest.fail("trained again"))
+        again = run_benchmark(tiny_clip, tiny_benchmark, out, **options).records
+    pd.testing.assert_frame_equal(again, whole)
+    assert [p.name for p in (out / "trained").iterdir()] == [f"{name}-seed1.safetensors"]
+    # Killed between saving the method and removing the checkpoint: the next run tidies up.
+    (out / "trained" / f"{name}-seed1.checkpoint").write_bytes(b"of the run before")
+    (out / "records.csv").unlink()
+    run_benchmark(tiny_clip, tiny_benchmark, out, **options)
+    assert [p.name for p in (out / "trained").iterdir()] == [f"{name}-seed1.safetensors"]

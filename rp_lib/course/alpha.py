@@ -30,10 +30,10 @@ def alpha_widget(records: pd.DataFrame) -> Slides:
     if len(stops) < 2:
         raise RPLibError("the records hold no sweep: at least two values of alpha are needed")
 
-    figure = Figure(figsize=(8, 3.6))
+    figure = Figure(figsize=(8, 3.8))
     markers = {}
     for i, (across, up) in enumerate(PANELS):
-        panel = figure.add_axes((0.08 + 0.5 * i, 0.14, 0.4, 0.74))
+        panel = figure.add_axes((0.08 + 0.5 * i, 0.21, 0.4, 0.69))
         for method in methods:
             colour, marker, name = STYLE.get(method, ("#444444", "o", method))
             line = 100 * sweep.xs(method, level="method")[[across, up]]
@@ -43,7 +43,8 @@ def alpha_widget(records: pd.DataFrame) -> Slides:
         panel.set_ylabel(AXES[up][2], fontsize=9)
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(color="#e5e5e5", linewidth=0.8)
-    figure.axes[0].legend(fontsize=8, frameon=False)
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, loc="lower center", ncols=len(names), fontsize=8, frameon=False, markerscale=2)
     figure.axes[1].invert_xaxis()  # better is to the right in both
 
     title = figure.text(0.5, 0.96, "", ha="center", va="center", fontsize=10)
@@ -61,10 +62,16 @@ def alpha_widget(records: pd.DataFrame) -> Slides:
         found = {m: {AXES[i][2].removesuffix(" (%)"): float(v) for i, v in rows.loc[m].items()} for m in rows.index}
         return {"alpha": alpha, **found}
 
+    def words(facts: Facts) -> Facts:
+        rows = {STYLE[m][2] if m in STYLE else m: row for m, row in facts.items() if m != "alpha"}
+        return {
+            name: ", ".join(f"{axis} {100 * value:.1f} %" for axis, value in row.items()) for name, row in rows.items()
+        }
+
     alt = f"Two plots with a curve over alpha for each of {', '.join(methods)}: accuracy under shift against "
     return Slides(
         "alpha, share of zero-shot", stops, frame, facts, alt + "ID accuracy and FPR95; large markers at one alpha",
-        start=min(stops, key=lambda a: abs(a - 0.5)),
+        start=min(stops, key=lambda a: abs(a - 0.5)), say=words,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 import inspect
@@ -66,8 +67,21 @@ class Exercise:
 
     @property
     def solution(self) -> str:
-        """Source of the reference."""
-        return textwrap.dedent(inspect.getsource(self.reference)).strip()
+        """Source of the reference, without the types in its first line, which a notebook may not know."""
+        source = textwrap.dedent(inspect.getsource(self.reference)).strip()
+        definition = ast.parse(source).body[0]
+        body = "\n".join(source.splitlines()[definition.body[0].lineno - 1 :])
+        for parameter in ast.walk(definition.args):
+            if isinstance(parameter, ast.arg):
+                parameter.annotation = None
+        return f"def {self.name}({ast.unparse(definition.args)}):\n{body}"
+
+    def cell(self, scope: Mapping[str, Any]) -> str:
+        """The solution as a notebook's cell, with imports of what these names lack."""
+        known = inspect.getmodule(self.reference).__dict__
+        used = {node.id for node in ast.walk(ast.parse(self.solution)) if isinstance(node, ast.Name)}
+        imports = [_import(name, known[name]) for name in sorted(used & known.keys() - scope.keys())]
+        return "\n".join([*imports, *([""] * bool(imports)), "@exercise", self.solution])
 
     def check(self, function: Function) -> tuple[str, str]:
         """Compare a function with the reference.
@@ -105,6 +119,12 @@ class Exercise:
         return "" if theirs == ours else f"it takes ({', '.join(theirs)}), but must take ({', '.join(ours)})"
 
 
+def _import(name: str, thing: Any) -> str:
+    if inspect.ismodule(thing):
+        return f"import {thing.__name__}" + (f" as {name}" if thing.__name__ != name else "")
+    return f"from {thing.__module__} import {name}"
+
+
 class Attempt:
     """What :func:`exercise` makes of the reader's function: that function if it is right, else the reference.
 
@@ -135,8 +155,8 @@ class Attempt:
         print(f"Hint {number + 1} of {len(hints)}: {hints[number]}")
 
     def solution(self) -> None:
-        """Print one way to write it."""
-        print(self.exercise.solution)
+        """Print one way to write it, ready to be pasted into the cell."""
+        print(self.exercise.cell(inspect.unwrap(self).__globals__))
 
     def report(self) -> str:
         """Status in one line."""

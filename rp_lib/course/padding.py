@@ -41,7 +41,7 @@ class PaddingSlides(Slides):
         alt = "Three squares: the picture shrunk inside a black margin, the white mask of that margin, and the picture "
         super().__init__(
             "padding, pixels on each side", stops, self._geometry, self._measures,
-            alt + "inside a border of random colours", start=stops[len(stops) // 4],
+            alt + "inside a border of random colours", start=stops[len(stops) // 4], say=self._words,
         )  # fmt: skip
         self.selector.observe(lambda change: self.refresh(), "value")
 
@@ -61,10 +61,16 @@ class PaddingSlides(Slides):
         mask = self.program(padding).M
         border = int(mask.sum())
         return {
-            "padding": padding, "picture": f"{self._size - 2 * padding} x {self._size - 2 * padding} pixels",
-            "inner": self._size - 2 * padding, "border pixels": border, "trained values": 3 * border,
-            "border share": border / mask.numel(),
+            "padding": padding, "inner": self._size - 2 * padding,
+            "border pixels": border, "trained values": 3 * border, "border share": border / mask.numel(),
         }  # fmt: skip
+
+    def _words(self, facts: Facts) -> Facts:
+        inner, border = facts["inner"], facts["border pixels"]
+        return {
+            "picture": f"{inner} x {inner} of {self._size} x {self._size} pixels",
+            "border": f"{border} pixels ({facts['border share']:.0%}), {facts['trained values']} trained values",
+        }
 
     @torch.no_grad()
     def _geometry(self, padding: int) -> bytes:

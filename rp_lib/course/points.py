@@ -48,7 +48,13 @@ def points_widget(xy: Any, images: Any, labels: Sequence[Any], title: str = "") 
     stops = [OVERVIEW, *(order[i] for i in np.unique(np.linspace(0, n - 1, min(n, MOST)).astype(int)))]
     shown = [OVERVIEW, *(f"{names[i]} (point {i})" for i in stops[1:])]
     alt = f"Map of {n} points in two dimensions with small pictures at some of them" + (f": {title}" if title else "")
-    return Slides("point", stops, atlas.frame, atlas.facts, alt, start=OVERVIEW, names=shown)
+    return Slides("point", stops, atlas.frame, atlas.facts, alt, start=OVERVIEW, names=shown, say=_words)
+
+
+def _words(facts: Facts) -> Facts:
+    if "point" not in facts:
+        return facts
+    return {"label": facts["label"], "neighbours with this label": f"{facts['alike']} of {len(facts['neighbours'])}"}
 
 
 class _Map:
@@ -58,11 +64,11 @@ class _Map:
         figure = Figure(figsize=(8, 4.2))
         panel = self._map(figure, 0.62)
         self.alike = panel.scatter([], [], s=16, color="#0072B2", marker="s", linewidths=0)
-        self.near = panel.scatter([], [], s=60, facecolors="none", edgecolors="#E69F00", linewidths=1.5)
-        (self.ring,) = panel.plot([], [], "o", markersize=13, fillstyle="none", color="#D55E00", markeredgewidth=2)
+        self.near = panel.scatter([], [], s=40, facecolors="none", edgecolors="#E69F00", linewidths=1.2)
+        (self.ring,) = panel.plot([], [], "o", markersize=17, fillstyle="none", color="#D55E00", markeredgewidth=2)
         places = [(0.68, 0.34, 0.28, 0.54), *((0.645 + 0.07 * i, 0.1, 0.065, 0.13) for i in range(NEIGHBOURS))]
         self.pictures = [figure.add_axes(p, xticks=(), yticks=()).imshow(self._picture(0)) for p in places]
-        figure.text(0.82, 0.26, "its nearest neighbours on the map", ha="center", fontsize=8)
+        figure.text(0.82, 0.26, "its nearest neighbours on the map (orange)", ha="center", fontsize=8)
         self.name = figure.text(0.82, 0.92, "", ha="center", fontsize=9)
         self.stage = Stage(figure, [self.alike, self.near, self.ring, *self.pictures, self.name])
 

@@ -69,4 +69,11 @@ def threshold_widget(id_scores: Any, ood_scores: Any, score: str = "confidence")
         f"Histograms of the {score} of ID and of OOD images with a vertical line at the threshold, accepted side shaded"
     )
     names = [f"{stop:.0%}" for stop in STOPS]
-    return Slides("ID images to accept", STOPS, frame, facts, alt, start=0.95, names=names)
+
+    def words(facts: Facts) -> Facts:
+        return {
+            "threshold": facts["threshold"],
+            "ID images accepted (TPR)": f"{facts['tpr']:.1%}", "OOD images accepted (FPR)": f"{facts['fpr']:.1%}",
+        }  # fmt: skip
+
+    return Slides("ID images to accept", STOPS, frame, facts, alt, start=0.95, names=names, say=words)

@@ -56,13 +56,14 @@ class Slides:
         *,
         start: Any = None,
         names: Sequence[str] | None = None,
+        say: Callable[[Facts], Mapping[str, Any]] = dict,
     ) -> None:
         self.stops = tuple(stops)
         if len(self.stops) < 2:
             raise RPLibError(f"a slider needs at least two stops, got {len(self.stops)}")
         start = self.stops[0] if start is None else start
         self._check(start)
-        self._frame, self._facts, self._drawn = frame, facts, dict[Any, bytes]()
+        self._frame, self._facts, self._say, self._drawn = frame, facts, say, dict[Any, bytes]()
         self._still, self._metadata = picture(self._draw(start), alt)
         names = [f"{s:g}" if isinstance(s, float) else str(s) for s in self.stops] if names is None else names
         self.slider, self.image, self.caption = self._controls(label, start, list(names))
@@ -79,6 +80,13 @@ class Slides:
         self.slider.value = stop
         return self._facts(stop)
 
+    def drive(self) -> list[Facts]:
+        """Move the slider through every stop and back to where it stood; the facts of all stops, in order."""
+        stood = self.slider.value
+        driven = [self.at(stop) for stop in self.stops]
+        self.slider.value = stood
+        return driven
+
     def draw_all(self) -> None:
         """Draw every frame now, so that no move waits."""
         for stop in self.stops:
@@ -87,7 +95,7 @@ class Slides:
     def refresh(self) -> None:
         """Show the frame and the facts of where the slider stands."""
         self.image.value = self._draw(self.slider.value)
-        self.caption.value = caption(self._facts(self.slider.value))
+        self.caption.value = caption(self._say(self._facts(self.slider.value)))
 
     def controls(self) -> tuple[Any, ...]:
         """The widgets shown, from the top."""
@@ -117,7 +125,8 @@ class Slides:
         slider = SelectionSlider(
             options=options, value=start, description=label, layout=wide, style={"description_width": "initial"}
         )
-        return slider, Image(value=b"", format="png", layout={"max_width": "100%"}), HTML()
+        # At its own size: stretched over a wide window it would be blurred.
+        return slider, Image(format="png", layout={"max_width": "100%", "align_self": "flex-start"}), HTML()
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         data: dict[str, Any] = dict(self._still)
@@ -132,7 +141,7 @@ class Slides:
 
 
 def caption(facts: Mapping[str, Any]) -> str:
-    """Facts as HTML, one line per entry."""
+    """Facts as HTML, one line per entry, nearer to each other than the rows of ipywidgets."""
 
     def said(value: Any) -> str:
         if isinstance(value, Mapping):
@@ -141,7 +150,8 @@ def caption(facts: Mapping[str, Any]) -> str:
             return ", ".join(map(said, value))
         return f"{value:.3g}" if isinstance(value, float) else str(value)
 
-    return "<br>".join(f"{html.escape(str(k))}: {html.escape(said(v))}" for k, v in facts.items())
+    lines = (f"{html.escape(str(k))}: {html.escape(said(v))}" for k, v in facts.items())
+    return f'<div style="line-height: 1.5">{"<br>".join(lines)}</div>'
 
 
 def slider_widget(

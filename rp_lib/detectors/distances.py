@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from typing import Any, Self
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -29,10 +31,24 @@ class _Gaussian:
         # |z L^-T| with L L^T = covariance is the Mahalanobis length: one product for all classes.
         lower = torch.linalg.cholesky((covariance + covariance.T) / 2)
         self.root = torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=lower.dtype), upper=False).T
+        self._known: MutableMapping[Outputs, Tensor] = WeakKeyDictionary()
 
-    def squared_distances(self, features: Tensor) -> Tensor:
-        """float64 (n, centres)."""
-        return torch.cdist(features @ self.root, self.centres @ self.root).square()
+    def nearest(self, outputs: Outputs) -> Tensor:
+        """float64 (n,) squared distances to the nearest centre, remembered for as long as the outputs live."""
+        if outputs not in self._known:
+            features = outputs.features.double() @ self.root
+            self._known[outputs] = torch.cdist(features, self.centres @ self.root).amin(1).square()
+        return self._known[outputs]
+
+
+# Two detectors fit the Gaussians of the same training outputs.
+_GAUSSIANS: MutableMapping[Outputs, _Gaussian] = WeakKeyDictionary()
+
+
+def _class_gaussians(train: Outputs, detector: str) -> _Gaussian:
+    if train not in _GAUSSIANS:
+        _GAUSSIANS[train] = _Gaussian(train.features.double(), labels_of(train, detector))
+    return _GAUSSIANS[train]
 
 
 class Mahalanobis(Detector):
@@ -47,12 +63,12 @@ class Mahalanobis(Detector):
 
     def fit(self, train: Outputs, val: Outputs | None = None) -> Self:
         """Class means and the shared covariance; classes without an image have no mean."""
-        self.gaussian = _Gaussian(train.features.double(), labels_of(train, self.name))
+        self.gaussian = _class_gaussians(train, self.name)
         return self
 
     def confidence(self, outputs: Outputs) -> Tensor:
         """At most 0."""
-        return -0.5 * self.gaussian.squared_distances(outputs.features.double()).amin(1)
+        return -0.5 * self.gaussian.nearest(outputs)
 
 
 class RelativeMahalanobis(Mahalanobis):
@@ -67,9 +83,7 @@ class RelativeMahalanobis(Mahalanobis):
 
     def confidence(self, outputs: Outputs) -> Tensor:
         """Any number."""
-        features = outputs.features.double()
-        relative = self.gaussian.squared_distances(features) - self.background.squared_distances(features)
-        return -relative.amin(1)
+        return self.background.nearest(outputs) - self.gaussian.nearest(outputs)
 
 
 class NearestNeighbours(Detector):

@@ -231,6 +231,8 @@ def difference(
     Args:
         claim: what is claimed. records: of an experiment. first, second: methods. axis: see ``rp_lib.paired.AXES``.
         want: ``higher`` or ``lower``, of the first against the second. where: the condition.
+
+    Differences on an axis of :data:`AXIS_LABELS` are told in points, all others in the measure's own unit.
     """
     if want not in ("higher", "lower"):
         raise RPLibError(f"a claim is that a method is higher or lower, not {want!r}")
@@ -244,10 +246,12 @@ def difference(
     outcome = direction(row, sign)
     if want == "lower":
         outcome = {HOLDS: FAILS, FAILS: HOLDS, UNDECIDED: UNDECIDED}[outcome]
-    evidence = (
-        f"{first} - {second} = {100 * value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] {AXIS_LABELS[axis]}, "
-        f"Holm p = {row['p_holm']:.3f}, {int(row['seeds'])} seeds, n = {int(row['n'])}"
-    )
+    if axis in AXIS_LABELS:  # fractions
+        gap = f"{100 * value:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}] {AXIS_LABELS[axis]}"
+    else:
+        gap = f"{value:+.3f} [{low:+.3f}, {high:+.3f}] {axis}"
+    size = f"Holm p = {row['p_holm']:.3f}, {int(row['seeds'])} seeds, n = {int(row['n'])}"
+    evidence = f"{first} - {second} = {gap}, {size}"
     return Verdict(claim, outcome, evidence)
 
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 from rp_lib._version import __version__
 from rp_lib.benchmark import Benchmark, ImageSet
@@ -27,8 +29,9 @@ from rp_lib.judging import accuracy_rows, detection_rows
 from rp_lib.methods import Method, build_method
 from rp_lib.outputs import MethodOutputs
 from rp_lib.paired import PairedDraws, paired_bootstrap
+from rp_lib.parallel import in_threads
 from rp_lib.records import commit
-from rp_lib.storage import write_atomically
+from rp_lib.storage import load_tensors, save_tensors, write_atomically
 
 # Of the paired differences: p-values are at least 2 / (RESAMPLES + 1), and are corrected for up to a hundred of them.
 RESAMPLES = 5000
@@ -93,13 +96,28 @@ def run_grid(world: World, conditions: Sequence[Condition], parts: Path) -> pd.D
         if not path.is_file():
             if world.progress:
                 print(f"condition {number} of {len(conditions)}: {dict(condition.levels)}", flush=True)
-            rows = run_condition(world, condition)
+            rows, draws = run_condition(world, condition)
+            if condition.ranked is not None:
+                save_tensors(_draws_path(path), {"resampled": torch.from_numpy(draws.resampled)}, {})
             about = json.dumps({"commit": commit(), "rp_lib": __version__, "levels": dict(condition.levels)})
             write_atomically(path.with_suffix(".json"), lambda p, a=about: p.write_text(a + "\n"))
             write_atomically(path, lambda p, r=rows: r.to_csv(p, index=False, float_format="%.6g"))
         world.parts.append({"reused": path in earlier, "commit": _measured_by(path)})
         frames.append(pd.read_csv(path).assign(**condition.levels))
     return pd.concat(frames, ignore_index=True)
+
+
+def ranked_draws(world: World, condition: Condition, parts: Path) -> np.ndarray:
+    """float64 (r, k, axes) of a condition that :func:`run_grid` measured: its ranked entries on every resample.
+
+    Conditions of the same pictures and seeds are judged on the same resamples, so row r of one belongs to row r of the
+    other. Axes as in :data:`rp_lib.paired.AXES`.
+    """
+    return load_tensors(_draws_path(parts / f"{_key(world, condition)}.csv"))[0]["resampled"].numpy()
+
+
+def _draws_path(part: Path) -> Path:
+    return part.with_suffix(".draws.safetensors")
 
 
 def _measured_by(path: Path) -> str | None:
@@ -128,13 +146,17 @@ def _key(world: World, condition: Condition) -> str:
         entries,
         condition.pairs,
     ]
-    if condition.ranked is not None:  # not part of older keys
-        parts.append(condition.ranked)
+    if condition.ranked is not None:  # not part of other keys
+        parts += [condition.ranked, "with draws"]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]
 
 
-def run_condition(world: World, condition: Condition) -> pd.DataFrame:
-    """Fit every entry with every seed and judge them; the records without the levels."""
+def run_condition(world: World, condition: Condition) -> tuple[pd.DataFrame, PairedDraws | None]:
+    """Fit every entry with every seed and judge them.
+
+    Returns:
+        The records without the levels, and the paired draws of the ranked entries, None if there are none.
+    """
     clip = world.backbone(condition.checkpoint)
     outputs: dict[str, list[MethodOutputs]] = {label: [] for label in condition.entries}
     for seed in condition.seeds or world.seeds:
@@ -150,8 +172,9 @@ def run_condition(world: World, condition: Condition) -> pd.DataFrame:
     draws = paired_draws(outputs) if len(outputs) > 1 else None
     records = judge_outputs(outputs, condition.pairs, draws=draws)
     if condition.ranked is None:
-        return records
-    return pd.concat([records, rank_rows(outputs, draws.of(condition.ranked), "msp")], ignore_index=True)
+        return records, None
+    ranked = draws.of(condition.ranked)
+    return pd.concat([records, rank_rows(outputs, ranked, "msp")], ignore_index=True), ranked
 
 
 def rank_rows(outputs: Mapping[str, Sequence[MethodOutputs]], draws: PairedDraws, detector: str) -> pd.DataFrame:
@@ -194,14 +217,16 @@ def judge_outputs(
         outputs: by label, one per seed. pairs: to compare, None for all. detectors: the first one judges the pairs.
         draws: of :func:`paired_draws`, if they are there already.
     """
-    rows = []
-    for label, runs in outputs.items():
-        for o in runs:
-            found = accuracy_rows(o, RESAMPLES // 25)
-            for name in detectors:
-                found += detection_rows(o, build_detector(name), metrics=("auroc", "fpr"), n_resamples=RESAMPLES // 25)
-            rows += [{**row, "method": label} for row in found]
-    frame = pd.DataFrame(rows)
+
+    def rows(labelled: tuple[str, MethodOutputs]) -> list[dict[str, Any]]:
+        label, o = labelled
+        found = accuracy_rows(o, RESAMPLES // 25)
+        for name in detectors:
+            found += detection_rows(o, build_detector(name), metrics=("auroc", "fpr"), n_resamples=RESAMPLES // 25)
+        return [{**row, "method": label} for row in found]
+
+    everyone = [(label, o) for label, runs in outputs.items() for o in runs]
+    frame = pd.DataFrame(itertools.chain.from_iterable(in_threads(rows, everyone)))
     frame["detector"] = frame["detector"].fillna("") if "detector" in frame else ""
     if "n_ood" not in frame:
         frame["n_ood"] = float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -51,10 +52,10 @@ def switched(config: Reprogramming, row: str) -> Reprogramming:
     return config.changed(**{name: getattr(AS_RELEASED, name) for name in ROWS[row][1]})
 
 
-def measure(world: World, parts: Path) -> pd.DataFrame:
-    """RP and RRP as tuned under ``paper``, and with each row of the ledger switched alone."""
+def measure(world: World, parts: Path, rows: Sequence[str] | None = None) -> pd.DataFrame:
+    """RP and RRP as tuned under ``paper``, and with each row of the ledger (or of ``rows``) switched alone."""
     tuned, alpha = world.tuned("rp")["config"], world.tuned("rrp")["config"].alpha
-    rows = QUICK if world.quick else tuple(ROWS)
+    rows = rows or (QUICK if world.quick else tuple(ROWS))
     entries = {"rp": Entry("rp", {"config": tuned}), "rrp": Entry("rrp", {"config": tuned.changed(alpha=alpha)}, "rp")}
     pairs = []
     for number in rows:

@@ -17,25 +17,30 @@ import torch.nn.functional as F
 
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.errors import MissingDependency
-from rp_lib.experiments.base import (
-    COLUMNS,
-    FAILS,
-    HOLDS,
-    SHIPPED,
-    UNDECIDED,
-    Drawing,
-    Experiment,
-    Verdict,
-    over_seeds,
-    row,
-)
+from rp_lib.experiments.base import COLUMNS, SHIPPED, Drawing, Experiment, Verdict, over_seeds
+from rp_lib.experiments.measures import Claim, claimed_differences, verdicts_of
 from rp_lib.experiments.world import World
 from rp_lib.metrics import ood_metrics
+from rp_lib.paired import draws_over_seeds
+from rp_lib.resampling import auroc_and_fpr, bootstrap_weights, with_the_data
 from rp_lib.storage import StorageError, write_atomically
 from rp_lib.subsets import evenly
 
 NAMES = ("zero-shot", "fine-tune", "rp", "rrp")
-PICTURES, NEIGHBOURS, RESAMPLES = 240, 10, 200
+PICTURES, NEIGHBOURS, RESAMPLES, PAIRED_RESAMPLES = 240, 10, 200, 5000
+SAME, ACROSS, SILHOUETTE, DISTANCE = (
+    "ID neighbours of the same class", "ID neighbours of a shifted picture that share its class",
+    "silhouette of ID classes", "AUROC of the distance to ID",
+)  # fmt: skip
+CLAIMS = (
+    Claim("programmed ID features cluster more tightly than zero-shot's", SILHOUETTE, "rp", "zero-shot", "higher"),
+    Claim("RP brings shifted pictures nearer to ID pictures of their class than zero-shot", ACROSS, "rp", "zero-shot",
+          "higher"),
+    Claim("RRP brings shifted pictures nearer to ID pictures of their class than fine-tuning", ACROSS, "rrp",
+          "fine-tune", "higher"),
+    Claim("the distance to ID pictures tells OOD better in RP's features than in zero-shot's", DISTANCE, "rp",
+          "zero-shot", "higher"),
+)  # fmt: skip
 
 
 def measure(world: World, parts: Path) -> pd.DataFrame:
@@ -44,6 +49,10 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
     shift, ood = next(iter(benchmark.shifts.values())), next(iter(benchmark.ood.values()))
     sets = [s.subset(evenly(len(s), PICTURES // (3 if world.quick else 1))) for s in (benchmark.test, shift, ood)]
     store, rows, points = world.store(clip), [], []
+    several = _with_company(sets[0].labels.numpy())
+    weights = [with_the_data(bootstrap_weights(np.random.default_rng(k), len(s), PAIRED_RESAMPLES))
+               for k, s in enumerate(sets)]  # fmt: skip
+    compared: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
     for seed in world.seeds:
         fitted = {}
         for name in NAMES:
@@ -52,8 +61,11 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
                 F.normalize(method.combine(*(store.get(e, s) for e in method.encoders)), dim=1).numpy() for s in sets
             ]
             flat = np.split(umap(np.concatenate(features), seed), np.cumsum([len(f) for f in features])[:-1])
-            rows += _measures(name, seed, features, sets, "features")
-            rows += _measures(name, seed, flat, sets, "UMAP")
+            for space, where in (("features", features), ("UMAP", flat)):
+                measured = _measures(where, sets)
+                rows += _rows(name, seed, space, measured)
+                if space == "features" and (name != "zero-shot" or not compared[name]):  # nothing is drawn in zero-shot
+                    compared[name].append(_resampled(measured, weights, several))
             trust = _trust(np.concatenate(features), np.concatenate(flat))
             rows.append((name, seed, "UMAP", "trustworthiness", *trust))
             if seed == world.seeds[0]:
@@ -65,7 +77,10 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
     table = records.groupby(["space", "method", "metric"], sort=False).apply(over_seeds, include_groups=False)
     names = f"test, {shift.name}, {ood.name}"
     table = table.reset_index().assign(versus=None, p_holm=np.nan, set=names, n_ood=len(sets[2]), detector="")
-    return table[["space", *COLUMNS]]
+    sizes = {ACROSS: len(sets[1]), SILHOUETTE: int(several.sum()), DISTANCE: len(sets[0])}
+    differences = claimed_differences(draws_over_seeds(compared, list(sizes)), CLAIMS, sizes, len(world.seeds))
+    differences = differences.assign(space="features", set=names, n_ood=len(sets[2]))
+    return pd.concat([table, differences], ignore_index=True)[["space", *COLUMNS]]
 
 
 def umap(features: np.ndarray, seed: int) -> np.ndarray:
@@ -97,37 +112,55 @@ def nearest(queries: np.ndarray, references: np.ndarray, k: int, same: bool = Fa
     return found.kneighbors(None if same else queries)
 
 
-def _measures(
-    name: str, seed: int, spaces: list[np.ndarray], sets: list[ImageSet], space: str
-) -> list[tuple[object, ...]]:
+def _with_company(labels: np.ndarray) -> np.ndarray:
+    """Which pictures, bool (n,), are of a class that has another one, so that they have a silhouette."""
+    return np.isin(labels, np.flatnonzero(np.bincount(labels) > 1))
+
+
+def _measures(spaces: list[np.ndarray], sets: list[ImageSet]) -> dict[str, np.ndarray]:
+    """One number for each picture: shares of neighbours, silhouettes, and mean distances to ID neighbours."""
     from sklearn.metrics import silhouette_samples
 
     test, shift, ood = spaces
     labels, shifted = (s.labels.numpy() for s in sets[:2])
+    near, own = nearest(test, test, NEIGHBOURS, same=True)
+    across = labels[nearest(shift, test, NEIGHBOURS)[1]]
+    several = _with_company(labels)
+    return {
+        SAME: (labels[own] == labels[:, None]).mean(1),
+        ACROSS: (across == shifted[:, None]).mean(1),
+        SILHOUETTE: silhouette_samples(test[several], labels[several]),
+        "ID distance": near.mean(1),
+        "OOD distance": nearest(ood, test, NEIGHBOURS)[0].mean(1),
+    }
+
+
+def _rows(name: str, seed: int, space: str, measured: Mapping[str, np.ndarray]) -> list[tuple[object, ...]]:
+    """Means over pictures and the AUROC of the distance, each with its bootstrap interval."""
     rng = np.random.default_rng(seed)
     rows: list[tuple[object, ...]] = []
-
-    def add(metric: str, values: np.ndarray) -> None:
+    for metric in (SAME, ACROSS, SILHOUETTE):
+        values = measured[metric]
         means = values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
         rows.append((name, seed, space, metric, values.mean(), *np.quantile(means, (0.025, 0.975)), len(values)))
-
-    own = labels[nearest(test, test, NEIGHBOURS, same=True)[1]]
-    add("ID neighbours of the same class", (own == labels[:, None]).mean(1))
-    across = labels[nearest(shift, test, NEIGHBOURS)[1]]
-    add("ID neighbours of a shifted picture that share its class", (across == shifted[:, None]).mean(1))
-    several = np.isin(labels, np.flatnonzero(np.bincount(labels) > 1))
-    add("silhouette of ID classes", silhouette_samples(test[several], labels[several]))
-    id_near = nearest(test, test, NEIGHBOURS, same=True)[0].mean(1)
-    ood_near = nearest(ood, test, NEIGHBOURS)[0].mean(1)
+    near, far = -measured["ID distance"], -measured["OOD distance"]
     drawn = []
     for _ in range(RESAMPLES):
-        one, two = (v[rng.integers(0, len(v), len(v))] for v in (id_near, ood_near))
-        drawn.append(ood_metrics(-one, -two)["auroc"])
-    auroc = ood_metrics(-id_near, -ood_near)["auroc"]
-    rows.append(
-        (name, seed, space, "AUROC of the distance to ID", auroc, *np.quantile(drawn, (0.025, 0.975)), len(test))
-    )
-    return rows
+        one, two = (v[rng.integers(0, len(v), len(v))] for v in (near, far))
+        drawn.append(ood_metrics(one, two)["auroc"])
+    auroc = ood_metrics(near, far)["auroc"]
+    return [*rows, (name, seed, space, DISTANCE, auroc, *np.quantile(drawn, (0.025, 0.975)), len(near))]
+
+
+def _resampled(measured: Mapping[str, np.ndarray], weights: list[np.ndarray], several: np.ndarray) -> np.ndarray:
+    """float64 (1 + r, 3): ACROSS, SILHOUETTE and DISTANCE of the data and of the same resamples of test, shift, OOD.
+
+    Pictures are drawn as queries; whom they may have as neighbours stays.
+    """
+    test, shift, ood = weights
+    kept = test[:, several]
+    auroc, _ = auroc_and_fpr(-measured["ID distance"], -measured["OOD distance"], test, ood, 0.95)
+    return np.stack([shift @ measured[ACROSS] / shift.sum(1), kept @ measured[SILHOUETTE] / kept.sum(1), auroc], axis=1)
 
 
 def _trust(features: np.ndarray, flat: np.ndarray) -> tuple[float, float, float, int]:
@@ -164,24 +197,8 @@ def pictures_of(points: pd.DataFrame, benchmark: Benchmark) -> torch.Tensor:
 
 
 def judge(records: pd.DataFrame) -> list[Verdict]:
-    """What the neighbours say, in the features and in the map."""
-    claims = [
-        ("programmed ID features cluster more tightly than zero-shot's", "silhouette of ID classes", "rp", "zero-shot"),
-        ("RP brings shifted pictures nearer to ID pictures of their class than zero-shot",
-         "ID neighbours of a shifted picture that share its class", "rp", "zero-shot"),
-        ("RRP brings shifted pictures nearer to ID pictures of their class than fine-tuning",
-         "ID neighbours of a shifted picture that share its class", "rrp", "fine-tune"),
-        ("the distance to ID pictures tells OOD better in RP's features than in zero-shot's",
-         "AUROC of the distance to ID", "rp", "zero-shot"),
-    ]  # fmt: skip
-    verdicts = []
-    for claim, metric, first, second in claims:
-        one, two = (row(records, space="features", metric=metric, method=m) for m in (first, second))
-        outcome = HOLDS if one["low"] > two["high"] else FAILS if one["high"] < two["low"] else UNDECIDED
-        numbers = [f"{m} {r['value']:.3f} [{r['low']:.3f}, {r['high']:.3f}]" for m, r in ((first, one), (second, two))]
-        size = f"n = {int(one['n'])}, {int(one['seeds'])} seeds"
-        verdicts.append(Verdict(claim, outcome, f"{metric}: {numbers[0]}, {numbers[1]}, {size}"))
-    return verdicts
+    """What the neighbours say in the features themselves, method against method on the same pictures and seeds."""
+    return verdicts_of(records, CLAIMS)
 
 
 def _figures() -> Mapping[str, Drawing]:

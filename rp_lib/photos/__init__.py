@@ -1,7 +1,7 @@
 """Real photographs as image sets: folders of files, decoded once into memory-mapped tensors.
 
-Layers, from the bottom: decode, digests, mapped, cache; folders, checks; assemble. For published data sets: classes,
-parts, cifar_files; cifar, imagenet.
+Layers, from the bottom: decode, digests, mapped, cache; folders, checks, parts; assemble. For published data sets:
+classes, cifar_files; cifar, imagenet.
 """
 
 from __future__ import annotations

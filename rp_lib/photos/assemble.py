@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,8 @@ from rp_lib.photos.checks import (
     name_classes,
     refuse_copies,
 )
-from rp_lib.photos.folders import FolderError, class_folders, image_files, image_folder, listed
+from rp_lib.photos.folders import FolderError, class_folders, image_files, image_folder, listed, several
+from rp_lib.photos.parts import check_sizes, draw, most_of_each, split_classes
 
 Folder = Path | str
 
@@ -37,7 +37,7 @@ def from_folders(
     test: Folder | None = None,
     val: Folder | None = None,
     shifts: Mapping[str, Folder] | None = None,
-    ood: Mapping[str, Folder] | None = None,
+    ood: Mapping[str, Folder | Sequence[Folder]] | None = None,
     class_names: Mapping[str, str] | Sequence[str] | None = None,
     templates: Sequence[str] = ("a photo of a {}.",),
     size: int = 224,
@@ -49,6 +49,8 @@ def from_folders(
     greyscale: str = "refuse",
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
+    subset: int | None = None,
+    per_class: int | None = None,
     seed: int = 0,
     workers: int | None = None,
     progress: bool = True,
@@ -64,7 +66,7 @@ def from_folders(
         train: its class folders are the classes, sorted by name.
         test, val: the same class folders; without them a part of every class of ``train`` is kept aside.
         shifts: the same classes under covariate shift, by name; classes are matched by folder name.
-        ood: images that show none of the classes, straight in a folder or in subfolders, by name.
+        ood: images that show none of the classes, straight in a folder (or several) or in subfolders, by name.
         class_names: folder to name as it stands in prompts, or names in the order of the sorted folders; by default
             the folders' names with underscores as spaces.
         templates: prompts with one ``{}`` for the class name.
@@ -81,6 +83,9 @@ def from_folders(
         greyscale: what a file with one channel is: ``"refuse"``, or ``"convert"`` to three equal ones.
         val_fraction, test_fraction: parts of every class of ``train``, at least one image each, that are kept aside
             for a val or test set that is not given; copies of a picture stay together. ``seed`` draws them.
+        subset: at most so many images of each set but ``train``, drawn with ``seed``; classes keep their shares.
+        per_class: at most so many training images of each class, drawn likewise. All images are decoded and checked,
+            whatever is drawn, so a smaller draw is part of the same split.
         workers: threads that decode.
         progress: show bars, and say what was split or left out.
 
@@ -91,8 +96,9 @@ def from_folders(
         RPLibError: names, prompts, sizes or options that do not fit.
     """
     _check_options(missing, duplicates, greyscale, val_fraction, test_fraction)
+    check_sizes(subset=subset, per_class=per_class)
     say = tqdm.write if progress else _silent
-    shifts, ood = dict(shifts or {}), dict(ood or {})
+    shifts, ood = dict(shifts or {}), {key: several(folder) for key, folder in (ood or {}).items()}
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
     _check_set_names(shifts, ood, near)
 
@@ -108,9 +114,11 @@ def from_folders(
         if folder is not None:
             found = image_folder(folder)
             wanted[key] = (role, found.paths, match_classes(key, found, folders, may_lack=missing != "refuse"))
-    for key, folder in ood.items():
-        check_ood_folders(key, class_folders(folder), folders, names)
-        wanted[key] = ("near-ood" if key in near else "far-ood", image_files(folder), None)
+    for key, roots in ood.items():
+        for root in roots:
+            check_ood_folders(key, class_folders(root), folders, names)
+        files = [path for root in roots for path in image_files(root)]
+        wanted[key] = ("near-ood" if key in near else "far-ood", files, None)
 
     load = _Loader(size, cache, workers, progress)
     fractions = {"val": val_fraction if val is None else 0.0, "test": test_fraction if test is None else 0.0}
@@ -137,46 +145,14 @@ def from_folders(
         lost = set(wanted[s.name][2].tolist()) - set(s.labels.tolist()) if s.labels is not None else set()
         if lost:
             raise FolderError(f"{s.name!r} has no image of {listed([names[c] for c in sorted(lost)])} but copies")
-    made = {s.name: _image_set(s, ood.get(s.name), len(folders), missing) for s in sets}
+    made = {}
+    for s in sets:
+        among = _among(s, len(folders)) if missing == "among" else None  # of the whole set, whatever is drawn of it
+        made[s.name] = _image_set(_drawn(s, subset, per_class, seed, load), ood.get(s.name, ()), among)
     return Benchmark(
         name, names, templates, made["train"], made["val"], made["test"],
         {key: made[key] for key in shifts}, {key: made[key] for key in ood},
     )  # fmt: skip
-
-
-def split_classes(
-    labels: Tensor, identities: Sequence[bytes], fractions: Mapping[str, float], names: Sequence[str], seed: int
-) -> dict[str, list[int]]:
-    """Positions of ``train`` and of each part kept aside: the given fraction of every class, at least one picture.
-
-    Args:
-        labels: int64 (n,). identities: n, images with equal ones stay together. fractions: 0 makes no part.
-
-    Raises:
-        RPLibError: a class with fewer pictures than there are parts.
-    """
-    wanted = {part: fraction for part, fraction in fractions.items() if fraction}
-    parts: dict[str, list[int]] = {"train": [], **{part: [] for part in wanted}}
-    generator = torch.Generator().manual_seed(seed)
-    members: list[dict[bytes, list[int]]] = [defaultdict(list) for _ in names]
-    for i, (label, identity) in enumerate(zip(labels.tolist(), identities, strict=True)):
-        members[label][identity].append(i)
-    for name, pictures in zip(names, members, strict=True):
-        if len(pictures) <= len(wanted):
-            raise RPLibError(
-                f"class {name!r} has {len(pictures)} different images, too few to keep {' and '.join(wanted)} aside; "
-                "add images, or give folders for these sets"
-            )
-        groups = list(pictures.values())
-        rest = torch.randperm(len(groups), generator=generator).tolist()
-        for part, fraction in wanted.items():
-            number = max(1, round(fraction * len(groups)))
-            parts[part] += [i for g in rest[:number] for i in groups[g]]
-            rest = rest[number:]
-        if not rest:
-            raise RPLibError(f"class {name!r} has {len(groups)} different images: nothing is left to train on")
-        parts["train"] += [i for g in rest for i in groups[g]]
-    return {part: sorted(index) for part, index in parts.items()}
 
 
 class _Loader:
@@ -230,14 +206,32 @@ def _without_copies(sets: Sequence[Loaded], duplicates: str, load: _Loader, say:
     return kept
 
 
-def _image_set(s: Loaded, root: Folder | None, classes: int, missing: str) -> ImageSet:
+def _drawn(s: Loaded, subset: int | None, per_class: int | None, seed: int, load: _Loader) -> Loaded:
+    """At most ``subset`` images of the set; of ``train``, ``per_class`` of each class."""
+    if s.role == "train" and s.labels is not None:
+        index = most_of_each(s.labels, per_class, seed)
+    else:
+        index = draw(s.labels, len(s.paths), subset, seed)
+    if len(index) == len(s.paths):
+        return s
+    return load.one(s.name, s.role, [s.paths[i] for i in index], None if s.labels is None else s.labels[index])
+
+
+def _among(s: Loaded, classes: int) -> tuple[int, ...] | None:
+    """The classes that a labelled set shows, if it lacks some."""
+    present = () if s.labels is None else tuple(s.labels.unique().tolist())
+    return present if 0 < len(present) < classes else None
+
+
+def _image_set(s: Loaded, roots: Sequence[Path], among: tuple[int, ...] | None) -> ImageSet:
     first: dict[bytes, int] = {}
     groups = torch.tensor([first.setdefault(identity, i) for i, identity in enumerate(s.identities)])
-    made = ImageSet(s.name, s.role, s.cached.images, s.labels, groups, sources=groups, content=s.cached.content)
-    if s.labels is not None and missing == "among" and len(present := s.labels.unique().tolist()) < classes:
-        made = replace(made, among=tuple(present))
-    if s.role == "near-ood" and root is not None:
-        below = [path.relative_to(Path(root).expanduser()).parts for path in s.paths]
+    made = ImageSet(
+        s.name, s.role, s.cached.images, s.labels, groups, sources=groups, content=s.cached.content, among=among
+    )
+    if s.role == "near-ood":
+        bases = roots if len(roots) == 1 else [root.parent for root in roots]  # of several, each shows one thing
+        below = [next(p.relative_to(b).parts for b in bases if p.is_relative_to(b)) for p in s.paths]
         if all(len(parts) > 1 for parts in below):
             made = replace(made, names=[parts[0].replace("_", " ") for parts in below])
     return made

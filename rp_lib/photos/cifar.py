@@ -16,7 +16,7 @@ from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.photos.cifar_files import read_cifar10, read_cifar10_1, read_cifar10_2, read_stl10, read_svhn
 from rp_lib.photos.classes import CIFAR10, STL10_ORDERS, TINY_IMAGENET_TO_CIFAR10, prompt_templates
-from rp_lib.photos.folders import FolderError, image_files, image_folder, listed
+from rp_lib.photos.folders import FolderError, image_files, image_folder, listed, several
 from rp_lib.photos.parts import Maker, check_sizes, located, shots
 
 SHIFTS = ("cifar10.1", "cifar10.2", "stl10")
@@ -102,7 +102,7 @@ def cifar10_from_folders(
     test: Path | str,
     *,
     tiny_imagenet: Path | str | None = None,
-    ood: Mapping[str, Path | str] | None = None,
+    ood: Mapping[str, Path | str | Sequence[Path | str]] | None = None,
     subset: int | None = None,
     per_class: int | None = None,
     val_per_class: int = 500,
@@ -120,7 +120,7 @@ def cifar10_from_folders(
         tiny_imagenet: Tiny-ImageNet's folder ``val`` as published (``val_annotations.txt`` beside ``images``), or
             class folders by WordNet id. Images of :data:`rp_lib.photos.classes.TINY_IMAGENET_TO_CIFAR10` become the
             shifted set ``tiny-imagenet``; they show seven of the ten classes, predictions are made among all ten.
-        ood: image folders by name; none may show a class of CIFAR-10.
+        ood: image folders, one or several, by name; none may show a class of CIFAR-10.
         subset, per_class, val_per_class, size, templates, cache, seed, workers, progress: see
             :func:`cifar10_benchmark`.
 
@@ -150,7 +150,8 @@ def cifar10_from_folders(
     train_set, val_set = chosen("train", learnt, None), chosen("val", aside, subset)
     test_set = make.of_files("test", "test", found["test"].paths, found["test"].labels, subset=subset)
     ood_sets = {
-        name: make.of_files(name, "far-ood", image_files(folder), subset=subset) for name, folder in (ood or {}).items()
+        name: make.of_files(name, "far-ood", [f for at in several(folders) for f in image_files(at)], subset=subset)
+        for name, folders in (ood or {}).items()
     }
     return Benchmark("cifar10-folders", CIFAR10, prompts, train_set, val_set, test_set, shifts, ood_sets)
 

@@ -88,6 +88,18 @@ def image_files(root: Path | str) -> list[Path]:
     return images
 
 
+def several(folders: Path | str | Sequence[Path | str]) -> list[Path]:
+    """One folder, or some, as a list.
+
+    Raises:
+        FolderError: an empty list.
+    """
+    found = [folders] if isinstance(folders, str | Path) else list(folders)
+    if not found:
+        raise FolderError("an image set needs at least one folder, got an empty list")
+    return [Path(folder).expanduser() for folder in found]
+
+
 def class_folders(root: Path | str) -> tuple[str, ...]:
     """Names of the subfolders, sorted, hidden ones aside."""
     return tuple(sorted(path.name for path in _subfolders(_existing(root))))

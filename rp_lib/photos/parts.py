@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,6 +101,51 @@ def shots(labels: Tensor, train: int | None, val: int, seed: int) -> tuple[Tenso
         chosen[1].append(mixed[:val])
     first, second = (torch.from_numpy(np.sort(np.concatenate(part))) for part in chosen)
     return first, second
+
+
+def most_of_each(labels: Tensor, most: int | None, seed: int) -> Tensor:
+    """int64 positions, ascending, of at most ``most`` images of each class at random; None takes all."""
+    if most is None:
+        return torch.arange(len(labels))
+    chance = torch.from_numpy(np.random.default_rng(seed).random(len(labels)))
+    order = chance.argsort(stable=True)
+    chosen = [order[labels[order] == label][:most] for label in labels.unique().tolist()]
+    return torch.cat(chosen).sort().values
+
+
+def split_classes(
+    labels: Tensor, identities: Sequence[bytes], fractions: Mapping[str, float], names: Sequence[str], seed: int
+) -> dict[str, list[int]]:
+    """Positions of ``train`` and of each part kept aside: the given fraction of every class, at least one picture.
+
+    Args:
+        labels: int64 (n,). identities: n, images with equal ones stay together. fractions: 0 makes no part.
+
+    Raises:
+        RPLibError: a class with fewer pictures than there are parts.
+    """
+    wanted = {part: fraction for part, fraction in fractions.items() if fraction}
+    parts: dict[str, list[int]] = {"train": [], **{part: [] for part in wanted}}
+    generator = torch.Generator().manual_seed(seed)
+    members: list[dict[bytes, list[int]]] = [defaultdict(list) for _ in names]
+    for i, (label, identity) in enumerate(zip(labels.tolist(), identities, strict=True)):
+        members[label][identity].append(i)
+    for name, pictures in zip(names, members, strict=True):
+        if len(pictures) <= len(wanted):
+            raise RPLibError(
+                f"class {name!r} has {len(pictures)} different images, too few to keep {' and '.join(wanted)} aside; "
+                "add images, or give folders for these sets"
+            )
+        groups = list(pictures.values())
+        rest = torch.randperm(len(groups), generator=generator).tolist()
+        for part, fraction in wanted.items():
+            number = max(1, round(fraction * len(groups)))
+            parts[part] += [i for g in rest[:number] for i in groups[g]]
+            rest = rest[number:]
+        if not rest:
+            raise RPLibError(f"class {name!r} has {len(groups)} different images: nothing is left to train on")
+        parts["train"] += [i for g in rest for i in groups[g]]
+    return {part: sorted(index) for part, index in parts.items()}
 
 
 def check_sizes(**numbers: int | None) -> None:

@@ -91,6 +91,10 @@ def _p_alone(low, high, p_holm):
     return "undecided" if p_holm >= 0.05 else "holds"
 
 
+def _zero_inside_fails(low, high, p_holm):
+    return "undecided" if p_holm >= 0.05 else "holds" if low > 0 else "fails"
+
+
 def _middle_alone(low, high, p_holm):
     return "holds" if low + high > 0 else "fails"
 
@@ -106,6 +110,8 @@ def _verdict_cases() -> tuple[Case, ...]:
         Case("zero inside the interval", (-0.01, 0.03, 1.0)),
         Case("zero outside, but the corrected p-value is large", (0.001, 0.02, 0.4)),
         Case("lower, but the corrected p-value is large", (-0.05, -0.01, 0.1)),
+        Case("a small corrected p-value, and yet zero inside the interval", (-0.002, 0.03, 0.04)),
+        Case("a corrected p-value of 0.05, which is not below 0.05", (0.01, 0.03, 0.05)),
     )
 
 
@@ -164,6 +170,7 @@ EXERCISES = (
             Mistake(
                 _p_alone, "a small p-value says that there is a difference, not in which direction: look at the sign"
             ),
+            Mistake(_zero_inside_fails, "`fails` needs high < 0: with zero inside the interval nothing is decided"),
             Mistake(_middle_alone, "the point estimate alone decides nothing: where zero is possible, say undecided"),
             Mistake(_no_difference_fails, "not shown to be higher is not shown to be lower: say undecided"),
         ),

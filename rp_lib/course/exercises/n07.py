@@ -105,6 +105,7 @@ def _alpha_cases() -> tuple[Case, ...]:
         Case("20000 images", (alphas, [0.955, 0.96, 0.9593, 0.95, 0.93], 20000)),
         Case("50 images", (alphas, [0.7, 0.74, 0.72, 0.69, 0.6], 50)),
         Case("nothing to lose", (alphas, [0.9, 0.9, 0.9, 0.9, 0.9], 100)),
+        Case("alphas from 1 down to 0", (alphas[::-1], [0.93, 0.95, 0.955, 0.96, 0.955], 208)),
     )
 
 

@@ -79,7 +79,7 @@ def describe_measures(records: pd.DataFrame, panels: Sequence[Panel]) -> str:
 
 
 def _rows(records: pd.DataFrame, panel: Panel) -> pd.DataFrame:
-    rows = pick(records, space="features", metric=panel.metric)
+    rows = pick(records, space="features", metric=panel.metric, versus=None)
     return rows if panel.data is None else pick(rows, set=panel.data)
 
 

@@ -65,7 +65,7 @@ def describe_padding(records: pd.DataFrame) -> str:
             f"at {side} px width {share[0].idxmax()} is best on ID in {100 * share[0].max():.0f} % of resamples and "
             f"{share[1].idxmax()} under shift in {100 * share[1].max():.0f} %"
         )
-    widths = [width_of(m) for m in dict.fromkeys(plain["method"]) if m != "zero-shot"]
+    widths = [width_of(m) for m in pick(plain, metric="first")["method"].unique()]
     return (
         f"ID accuracy and accuracy under shift of RP over border widths from {min(widths)} to {max(widths)} of 64 "
         f"pixels, a line for each resolution, and how often each width is best: {'; '.join(told)}."
