@@ -108,3 +108,11 @@ def test_errors_of_the_library_become_exit_codes(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_info", fails)
     assert cli.main(["info"]) == 2
     assert capsys.readouterr().err == "rp-lib: do this instead\n"
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = [sys.executable, "-m", "rp_lib", "experiment", "--list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # before anything is written
+        assert process.wait(120) == 0
+        assert process.stderr.read() == ""
