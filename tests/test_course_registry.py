@@ -74,6 +74,7 @@ def test_solution_runs_with_what_a_notebook_has(number, item):
     exec(item.cell(scope), scope)  # as pasted into a notebook that has imported nothing else
     assert item.check(scope[item.name])[0] == "solved"
     assert item.cell(scope).startswith("@exercise\n"), "what is there is not imported again"
+    assert ": " not in item.solution.splitlines()[0], "types"
 
 
 @NAMED
