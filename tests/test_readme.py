@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from rp_lib.benchmark import Benchmark
@@ -118,3 +119,23 @@ def test_the_aggregate_is_told_as_it_came_out():
     for name in ("wise-ft", "logit-ensemble"):
         assert (ranks.loc[name, "low"], ranks.loc[name, "high"]) == (1, 3)
     assert f"RRP has rank {ranks.loc['rrp', 'low']:g} to {ranks.loc['rrp', 'high']:g} of {len(ranks)}" in told
+
+
+def test_numbers_on_photographs_are_those_of_the_records():
+    photos = ROOT / "rp_lib" / "assets" / "photos"
+    records, about = load_records(photos / "pacs.csv")
+    told = README[README.index("### On real photographs") :].split("**What could not")[0].replace("\n", " ")
+    assert markdown(summarise(records)) in README and len(about["seed_numbers"]) == 2
+    single = records[~records["set"].str.startswith("mean of")]
+    largest = single.groupby(["role", "set"])["n"].max().groupby("role").sum()
+    for role, word in (("test", "test photographs"), ("shift", "shifted pictures")):
+        assert f"{largest[role]:,.0f} {word}" in told
+    two = pd.read_csv(photos / "ledger-row-2-pacs.csv")
+    two = two[(two["metric"] == "auroc") & two["set"].isin(["mean of OOD sets"]) & two["versus"].isna()]
+    before, after = (two.set_index("method").loc[m, "value"] for m in ("rp", "rp, row 2: 8-bit wrap in detection"))
+    assert f"from {100 * before:.1f} to {100 * after:.1f}" in told
+    three = pd.read_csv(photos / "ledger-row-3.csv").set_index(["method", "labels"])
+    for key in (("fine-tune", "as_released"), ("fine-tune", "cifar10")):
+        value, low, high = 100 * three.loc[key, ["value", "low", "high"]]
+        assert f"{value:.1f} [{low:.1f}, {high:.1f}]" in told
+    assert f"{100 * three.loc[('perfect', 'as_released'), 'value']:.1f} %" in told
