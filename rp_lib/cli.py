@@ -132,7 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     release.add_argument("--keep", default="0.1,0.4", help="fractions of the run to export beside the final weights")
     release.add_argument("--note", default="", help="a sentence about this run for the model card")
     release.add_argument("--after", type=Path, help="earlier release whose final weights the first run started from")
-    release.add_argument("--size", help="add the one run to the release in --out, as a backbone of another size")
+    release.add_argument("--size", help="export the one run as a backbone of another size, of this name")
     release.add_argument("--keep-after", default="", help="checkpoints of the earlier release that ship again")
     return parser
 

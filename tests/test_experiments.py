@@ -427,7 +427,7 @@ def test_entries_that_share_training_are_evaluated_under_their_own_switches(worl
 
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_every_experiment_runs_and_judges(name, world, tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
-    from rp_lib.experiments import neighbours, table
+    from rp_lib.experiments import neighbours, size, table
 
     # UMAP compiles itself for a quarter of a minute; test_umap_is_repeatable runs it.
     monkeypatch.setattr(neighbours, "umap", lambda features, seed: features[:, :2])
@@ -435,7 +435,9 @@ def test_every_experiment_runs_and_judges(name, world, tiny_clip, tiny_benchmark
     if name in ("strength", "size"):  # which want shipped backbones, and not one of the world's own
         with pytest.raises(RPLibError, match="leave `clip` out"):
             run(experiment(name), world, tmp_path)
-        kept = {n: make_clip(seed) for seed, n in enumerate((*weights.names(), "half-width"))}
+        monkeypatch.setattr(size, "FILE", tmp_path / "narrow.safetensors")
+        size.FILE.write_bytes(b"")
+        kept = {n: make_clip(seed) for seed, n in enumerate((*weights.names(), str(size.FILE)))}
         monkeypatch.setattr(World, "backbone", lambda self, checkpoint="final": kept[checkpoint])
         world = dataclasses.replace(world, clip=None)
     words = mine_negative_words(

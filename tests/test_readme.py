@@ -63,8 +63,6 @@ def test_model_card_numbers_are_those_of_the_index():
     index = json.loads((folder / "index.json").read_text())
     for name in weights.names():
         assert f"| {name} | {index[name]['fraction']:.0%} |" in card
-    for name in weights.sizes():
-        assert f"width {index[name]['width']} " in (folder / f"{name.upper()}.md").read_text(encoding="utf-8")
 
 
 def test_zero_shot_numbers_are_those_of_the_model_card():

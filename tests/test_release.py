@@ -86,27 +86,20 @@ def test_a_refused_release_leaves_the_folder_as_it_was(released, tmp_path):
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
 
 
-def test_another_size_ships_beside_the_first(released, corpus, tmp_path):  # noqa: F811
-    out = tmp_path / "clip"
-    shutil.copytree(released / "first", out)
+def test_another_size_is_exported_with_a_card(corpus, tmp_path):  # noqa: F811
     few = lighten(Benchmark.mini(), 40, 20)
-    narrow = replace(RECIPE, width=96, steps=3, keep_at=())
-    pretrain(corpus, tmp_path / "narrow", narrow)
+    pretrain(corpus, tmp_path / "narrow", replace(RECIPE, width=96, steps=3, keep_at=()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Benchmark, "mini", lambda: few)
-        release_size(tmp_path / "narrow", out, "half-width")
-        with pytest.raises(RPLibError, match="choose another --size"):
-            release_size(tmp_path / "narrow", out, "final")
-        assert weights.names(out) == ("at-50-percent", "final") and weights.sizes(out) == ("half-width",)
-        small, large = (weights.load(n, folder=out) for n in ("half-width", "final"))
-        assert small.model.visual.conv1.out_channels == 96 and large.model.visual.conv1.out_channels == 192
-        heads = [clip.model.visual.transformer.resblocks[0].attn.num_heads for clip in (small, large)]
-        assert heads[0] == heads[1] == 3 and small.embed_dim == large.embed_dim
-        card = (out / "HALF-WIDTH.md").read_text()
-        assert "width 96" in card and f"| test | {len(few.test)} |" in card and "3 steps" in card
+        release_size(tmp_path / "narrow", tmp_path / "out", "half-width")
         release((tmp_path / "narrow",), tmp_path / "other", ())  # of this width alone
-        release((released / "one",), out, (0.5,))  # anew: the other size stays
-    assert weights.sizes(out) == ("half-width",) and (out / "half-width.safetensors").is_file()
+    small, large = weights.load(str(tmp_path / "out" / "half-width.safetensors")), weights.load("final")
+    assert weights.load("final", folder=tmp_path / "other").model.visual.conv1.out_channels == 96
+    assert small.model.visual.conv1.out_channels == 96 and large.model.visual.conv1.out_channels == 192
+    heads = [clip.model.visual.transformer.resblocks[0].attn.num_heads for clip in (small, large)]
+    assert heads[0] == heads[1] == 3 and small.embed_dim == large.embed_dim
+    card = (tmp_path / "out" / "HALF-WIDTH.md").read_text()
+    assert "width 96" in card and f"| test | {len(few.test)} |" in card and "3 steps" in card
 
 
 def test_widths_that_cannot_be_split_into_heads_are_refused():

@@ -1,20 +1,21 @@
 """The experiment on a second backbone size."""
 
 import pandas as pd
+import pytest
 from test_experiments import made_up, outcomes
 
-from rp_lib.clip import FrozenCLIP
+from rp_lib.benchmark import Benchmark
+from rp_lib.errors import RPLibError
+from rp_lib.experiments import World, experiment, run
 from rp_lib.experiments.size import LARGE, SMALL
-from rp_lib.mini import weights
 
 CORE = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
 
 
-def test_both_backbones_ship():
-    assert weights.sizes() == (SMALL,) and LARGE in weights.names()
-    small, large = (FrozenCLIP.mini(n) for n in (SMALL, LARGE))
-    count = [sum(p.numel() for p in clip.model.visual.parameters()) for clip in (small, large)]
-    assert 2 * count[0] < count[1] and small.embed_dim == large.embed_dim
+def test_who_wants_to_measure_is_told_how_to_make_the_narrow_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RPLibError, match=r"mini pretrain --recipe small .* --size half-width --out results/half-width"):
+        run(experiment("size"), World(Benchmark.mini(), {}, quick=True, seeds=(1,)), tmp_path)
 
 
 def test_size_points_the_right_way():

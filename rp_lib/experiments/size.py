@@ -16,6 +16,17 @@ from rp_lib.experiments.world import World
 # After as many pictures, and of about the same zero-shot accuracy. Their pre-training is not quite the same, see the
 # card: the narrow tower's rate had decayed, and it saw pictures drawn again in other manners.
 SMALL, LARGE = "half-width", "at-19-percent"
+# The narrow one does not ship.
+FILE = Path("results/half-width/half-width.safetensors")
+MAKE = (
+    "rp-lib mini pretrain --recipe small --out results/small && "
+    "rp-lib mini release --run results/small --size {} --out {}"
+)
+
+
+def _backbones() -> dict[str, str]:
+    """Name to checkpoint."""
+    return {SMALL: str(FILE), LARGE: LARGE}
 
 
 def million_weights(world: World, checkpoint: str) -> float:
@@ -29,24 +40,28 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
     Hyper-parameters are those of the whole pre-training.
 
     Raises:
-        RPLibError: the world has a backbone of its own.
+        RPLibError: the world has a backbone of its own, or the narrow one is not there.
     """
     if world.clip is not None:
         raise RPLibError(
             f"`size` compares shipped backbones; this world has the backbone {world.clip.name!r}: leave `clip` out"
         )
+    if not FILE.is_file():
+        raise RPLibError(
+            f"{FILE} is not there, and its weights do not ship; make it: {MAKE.format(SMALL, FILE.parent)}"
+        )
     conditions = [
         Condition(
-            {"checkpoint": n, "million_weights": million_weights(world, n)}, world.judged, methods(*CORE), checkpoint=n
+            {"checkpoint": n, "million_weights": million_weights(world, c)}, world.judged, methods(*CORE), checkpoint=c
         )
-        for n in (SMALL, LARGE)
+        for n, c in _backbones().items()
     ]
     return run_grid(world, conditions, parts)
 
 
 def about(world: World) -> dict[str, Any]:
     """Fingerprint of each backbone."""
-    return {"checkpoints": {n: {"sha256": world.backbone(n).fingerprint} for n in (SMALL, LARGE)}}
+    return {"checkpoints": {n: {"sha256": world.backbone(c).fingerprint} for n, c in _backbones().items()}}
 
 
 def judge(records: pd.DataFrame) -> list[Verdict]:

@@ -72,8 +72,6 @@ def release(
     words = benchmark_tokens(weights.load(str(out / "final.safetensors")), benchmark)
     for state, fraction in states:
         add(_name(fraction), state, fraction, words)
-    sizes = weights.index(out) if (out / "index.json").is_file() else {}
-    entries |= {name: entry for name, entry in sizes.items() if "width" in entry}  # see rp_lib.mini.other_size
     for path in out.glob("*.safetensors"):  # of an earlier release in the same folder
         if path.stem not in entries:
             path.unlink()
@@ -197,7 +195,7 @@ def stage_text(number: int, stage: dict[str, Any]) -> str:
 
 def _card(stages: list[dict[str, Any]], entries: dict[str, Any], out: Path, benchmark: Benchmark, note: str) -> str:
     recipe, architecture = stages[-1], _architecture(stages)
-    names = sorted((n for n in entries if "width" not in entries[n]), key=lambda n: entries[n]["fraction"])
+    names = sorted(entries, key=lambda n: entries[n]["fraction"])
     sets = [benchmark.test, *benchmark.shifts.values()]
     table = []
     for name in names:

@@ -39,15 +39,8 @@ def index(folder: Path = FOLDER) -> dict[str, Any]:
 
 
 def names(folder: Path = FOLDER) -> tuple[str, ...]:
-    """Names of the kept checkpoints of the pre-training that ships, weakest first."""
-    kept = {name: entry for name, entry in index(folder).items() if "width" not in entry}
-    return tuple(sorted(kept, key=lambda n: kept[n]["fraction"]))
-
-
-def sizes(folder: Path = FOLDER) -> tuple[str, ...]:
-    """Names of backbones of other sizes, narrowest first."""
-    others = {name: entry for name, entry in index(folder).items() if "width" in entry}
-    return tuple(sorted(others, key=lambda n: others[n]["width"]))
+    """Names of the shipped checkpoints, weakest first."""
+    return tuple(sorted(index(folder), key=lambda n: index(folder)[n]["fraction"]))
 
 
 def export(state: dict[str, Any], config: dict[str, Any], path: Path, keep_tokens: Tensor | None = None) -> None:
