@@ -176,8 +176,9 @@ class RunState:
         if self.checkpoint is not None and self.checkpoint.keep:
             self.save()
             self.check()
-        elif self.checkpoint is not None and distributed.is_main():
-            self.checkpoint.path.unlink(missing_ok=True)
+        elif self.checkpoint is not None:
+            path = self.checkpoint.path
+            distributed.on_main(lambda: path.unlink(missing_ok=True))  # gone for all when any goes on
 
 
 def _read(path: Path) -> bytes | None:
