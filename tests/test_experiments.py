@@ -13,7 +13,7 @@ from conftest import make_clip
 from rp_lib.cli import main
 from rp_lib.detectors import DETECTORS
 from rp_lib.errors import RPLibError, UnknownName
-from rp_lib.experiments import EXPERIMENTS, World, experiment, rejudge, run
+from rp_lib.experiments import EXPERIMENTS, World, experiment, rejudge, remedies, run
 from rp_lib.experiments.base import COLUMNS, Verdict, compare, difference, shrinks
 from rp_lib.experiments.border import CHANGES, with_border
 from rp_lib.experiments.figures import alt, figures
@@ -254,6 +254,29 @@ def test_classes_point_the_right_way():
     assert set(outcomes("classes", two).values()) == {"fails"}
 
 
+def test_remedies_point_the_right_way():
+    labels = [*remedies.remedies(PAPER)]
+    few = dict(zip(("fine-tune", *labels, "rp", "zero-shot"), (9, *[8.5] * len(labels), 8, 0), strict=True))
+    many = dict(zip(("fine-tune", *labels, "rp", "zero-shot"), (9, *[3] * len(labels), 2, 0), strict=True))
+    told = outcomes("remedies", pd.concat([made_up(few, classes=5), made_up(many, classes=40)]))
+    assert len(told) == 3 + 2 * len(labels) and set(told.values()) == {"holds"}
+    worse = many | {"fine-tune": 1, "rp": 9.5, "zero-shot": 0}
+    turned = outcomes("remedies", pd.concat([made_up(few, classes=5), made_up(worse, classes=40)]))
+    assert set(turned.values()) == {"fails"} and list(turned) == list(told)
+
+
+def test_remedies_turn_what_they_say():
+    config = PAPER.changed(epochs=4, warmup_steps=10)
+    changed = {
+        label: {k: v for k, v in dataclasses.asdict(c).items() if v != getattr(config, k)}
+        for label, c in remedies.remedies(config).items()
+    }
+    together = {k: v for label, switches in changed.items() if label != remedies.ALL for k, v in switches.items()}
+    assert changed[remedies.ALL] == together and len(together) == 5
+    assert changed[remedies.TRAINED_LONGER] == {"epochs": 12, "warmup_steps": 30}
+    assert all(changed[label] == switches for label, switches in remedies.SWITCHES.items())
+
+
 def standing(good, outputs_of=None):
     """Records of the aggregate of methods whose every axis is ``good``, from draws of a known spread."""
     from rp_lib.experiments.standings import standings
@@ -465,7 +488,7 @@ def test_every_experiment_runs_and_judges(name, world, tiny_clip, tiny_benchmark
         told = alt(e, kept, suffix)
         assert told.endswith(".") and "nan" not in told and len(told) < 1200, told
     about = json.loads((tmp_path / f"{name}.json").read_text())
-    assert ("checkpoints" in about) == (name in ("strength", "size"))
+    assert ("checkpoints" in about) == (name in ("strength", "size", "remedies"))
     assert set(about["parts"]) == {"measured", "reused"} and not about["parts"]["reused"]
 
 

@@ -12,6 +12,7 @@ from rp_lib.experiments import (
     narrowness,
     neighbours,
     padding,
+    remedies,
     size,
     strength,
     table,
@@ -39,6 +40,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         training_data.SHOTS_EXPERIMENT,
         narrowness.EXPERIMENT,
         training_data.CLASSES_EXPERIMENT,
+        remedies.EXPERIMENT,
     )
 }
 
