@@ -64,6 +64,15 @@ def test_forgotten_return_is_unsolved_and_said():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("message", ["Really?", "No.", "No"])
+def test_a_message_ends_once(message):
+    wrong = Exercise(logits, 5, cases, ("a", "b"), (Mistake(_no_scale, message), Mistake(_in_place, "other")))
+    assert (
+        f"not yet: {message.rstrip('.?')}{'?' if '?' in message else '.'} The notebook"
+        in Attempt(wrong, _no_scale).report()
+    )
+
+
 def test_body_that_returns_a_constant_is_no_stub():
     assert not is_empty(lambda: 3) and check("return 3")[0] == "wrong"
 
@@ -223,14 +232,14 @@ def test_nested_changes_are_seen():
     ("expected", "got", "said"),
     [
         (1.0, 1.0 + 1e-7, ""), (1.0, np.float32(1), ""), (1.0, torch.tensor(1.0), ""), (2, 2.0, ""),
-        (1.0, 1.1, "1.1, 1 is expected"), (1.0, True, "a bool, a number"), (1.0, "1", "a str, a number"),
-        (float("nan"), float("nan"), ""), (float("nan"), 0.0, "is expected"), (float("inf"), 1e9, "inf is expected"),
-        (True, np.bool_(True), ""), (True, 1, "1, True is expected"), (False, True, "True, False is expected"),
-        ("a", "a", ""), ("a", "b", "'b', 'a' is expected"), (None, 0, "0, None is expected"),
-        ([1, 2], (1, 2), ""), ([1, 2], [1], "1 items, 2 are expected"), ([1, 2], [1, 3], "as item 2, 3, 2 is expected"),
+        (1.0, 1.1, "1.1 instead of 1"), (1.0, True, "a bool, a number"), (1.0, "1", "a str, a number"),
+        (float("nan"), float("nan"), ""), (float("nan"), 0.0, "instead of nan"), (float("inf"), 1e9, "instead of inf"),
+        (True, np.bool_(True), ""), (True, 1, "1 instead of True"), (False, True, "True instead of False"),
+        ("a", "a", ""), ("a", "b", "'b' instead of 'a'"), (None, 0, "0 instead of None"),
+        ([1, 2], (1, 2), ""), ([1, 2], [1], "1 items, 2 are expected"), ([1, 2], [1, 3], "as item 2: 3 instead of 2"),
         ((1, 2), 1, "an int, a tuple of 2 is expected"),
         ({"a": 1}, {"a": 1}, ""), ({"a": 1}, {}, "without the key 'a'"), ({"a": 1}, {"a": 1, "b": 2}, "a key too many, 'b'"),
-        ({"a": 1}, {"a": 2}, "at key 'a', 2, 1 is expected"), ({"a": 1}, [1], "a list, a dict is expected"),
+        ({"a": 1}, {"a": 2}, "at key 'a': 2 instead of 1"), ({"a": 1}, [1], "a list, a dict is expected"),
         (np.zeros(3), np.zeros(3, dtype=np.float32), ""), (np.zeros(3), np.zeros(3, dtype=int), "dtype int64"),
         (np.zeros(3), torch.zeros(3), "a tensor of shape (3,), an array"), (np.zeros((2, 3)), np.zeros((3, 2)), "transposed"),
         (np.array([1.0, np.nan]), np.array([1.0, np.nan]), ""), (np.array([1.0, np.nan]), np.array([1.0, 0]), "at [1]"),

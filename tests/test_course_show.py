@@ -16,7 +16,7 @@ from PIL import Image
 from rp_lib.course import home, predict, show
 from rp_lib.course.home import REPOSITORY, repository
 from rp_lib.course.predict import Prediction
-from rp_lib.course.show import WIDGET_VIEW, picture, png
+from rp_lib.course.show import WIDGET_VIEW, picture, png, say
 from rp_lib.errors import RPLibError, UnknownName
 
 ALT = "One line that rises from left to right"
@@ -114,6 +114,23 @@ def test_a_click_counts_even_if_it_confirms_nothing_else(capsys):
     guess.reveal("b", "they are inverted")
     assert capsys.readouterr().out == "You said b: dark <icons>. The run agrees, because they are inverted.\n"
     assert list(guess.buttons.options) == [("a: emoji", "a"), ("b: dark <icons>", "b")]
+
+
+def test_no_answer_is_pressed_so_that_pressing_the_default_counts(capsys):
+    pytest.importorskip("ipywidgets")
+    guess = predict("What costs more?", OPTIONS, default="a")
+    assert guess.buttons.value is None and guess.choice == "a"
+    guess.buttons.value = "a"
+    capsys.readouterr()
+    guess.reveal("a", "they are coloured")
+    assert capsys.readouterr().out == "You said a: emoji. The run agrees, because they are coloured.\n"
+
+
+def test_long_sentences_are_broken_between_words(capsys):
+    say("short\n" + "word, " * 40 + "a-long-name.hint()")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "short" and len(lines) == 4 and max(map(len, lines)) <= 100
+    assert " ".join(lines[1:]) == "word, " * 40 + "a-long-name.hint()"
 
 
 def test_plain_text_and_html_do_not_depend_on_the_choice(published):

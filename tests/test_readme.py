@@ -48,6 +48,16 @@ def test_commands_files_and_links_are_there():
         assert (ROOT / name).exists(), name
 
 
+def test_every_notebook_is_listed_with_its_minutes():
+    listed = re.findall(r"^\| (\d\d) \| \[[^]]*\]\((notebooks/\S+)\) \|.*\| (\d+) \|$", README, re.MULTILINE)
+    assert [name for _, name, _ in listed] == [
+        f"notebooks/{p.name}" for p in sorted((ROOT / "notebooks").glob("*.ipynb"))
+    ]
+    for number, name, minutes in listed:
+        head = "".join(json.loads((ROOT / name).read_text("utf-8"))["cells"][0]["source"]).replace("\n", " ")
+        assert f"about {minutes} minutes" in head and head.startswith(f"# {number} ")
+
+
 def test_no_placeholder_is_left():
     assert "<!--" not in README
 

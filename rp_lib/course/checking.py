@@ -177,7 +177,7 @@ def _numbers(expected: float, got: Any, tolerance: float) -> str:
         got = _numpy(got).item()
     if isinstance(got, bool) or not isinstance(got, int | float):
         return f"{_kind(got)}, a number is expected"
-    return "" if not _arrays(np.array(expected), np.array(got), tolerance) else f"{got:.6g}, {expected:.6g} is expected"
+    return "" if not _arrays(np.array(expected), np.array(got), tolerance) else f"{got:.6g} instead of {expected:.6g}"
 
 
 def _mappings(expected: Mapping, got: Any, tolerance: float) -> str:
@@ -187,7 +187,7 @@ def _mappings(expected: Mapping, got: Any, tolerance: float) -> str:
         return f"a dict without the key {missing[0]!r}"
     if extra := [k for k in got if k not in expected]:
         return f"a dict with a key too many, {extra[0]!r}"
-    return next((f"at key {k!r}, {d}" for k, v in expected.items() if (d := difference(v, got[k], tolerance))), "")
+    return next((f"at key {k!r}: {d}" for k, v in expected.items() if (d := difference(v, got[k], tolerance))), "")
 
 
 def _sequences(expected: Sequence, got: Any, tolerance: float) -> str:
@@ -196,7 +196,7 @@ def _sequences(expected: Sequence, got: Any, tolerance: float) -> str:
     if len(expected) != len(got):
         return f"{len(got)} items, {len(expected)} are expected"
     pairs = enumerate(zip(expected, got, strict=True), 1)
-    return next((f"as item {i}, {d}" for i, (e, g) in pairs if (d := difference(e, g, tolerance))), "")
+    return next((f"as item {i}: {d}" for i, (e, g) in pairs if (d := difference(e, g, tolerance))), "")
 
 
 def _is_plain(value: Any) -> bool:
@@ -230,7 +230,7 @@ def _kind(value: Any) -> str:
 
 def _instead(expected: Any, got: Any) -> str:
     text = repr(got) if isinstance(got, str | bool | int | float) else _kind(got)
-    return f"{text}, {expected!r} is expected"
+    return f"{text} instead of {expected!r}"
 
 
 def _where(error: Exception, function: Function) -> str:

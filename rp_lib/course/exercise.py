@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rp_lib.course.checking import Function, Outcome, complaint, is_empty, is_unanswered, run, same
+from rp_lib.course.show import say
 from rp_lib.errors import RPLibError, UnknownName
 
 UNSOLVED, WRONG, SOLVED = "unsolved", "wrong", "solved"
@@ -149,10 +150,10 @@ class Attempt:
         name, hints = self.exercise.name, self.exercise.hints
         number = self._shown.get(name, 0)
         if number == len(hints):
-            print(f"These were all {number} hints; {name}.solution() shows one way to write it. From the first again:")
+            say(f"These were all {number} hints; {name}.solution() shows one way to write it. From the first again:")
             number = 0
         self._shown[name] = number + 1
-        print(f"Hint {number + 1} of {len(hints)}: {hints[number]}")
+        say(f"Hint {number + 1} of {len(hints)}: {hints[number]}")
 
     def solution(self) -> None:
         """Print one way to write it, ready to be pasted into the cell."""
@@ -165,7 +166,8 @@ class Attempt:
             return f"{name}: solved"
         more = f"{name}.hint() gives the first of {count} hints"
         if self.status == WRONG:
-            return f"{name}: not yet: {self.message.rstrip('.')}. The notebook goes on with the reference; {more}"
+            end = "" if self.message.endswith((".", "?")) else "."
+            return f"{name}: not yet: {self.message}{end} The notebook goes on with the reference; {more}"
         note = f" ({self.message})" if self.message else ""
         return f"{name}: unsolved{note} - the notebook goes on with the reference; {more}"
 
@@ -183,7 +185,7 @@ def exercise(function: Function) -> Attempt:
     if not inspect.isfunction(function):
         raise RPLibError(f"@exercise stands above a `def`, not above {type(function).__name__}")
     attempt = Attempt(find(function.__name__), function)
-    print(attempt.report())
+    say(attempt.report())
     return attempt
 
 

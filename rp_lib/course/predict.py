@@ -6,7 +6,7 @@ import html
 from collections.abc import Mapping
 from typing import Any
 
-from rp_lib.course.show import display, widget_view
+from rp_lib.course.show import display, say, widget_view
 from rp_lib.errors import UnknownName
 
 
@@ -44,7 +44,7 @@ class Prediction:
         said = "You said" if self.chosen else "The default said"
         verdict = "The run agrees" if self.choice == correct else f"The run says {correct}: {self.options[correct]}"
         reason = because.strip().rstrip(".").removeprefix("because ")
-        print(f"{said} {self.choice}: {self.options[self.choice]}. {verdict}, because {reason}.")
+        say(f"{said} {self.choice}: {self.options[self.choice]}. {verdict}, because {reason}.")
 
     def _check(self, key: str) -> None:
         if key not in self.options:
@@ -56,7 +56,8 @@ class Prediction:
         except ImportError:
             return None
         choices = [(f"{key}: {text}", key) for key, text in self.options.items()]
-        buttons = RadioButtons(options=choices, value=self.choice, layout={"width": "max-content"})
+        # none is pressed: a press on the one that is pressed already would be no change, and never reach us
+        buttons = RadioButtons(options=choices, value=None, layout={"width": "max-content"})
         buttons.observe(lambda change: self.choose(change["new"]), "value")
         return buttons
 

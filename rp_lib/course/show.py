@@ -1,10 +1,11 @@
-"""Figures with a text alternative, as PNG that is the same at every run."""
+"""Figures with a text alternative, as PNG that is the same at every run; sentences in lines that fit on a page."""
 
 from __future__ import annotations
 
 import base64
 import io
 import sys
+import textwrap
 from typing import TYPE_CHECKING, Any
 
 from rp_lib.errors import RPLibError
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 90
+WIDTH = 100  # characters of a printed line: more than a small window shows would be broken within a word
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
@@ -63,6 +65,12 @@ def display(data: dict[str, str], metadata: dict[str, Any] | None = None) -> Non
         print(data["text/plain"])
     else:
         publish(data, metadata=metadata or {}, raw=True)
+
+
+def say(text: str) -> None:
+    """Print text with its long lines broken between words."""
+    for line in text.splitlines():
+        print(textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False))
 
 
 def widget_view(widget: Any) -> dict[str, Any]:

@@ -33,6 +33,14 @@ def _of_all_pictures(id_scores, ood_scores, threshold):
     return float(np.sum(id_scores >= threshold) / n), float(np.sum(ood_scores >= threshold) / n)
 
 
+def _counts(id_scores, ood_scores, threshold):
+    return float(np.sum(id_scores >= threshold)), float(np.sum(ood_scores >= threshold))
+
+
+def _ood_rejected(id_scores, ood_scores, threshold):
+    return float(np.mean(id_scores >= threshold)), float(np.mean(ood_scores < threshold))
+
+
 def _normal(n: int, m: int, seed: int, decimals: int = 6) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return rng.normal(1, 1, n).round(decimals), rng.normal(0, 1, m).round(decimals)
@@ -136,6 +144,11 @@ EXERCISES = (
             Mistake(
                 _of_all_pictures,
                 "divide by the number of ID pictures for the TPR and of OOD pictures for the FPR, not by all together",
+            ),
+            Mistake(_counts, "these are numbers of pictures; rates are shares: take the mean instead of the sum"),
+            Mistake(
+                _ood_rejected,
+                "the TPR is right; the FPR is the share of OOD pictures that is wrongly accepted, not that is rejected",
             ),
         ),
     ),

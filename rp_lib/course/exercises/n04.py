@@ -32,6 +32,12 @@ def _two_sides_only(image_size: int, padding: int) -> Tensor:
     return M
 
 
+def _end_counted_from_behind(image_size: int, padding: int) -> Tensor:
+    M = torch.ones(image_size, image_size)
+    M[padding:-padding, padding:-padding] = 0
+    return M
+
+
 def _mask_cases() -> tuple[Case, ...]:
     return (
         Case("8 pixels, padding 2", (8, 2)),
@@ -60,6 +66,10 @@ def _no_mask(placed: Tensor, W: Tensor, M: Tensor) -> Tensor:
 
 def _replaced(placed: Tensor, W: Tensor, M: Tensor) -> Tensor:
     return (placed * (1 - M) + torch.tanh(W * M)).clamp(0, 1)
+
+
+def _border_clamped_alone(placed: Tensor, W: Tensor, M: Tensor) -> Tensor:
+    return placed + torch.tanh(W * M).clamp(0, 1)
 
 
 def _program_cases() -> tuple[Case, ...]:
@@ -124,6 +134,11 @@ EXERCISES = (
                 "the padding counts on each side: the inner square has image_size - 2 * padding pixels a side",
             ),
             Mistake(_two_sides_only, "the border has four sides, this mask has only the top and the left one"),
+            Mistake(
+                _end_counted_from_behind,
+                "right but for padding 0, where M[0:-0] is an empty slice: count the end from the start, "
+                "image_size - padding",
+            ),
         ),
     ),
     Exercise(
@@ -137,6 +152,9 @@ EXERCISES = (
         ),
         (
             Mistake(_no_clamp, "pixels must stay in [0, 1]: clamp the sum"),
+            Mistake(
+                _border_clamped_alone, "the sum can leave [0, 1] on a light picture: clamp it, not the border alone"
+            ),
             Mistake(_no_tanh, "W itself is unbounded: the border is tanh(W * M), not W * M"),
             Mistake(_no_mask, "the inner square changed too: multiply W by the mask M inside the tanh"),
             Mistake(

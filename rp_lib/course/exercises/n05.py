@@ -89,6 +89,10 @@ def _schedule_forgotten(rates: list[float], decay: float) -> float:
     return (1 - max(rates) * decay) ** len(rates)
 
 
+def _first_step_alone(rates: list[float], decay: float) -> float:
+    return 1 - rates[0] * decay
+
+
 def _shrink_cases() -> tuple[Case, ...]:
     return (
         Case("two steps", ([0.5, 0.25], 0.1)),
@@ -150,6 +154,7 @@ EXERCISES = (
                 "each step shrinks what the step before has left: multiply the factors; the sum is right only while it "
                 "is small",
             ),
+            Mistake(_first_step_alone, "that is the first step alone; is the `return` inside the loop?"),
             Mistake(_rate_forgotten, "decoupled decay is scaled by the learning rate: 1 - rate * decay"),
             Mistake(_schedule_forgotten, "the schedule changes the rate: use each step's own, not the largest"),
         ),

@@ -32,6 +32,11 @@ def _plain_sum(programmed: Tensor, zero_shot: Tensor, alpha: float) -> Tensor:
     return F.normalize(programmed + alpha * zero_shot, dim=1)
 
 
+def _one_length_for_all(programmed: Tensor, zero_shot: Tensor, alpha: float) -> Tensor:
+    mixed = (1 - alpha) * programmed + alpha * zero_shot
+    return mixed / mixed.norm()
+
+
 def _mix_cases() -> tuple[Case, ...]:
     g = torch.Generator().manual_seed(7)
     a, b = (F.normalize(torch.randn(6, 8, generator=g), dim=1) for _ in range(2))
@@ -59,6 +64,10 @@ def _no_two(cosine: Tensor, alpha: float) -> Tensor:
 
 def _no_cross_term(cosine: Tensor, alpha: float) -> Tensor:
     return ((1 - alpha) ** 2 + alpha**2 + 0 * cosine) ** 0.5
+
+
+def _part_along_the_first(cosine: Tensor, alpha: float) -> Tensor:
+    return (1 - alpha) + alpha * cosine
 
 
 def _length_cases() -> tuple[Case, ...]:
@@ -98,6 +107,12 @@ def _variance(alphas: list[float], accuracies: list[float], n: int) -> float:
     return max(a for a, accuracy in zip(alphas, accuracies, strict=True) if accuracy >= best - best * (1 - best) / n)
 
 
+def _last_of_the_list(alphas: list[float], accuracies: list[float], n: int) -> float:
+    best = max(accuracies)
+    error = (best * (1 - best) / n) ** 0.5
+    return [a for a, accuracy in zip(alphas, accuracies, strict=True) if accuracy >= best - error][-1]
+
+
 def _alpha_cases() -> tuple[Case, ...]:
     alphas = [0.0, 0.25, 0.5, 0.75, 1.0]
     return (
@@ -124,6 +139,10 @@ EXERCISES = (
             Mistake(_other_way_round, "alpha is the share of zero-shot: at alpha = 0 nothing of it is left"),
             Mistake(_along_the_images, "each image's feature is a row: normalise along dim=1"),
             Mistake(
+                _one_length_for_all,
+                "mixed.norm() is one number for the whole table: each row has its own, so dim=1, keepdim=True",
+            ),
+            Mistake(
                 _plain_sum, "the programmed features have the share 1 - alpha, so that alpha = 1 is zero-shot alone"
             ),
         ),
@@ -140,6 +159,7 @@ EXERCISES = (
         (
             Mistake(_no_root, "that is the squared length: take the root"),
             Mistake(_no_two, "the cross term counts twice: 2 * alpha * (1 - alpha) * cosine"),
+            Mistake(_part_along_the_first, "that is the part along f alone; g also points away from f"),
             Mistake(_no_cross_term, "that holds for orthogonal features alone; the cosine must enter"),
         ),
     ),
@@ -157,6 +177,7 @@ EXERCISES = (
             Mistake(
                 _smallest_alpha, "of the alphas within the error the largest is taken, the one nearest to zero-shot"
             ),
+            Mistake(_last_of_the_list, "the last of the list is the largest only if the alphas rise: take the maximum"),
             Mistake(_not_divided_by_n, "divide by n: more images make the error smaller"),
             Mistake(_variance, "that is the variance: the standard error is its root"),
         ),
