@@ -164,7 +164,27 @@ def normalise(notebook: Any) -> Any:
             cell.outputs = _merged(cell.outputs)
             for output in cell.outputs:
                 output.get("data", {}).pop(WIDGET_VIEW, None)
+    _hide_answers(notebook.cells)
     return notebook
+
+
+def _hide_answers(cells: Iterable[Any]) -> None:
+    """Fold the stored outputs that answer a question, so that who opens a notebook can predict before seeing them.
+
+    From a cell with ``predict`` on, until the Markdown behind its ``reveal``. JupyterLab shows of a folded output its
+    first line alone, unfolds it when the cell is run, and pages without a kernel show it as ever.
+    """
+    open_questions, folding = 0, False
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            folding = folding and open_questions > 0
+            continue
+        if folding:
+            cell.metadata["jupyter"] = {"outputs_hidden": True}
+        open_questions += len(re.findall(r"(?<![.\w])predict\(", cell.source)) - len(
+            re.findall(r"\.reveal\(", cell.source)
+        )
+        folding = folding or open_questions > 0
 
 
 def _merged(outputs: Sequence[Any]) -> list[Any]:

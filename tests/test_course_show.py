@@ -100,8 +100,10 @@ def test_the_default_stands_when_nobody_chooses(capsys):
     guess.reveal("b", "because they are inverted.")
     guess.reveal("a", "they are coloured")
     assert capsys.readouterr().out.splitlines() == [
-        "The default said a: emoji. The run says b: dark <icons>, because they are inverted.",
-        "The default said a: emoji. The run agrees, because they are coloured.",
+        "The default said a: emoji.",
+        "The run says b: dark <icons>, because they are inverted.",
+        "The default said a: emoji.",
+        "The run agrees, because they are coloured.",
     ]
     assert guess.choice == "a" and not guess.chosen
 
@@ -112,7 +114,7 @@ def test_a_click_counts_even_if_it_confirms_nothing_else(capsys):
     guess.buttons.value = "b"
     capsys.readouterr()
     guess.reveal("b", "they are inverted")
-    assert capsys.readouterr().out == "You said b: dark <icons>. The run agrees, because they are inverted.\n"
+    assert capsys.readouterr().out == "You said b: dark <icons>.\nThe run agrees, because they are inverted.\n"
     assert list(guess.buttons.options) == [("a: emoji", "a"), ("b: dark <icons>", "b")]
 
 
@@ -123,7 +125,7 @@ def test_no_answer_is_pressed_so_that_pressing_the_default_counts(capsys):
     guess.buttons.value = "a"
     capsys.readouterr()
     guess.reveal("a", "they are coloured")
-    assert capsys.readouterr().out == "You said a: emoji. The run agrees, because they are coloured.\n"
+    assert capsys.readouterr().out == "You said a: emoji.\nThe run agrees, because they are coloured.\n"
 
 
 def test_long_sentences_are_broken_between_words(capsys):

@@ -284,6 +284,23 @@ def test_normalise_drops_what_varies():
     assert clean.cells[1].outputs[1].data == {"text/plain": "y"}
 
 
+def test_stored_answers_are_folded_until_they_are_asked_for():
+    sources = [
+        "x = model.predict(1)", 'guess = predict("?", {})', "figure()", "# prose", "figure()", "guess.reveal(1)",
+        "print(2)", "# prose", "print(3)", 'a, b = predict("?"), predict("!")', "a.reveal(1)", "# prose",
+        "b.reveal(1)", "# prose", "print(4)",
+    ]  # fmt: skip
+    cells = [new.new_markdown_cell(s) if s.startswith("#") else cell(s) for s in sources]
+    folded = normalise(new.new_notebook(cells=cells)).cells
+    assert [i for i, c in enumerate(folded) if c.metadata.get("jupyter") == {"outputs_hidden": True}] == [
+        2, 4, 5, 6, 10, 12
+    ]  # fmt: skip
+    assert all(not c.metadata for c in folded if c.cell_type == "markdown")
+    # What was folded by hand, or by an earlier version, is not.
+    cells[0].metadata["jupyter"] = {"outputs_hidden": True}
+    assert not normalise(new.new_notebook(cells=cells)).cells[0].metadata
+
+
 def test_execute_twice_gives_equal_bytes(tmp_path):
     """Including prints that arrive in pieces, a widget, a figure and a result."""
     sources = [

@@ -3,6 +3,6 @@
 from rp_lib.course.exercise import exercise
 from rp_lib.course.home import home
 from rp_lib.course.predict import predict
-from rp_lib.course.show import show
+from rp_lib.course.show import say, show
 
-__all__ = ["exercise", "home", "predict", "show"]
+__all__ = ["exercise", "home", "predict", "say", "show"]

@@ -39,6 +39,10 @@ def alpha_widget(records: pd.DataFrame) -> Slides:
             line = 100 * sweep.xs(method, level="method")[[across, up]]
             panel.plot(line[across], line[up], color=colour, marker=marker, markersize=4, linewidth=1, label=name)
             (markers[i, method],) = panel.plot([], [], color=colour, marker=marker, markersize=13, markeredgecolor="k")
+        if (1.0, methods[0]) in sweep.index:  # where all curves end
+            end = 100 * sweep.loc[(1.0, methods[0]), [across, up]]
+            panel.annotate("alpha = 1: zero-shot", tuple(end), (-14, 20), textcoords="offset points", ha="center",
+                           fontsize=8, arrowprops={"arrowstyle": "-", "color": "#555555"})  # fmt: skip
         panel.set_xlabel(AXES[across][2], fontsize=9)
         panel.set_ylabel(AXES[up][2], fontsize=9)
         panel.spines[["top", "right"]].set_visible(False)

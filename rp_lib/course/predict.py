@@ -44,7 +44,8 @@ class Prediction:
         said = "You said" if self.chosen else "The default said"
         verdict = "The run agrees" if self.choice == correct else f"The run says {correct}: {self.options[correct]}"
         reason = because.strip().rstrip(".").removeprefix("because ")
-        say(f"{said} {self.choice}: {self.options[self.choice]}. {verdict}, because {reason}.")
+        # The answer stands in the second line: of a folded output JupyterLab shows the first.
+        say(f"{said} {self.choice}: {self.options[self.choice]}.\n{verdict}, because {reason}.")
 
     def _check(self, key: str) -> None:
         if key not in self.options:

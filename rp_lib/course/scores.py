@@ -76,4 +76,4 @@ def threshold_widget(id_scores: Any, ood_scores: Any, score: str = "confidence")
             "ID images accepted (TPR)": f"{facts['tpr']:.1%}", "OOD images accepted (FPR)": f"{facts['fpr']:.1%}",
         }  # fmt: skip
 
-    return Slides("ID images to accept", STOPS, frame, facts, alt, start=0.95, names=names, say=words)
+    return Slides("ID images to accept", STOPS, frame, facts, alt, start=0.5, names=names, say=words)

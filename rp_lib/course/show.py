@@ -67,9 +67,9 @@ def display(data: dict[str, str], metadata: dict[str, Any] | None = None) -> Non
         publish(data, metadata=metadata or {}, raw=True)
 
 
-def say(text: str) -> None:
-    """Print text with its long lines broken between words."""
-    for line in text.splitlines():
+def say(text: object) -> None:
+    """Print text, or what has one (a verdict, say), with its long lines broken between words."""
+    for line in str(text).splitlines():
         print(textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False))
 
 
