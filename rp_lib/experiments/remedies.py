@@ -96,5 +96,5 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
 
 
 EXPERIMENT = Experiment(
-    "remedies", "What could help reprogramming with many classes?", ("classes",), measure, judge, 8, about=about
+    "remedies", "What could help reprogramming with many classes?", ("classes",), measure, judge, 20, about=about
 )
