@@ -2,7 +2,7 @@
 
 import pandas as pd
 import pytest
-from test_experiments import made_up, outcomes
+from test_verdicts import made_up, outcomes
 
 from rp_lib.benchmark import Benchmark
 from rp_lib.errors import RPLibError
