@@ -136,7 +136,7 @@ def _figures(notebook: Any) -> Iterator[str]:
             alt = output.metadata.get("image/png", {}).get("alt", "")
             if len(alt.split()) < 3:
                 yield f"cell {cell.execution_count} has a figure without alt text: use show(figure, alt=...)"
-            elif output.data.get("text/plain") != f"figure: {alt}":
+            elif output.data.get("text/plain") != f"figure:\n{alt}":
                 yield f"cell {cell.execution_count} has a figure whose plain text is not its alt text"
         facts = printed(cell) + (printed(following) if following is not None else "")
         if pictures and not facts.strip():

@@ -41,7 +41,7 @@ def published(monkeypatch):
 def test_show_publishes_a_png_with_its_alternative(published):
     show(line(), ALT)
     ((data, metadata),) = published
-    assert set(data) == {"image/png", "text/plain"} and data["text/plain"] == f"figure: {ALT}"
+    assert set(data) == {"image/png", "text/plain"} and data["text/plain"] == f"figure:\n{ALT}"
     assert metadata == {"image/png": {"alt": ALT}}
     image = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
     assert image.format == "PNG" and 250 < image.width < 400
@@ -64,7 +64,7 @@ def test_show_closes_the_figure(capsys):
 
 def test_outside_a_notebook_the_alternative_is_printed(capsys):
     show(line(), ALT)
-    assert capsys.readouterr().out == f"figure: {ALT}\n"
+    assert capsys.readouterr().out == f"figure:\n{ALT}\n"
 
 
 @pytest.mark.parametrize("alt", ["", "a figure"])

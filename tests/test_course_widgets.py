@@ -110,7 +110,7 @@ def test_still_picture_and_text_do_not_depend_on_where_the_slider_stands(widget)
     assert set(before) == {"image/png", "text/plain", WIDGET_VIEW}
     assert all(before[k] == after[k] for k in ("image/png", "text/plain"))
     assert base64.b64decode(before["image/png"]) == start
-    assert before["text/plain"] == f"figure: {metadata['image/png']['alt']}" == repr(widget)
+    assert before["text/plain"] == f"figure:\n{metadata['image/png']['alt']}" == repr(widget)
     assert before[WIDGET_VIEW]["model_id"]
 
 

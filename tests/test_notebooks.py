@@ -102,7 +102,7 @@ def test_a_changed_output_fails_and_nothing_else(nbval_results, stem):
 def figure(alt="Two lines that cross once"):
     return new.new_output(
         "display_data",
-        {"image/png": "iVBORw0KGgo=", "text/plain": f"figure: {alt}"},
+        {"image/png": "iVBORw0KGgo=", "text/plain": f"figure:\n{alt}"},
         metadata={"image/png": {"alt": alt}},
     )
 

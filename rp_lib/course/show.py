@@ -50,7 +50,7 @@ def picture(image: bytes, alt: str) -> tuple[dict[str, str], dict[str, Any]]:
     """Display data of a PNG and its metadata."""
     if len(alt.split()) < 3:
         raise RPLibError(f"the text alternative {alt!r} says too little: write a sentence on what the figure shows")
-    data = {"image/png": base64.b64encode(image).decode("ascii"), "text/plain": f"figure: {alt}"}
+    data = {"image/png": base64.b64encode(image).decode("ascii"), "text/plain": f"figure:\n{alt}"}
     return data, {"image/png": {"alt": alt}}
 
 

@@ -21,21 +21,25 @@ SURE = 0.95  # of how probable a direction must be
 WIDER = "wider at the lowest resolution"
 
 
+def taken_at(images: ImageSet, side: int) -> ImageSet:
+    """The images as if they had been taken at ``side`` pixels (area-averaged)."""
+    small = F.interpolate(images.images.float(), (side, side), mode="area").round().byte()
+    derived = images.derived_from and f"{images.derived_from} at {side} px"
+    return replace(images, images=small, derived_from=derived)
+
+
 def at_resolution(benchmark: Benchmark, side: int) -> Benchmark:
-    """The benchmark as if its images had been taken at ``side`` pixels (area-averaged)."""
-
-    def shrink(images: ImageSet) -> ImageSet:
-        small = F.interpolate(images.images.float(), (side, side), mode="area").round().byte()
-        derived = images.derived_from and f"{images.derived_from} at {side} px"
-        return replace(images, images=small, derived_from=derived)
-
+    """The benchmark with all of its images :func:`taken_at` ``side`` pixels."""
     if benchmark.test.images.shape[-1] == side:
         return benchmark
     return replace(
-        benchmark, train=shrink(benchmark.train), val=shrink(benchmark.val), test=shrink(benchmark.test),
-        shifts={name: shrink(s) for name, s in benchmark.shifts.items()},
-        ood={name: shrink(s) for name, s in benchmark.ood.items()},
-    )  # fmt: skip
+        benchmark,
+        train=taken_at(benchmark.train, side),
+        val=taken_at(benchmark.val, side),
+        test=taken_at(benchmark.test, side),
+        shifts={name: taken_at(s, side) for name, s in benchmark.shifts.items()},
+        ood={name: taken_at(s, side) for name, s in benchmark.ood.items()},
+    )
 
 
 def measure(world: World, parts: Path) -> pd.DataFrame:
