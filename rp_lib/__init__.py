@@ -11,11 +11,11 @@ notebook_checks, notebooks, book, cli. Beside them mini, which made the mini wor
 from rp_lib._version import __version__
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
-from rp_lib.detectors import DETECTORS
-from rp_lib.errors import RPLibError
+from rp_lib.comparison import paired_bootstrap
+from rp_lib.config import AS_RELEASED, PAPER, Reprogramming, preset
+from rp_lib.detectors import DETECTORS, Threshold
 from rp_lib.evaluation import Run, evaluate, evaluate_outputs, summarise
 from rp_lib.features import FeatureStore
-from rp_lib.inference import compute_outputs
 from rp_lib.methods import (
     BASES,
     FLYP,
@@ -37,10 +37,8 @@ from rp_lib.methods import (
     build_method,
     load_method,
 )
-from rp_lib.outputs import load_outputs, save_outputs
-from rp_lib.paired import paired_bootstrap
-from rp_lib.presets import AS_RELEASED, PAPER, Reprogramming, preset
-from rp_lib.threshold import Threshold
+from rp_lib.outputs import compute_outputs, load_outputs, save_outputs
+from rp_lib.utils.errors import RPLibError
 
 __all__ = [
     "AS_RELEASED", "BASES", "DETECTORS", "FLYP", "L2SP", "LPFT", "METHODS", "PAPER", "Benchmark", "CoOp", "DeepPrompts",

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.utils.errors import RPLibError, UnknownName
 
 log = logging.getLogger(__name__)
 SCHEMAS = ("hf-hub:", "local-dir:")

@@ -1,8 +1,4 @@
-"""What methods are trained and judged on: image sets with a role, and a benchmark made of them.
-
-A benchmark has the three axes of the paper: ID classification (train, val, test), the same classes under
-covariate shift (``shifts``), and semantic OOD pictures that show none of the classes (``ood``).
-"""
+"""Predictions among some of the classes: for image sets that show some only and are scored over these."""
 
 from __future__ import annotations
 
@@ -17,12 +13,52 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from rp_lib.among import check_among
-from rp_lib.corruptions import RECIPE_VERSION, corrupt
-from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.mini.corruptions import RECIPE_VERSION, corrupt
+from rp_lib.utils.errors import RPLibError, UnknownName
 
 if TYPE_CHECKING:
     import pandas as pd
+from dataclasses import replace
+
+
+def among_only(logits: Tensor, among: tuple[int, ...] | None) -> Tensor:
+    """Logits (n, C) with those outside the class numbers ``among`` at minus infinity; None changes nothing.
+
+    Softmax over the result is softmax over these classes, and the largest logit is the largest of theirs.
+
+    Raises:
+        RPLibError: a class number without a logit.
+    """
+    if among is None:
+        return logits
+    if among[-1] >= logits.shape[1]:
+        raise RPLibError(f"there are {logits.shape[1]} logits, none of class {among[-1]} that is to be scored")
+    kept = torch.full_like(logits, -torch.inf)
+    kept[:, list(among)] = logits[:, list(among)]
+    return kept
+
+
+def check_among(among: Sequence[int], labels: Tensor | None, name: str) -> tuple[int, ...]:
+    """Class numbers in ascending order, for an image set ``name`` with int64 ``labels`` (n,).
+
+    Raises:
+        RPLibError: a set without labels, no numbers, one twice or below 0, or a label that is not among them.
+    """
+    numbers = tuple(sorted(int(c) for c in among))
+    if labels is None:
+        raise RPLibError(f"{name!r} has no labels, so no prediction is made among classes")
+    if not numbers or numbers[0] < 0 or len(set(numbers)) != len(numbers):
+        raise RPLibError(f"{name!r} must be scored among distinct class numbers from 0, at least one")
+    outside = sorted(set(labels.unique().tolist()) - set(numbers))
+    if outside:
+        raise RPLibError(f"{name!r} has the label {outside[0]}, which is not among the classes it is scored over")
+    return numbers
+
+
+# What methods are trained and judged on: image sets with a role, and a benchmark made of them.
+#
+# A benchmark has the three axes of the paper: ID classification (train, val, test), the same classes under
+# covariate shift (``shifts``), and semantic OOD pictures that show none of the classes (``ood``).
 
 ROLES = ("train", "val", "test", "shift", "near-ood", "far-ood")
 OOD_ROLES = ("near-ood", "far-ood")
@@ -228,7 +264,7 @@ class Benchmark:
 
     @classmethod
     def mini(cls, path: Path | str | None = None) -> Benchmark:
-        """The shipped benchmark of icons, or one that ``rp-lib mini benchmark`` wrote to ``path``.
+        """The shipped benchmark of icons, or one that ``python -m rp_course mini benchmark`` wrote to ``path``.
 
         ``dark`` (the test images inverted) and ``corrupted-SEVERITY`` (the same 300 test images under each of
         :data:`MINI_CORRUPTIONS`) are derived here and not stored.
@@ -256,7 +292,7 @@ class Benchmark:
 
     @classmethod
     def from_folders(cls, name: str = "own", **options: Any) -> Benchmark:
-        """Your own photographs, folders with one subfolder for each class (:func:`rp_lib.photos.from_folders`).
+        """Your own photographs, folders with one subfolder for each class (:func:`rp_lib.data.from_folders`).
 
         >>> Benchmark.from_folders(  # doctest: +SKIP
         ...     train="pets/train", test="pets/test",
@@ -264,7 +300,7 @@ class Benchmark:
         ...     ood={"textures": "textures"},
         ... )
         """
-        from rp_lib.photos import from_folders
+        from rp_lib.data import from_folders
 
         return from_folders(name, **options)
 
@@ -286,3 +322,30 @@ def _corrupted(test: ImageSet, severity: int) -> ImageSet:
         sources=chosen.repeat(times),
         derived_from=f"{MINI_CORRUPTIONS} {RECIPE_VERSION} of {clean.fingerprint} at severity {severity}",
     )  # fmt: skip
+
+
+# Even subsets of image sets, for a shorter look at the same thing.
+
+def evenly(n: int, wanted: int) -> Tensor:
+    """int64 positions of ``wanted`` of ``n`` items, evenly spaced; all if there are no more."""
+    return torch.arange(n) if wanted >= n else (torch.arange(wanted) * n) // wanted
+
+
+def lighten(benchmark: Benchmark, test: int, other: int) -> Benchmark:
+    """A benchmark with at most ``test`` test images and ``other`` of each shifted and OOD set, evenly spaced.
+
+    Sets derived from test images keep those whose source is kept, so that paired comparisons stay paired.
+    """
+    kept = benchmark.test.subset(evenly(len(benchmark.test), test))
+
+    def fewer(images: ImageSet) -> ImageSet:
+        if images.derived_from:
+            return images.subset(torch.isin(images.sources, kept.sources))
+        return images.subset(evenly(len(images), other))
+
+    return replace(
+        benchmark,
+        test=kept,
+        shifts={name: fewer(images) for name, images in benchmark.shifts.items()},
+        ood={name: fewer(images) for name, images in benchmark.ood.items()},
+    )

@@ -1,30 +1,453 @@
-"""The command line: ``rp-lib`` or ``python -m rp_lib``."""
+"""``rp-lib data``: list, download, check."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+import tomllib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
 
 from rp_lib._version import __version__
-from rp_lib.data.cli import add_data_command
-from rp_lib.errors import RPLibError, UnknownName
-from rp_lib.experiments.cli import add_experiment_command
-from rp_lib.notebooks import add_notebooks_command
-from rp_lib.run_cli import add_run_command
+from rp_lib.data.download import DataStore, Limits, free_bytes, human
+from rp_lib.data.sources import DataSet, Sources, check_url, default_root, load_sources
+from rp_lib.utils.errors import RPLibError, UnknownName
+
+_DATA_EPILOG = """\
+examples:
+  rp-lib data --list                              what there is, and what is there already
+  rp-lib data cifar                               the whole CIFAR-10 benchmark into ./data
+  rp-lib data --folder imagenet-1k=/sets/imagenet use a folder that you have
+  rp-lib data --check                             verify everything that is there, down to the bytes
+
+exit codes:
+  0  everything asked for is there
+  2  bad input, or a folder that cannot be read or written
+  3  network: no source gave a whole file
+  4  verification: something is not what it should be
+  5  no space on the disk
+  6  not there: to be fetched by hand, or (with --check) not downloaded yet
+  130  interrupted; the same command goes on from there
+When several data sets fail, the first of 4, 5, 3, 6, 2 that occurred.
+"""
+_WORST = (4, 5, 3, 6, 2)
+
+
+class SomeFailed(RPLibError):
+    """Several data sets were asked for and some are not there."""
+
+    def __init__(self, failed: dict[str, RPLibError], asked: int) -> None:
+        super().__init__(f"{len(failed)} of {asked} data sets failed: {', '.join(failed)} (reasons above)")
+        codes = {error.exit_code for error in failed.values()}
+        self.exit_code = next(code for code in _WORST if code in codes)
+
+
+def add_data_command(commands: argparse._SubParsersAction) -> None:
+    """Add ``data`` to the commands of ``rp-lib``."""
+    text = "Download and verify the real data sets of the full track."
+    parser = commands.add_parser(
+        "data",
+        help=text,
+        description=text,
+        epilog=_DATA_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="data sets or groups (see --list), or all")
+    parser.add_argument("--list", action="store_true", help="say what there is and what is there already, and stop")
+    parser.add_argument("--check", action="store_true", help="verify what is there, down to the bytes, and stop")
+    parser.add_argument("--dry-run", action="store_true", help="say what would be downloaded from where, and stop")
+    parser.add_argument("--root", type=Path, help="folder of the data sets; default: $RP_DATA, else data")
+    parser.add_argument(
+        "--folder", action="append", default=[], metavar="NAME=PATH", help="use a folder that is there; repeatable"
+    )
+    parser.add_argument(
+        "--mirror",
+        action="append",
+        default=[],
+        metavar="URL",
+        help="a server that holds NAME/FILE, tried before the known ones and verified the same; repeatable",
+    )
+    parser.add_argument(
+        "--timeout", type=float, default=30.0, help="seconds without a byte before a try is given up (default: 30)"
+    )
+    parser.add_argument(
+        "--attempts", type=int, default=5, help="tries in a row that may fail for each address (default: 5)"
+    )
+    parser.add_argument("--quiet", action="store_true", help="say only what is wrong")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Run the command.
+
+    Raises:
+        RPLibError: something asked for is not there; ``exit_code`` says why.
+    """
+    if args.timeout <= 0 or args.attempts < 1:
+        raise RPLibError("--timeout takes a number of seconds above 0, --attempts a whole number above 0")
+    try:
+        mirrors = [check_url(url) for url in args.mirror]
+    except ValueError as error:
+        raise RPLibError(f"--mirror: {error}") from error
+    say = (lambda text: None) if args.quiet else print
+    sources = load_sources()
+    bars = _Bars(enabled=not args.quiet and sys.stderr.isatty())
+    store = DataStore(
+        args.root or default_root(),
+        mirrors=mirrors,
+        limits=Limits(timeout=args.timeout, window=2 * args.timeout, attempts=args.attempts),
+        say=say,
+        on_bytes=bars.update,
+    )
+    own = [_assignment(text) for text in args.folder]
+    for name, _ in own:
+        sources[name]  # refuses an unknown name before anything is done
+    if not (args.names or args.list or args.check or own):
+        raise RPLibError(f"name data sets or groups ({', '.join(sources.groups)}, all), or pass --list")
+    chosen = sources.select(args.names)
+    if args.list:
+        print(listing(store, sources, chosen))
+        return
+    if args.dry_run:
+        print("\n".join(plan(store, chosen)))
+        return
+    jobs: list[tuple[str, Callable[[], object]]] = []
+    for name, folder in own:
+        jobs.append((name, lambda name=name, folder=folder: store.adopt(sources[name], folder)))
+    if args.check:
+        if not args.names:
+            chosen = [d for d in sources.data.values() if store.state(d).kind in ("there", "damaged")]
+            if not chosen:
+                say(f"nothing was downloaded to {store.root}")
+        jobs += [(d.name, lambda d=d: store.check(d)) for d in chosen]
+    else:
+        jobs += [(d.name, lambda d=d: store.download(d)) for d in chosen]
+    try:
+        _run_all(jobs, lambda name: say(f"{name}: {store.state(sources[name]).text} ({store.home(sources[name])})"))
+    finally:
+        bars.close()
+
+
+def listing(store: DataStore, sources: Sources, chosen: Sequence[DataSet]) -> str:
+    """The table of ``--list``; with data sets named, their sources as well."""
+    rows = [("name", "role", "download", "licence or terms", "here")]
+    for data in chosen or sources.data.values():
+        size = "by hand" if data.by_hand else human(data.size)
+        rows.append((data.name, data.role, size, data.licence or "unknown", store.state(data).text))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    lines = ["  ".join([*(f"{cell:{w}}" for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
+    if not chosen:
+        lines += ["", "groups:"]
+        for group, text in sources.groups.items():
+            members = ", ".join(d.name for d in sources.select([group]))
+            lines.append(f"  {group}: {text} ({members})")
+        lines += ["", f"in {store.root}; unknown terms: see the page that --list NAME gives"]
+    for data in chosen:
+        lines += ["", f"{data.name}: {data.title}; {data.homepage}"]
+        lines += [f"  {data.by_hand}"] if data.by_hand else []
+        for file in data.files:
+            how = ", ".join(f"{k} {v}" for k, v in file.hashes.items()) or "no published hash: kept at first download"
+            lines += [f"  {file.name}, {human(file.size)}, {how}", *(f"    {u}" for u in store.urls(data, file))]
+    return "\n".join(lines)
+
+
+def plan(store: DataStore, chosen: Sequence[DataSet]) -> list[str]:
+    """The lines of ``--dry-run``; nothing is asked of any server."""
+    lines = []
+    for data in chosen:
+        state = store.state(data)
+        if state.kind == "there":
+            lines.append(f"{data.name}: {state.text}; nothing to do")
+        elif data.by_hand:
+            lines.append(f"{data.name}: by hand: {store.remedy(data)}")
+        else:
+            lines.append(f"{data.name}: to {store.home(data)}" + (f" ({state.text})" if state.kind != "absent" else ""))
+            lines += [f"  {f.name}, {human(f.size)}, {store.urls(data, f)[0]}" for f in data.files]
+    return [*lines, f"{human(free_bytes(store.root))} are free for {store.root}"]
+
+
+def _assignment(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not equals or not path:
+        raise RPLibError(f"--folder takes NAME=PATH, got {text!r}")
+    return name, Path(path)
+
+
+def _run_all(jobs: Sequence[tuple[str, Callable[[], object]]], done: Callable[[str], None]) -> None:
+    """Run every job whatever becomes of the others; a single failure is raised as it is."""
+    failed: dict[str, RPLibError] = {}
+    for name, job in jobs:
+        try:
+            job()
+        except RPLibError as error:
+            if len(jobs) == 1:
+                raise
+            failed[name] = error
+            print(f"rp-lib: {error}", file=sys.stderr)
+        else:
+            done(name)
+    if failed:
+        raise SomeFailed(failed, len(jobs))
+
+
+class _Bars:
+    """One tqdm bar for the file that is on its way."""
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._name = ""
+        self._bar: tqdm | None = None
+
+    def update(self, name: str, done: int, total: int | None) -> None:
+        if not self._enabled:
+            return
+        if self._bar is None or name != self._name:
+            self.close()
+            self._name, self._bar = name, tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=name)
+        self._bar.n = done
+        self._bar.total = total
+        self._bar.update(0)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+
+# ``rp-lib run``: a benchmark from a configuration file, or from a few words on the command line.
+
+_RUN_EPILOG = """\
+examples:
+  rp-lib run --list                                   the configurations that ship
+  rp-lib run --config cifar10-paper --dry-run         what it would do, need and cost; nothing is loaded
+  rp-lib run --config cifar10-paper                   the paper's CIFAR-10 benchmark
+  rp-lib run --track full --id imagenet --preset as_released --seeds 1
+  rp-lib run --config cifar10-paper --backbone RN50-quickgelu --methods zero-shot,rp,rrp --out results/rn50
+  rp-lib run --folders train=pets/train,test=pets/test,shift:drawings=pets/drawings,ood:food=food
+  rp-lib run --config cifar10-paper --set settings.rp.epochs=5 --set data.per_class=100
+  rp-lib run --config my.toml                         a file of your own, see `--list` for examples
+  rp-lib run --config pacs --root photos              real photographs, and a backbone that needs no download
+  accelerate launch --multi_gpu --num_processes 4 -m rp_lib run --config cifar10-paper     four GPUs
+  torchrun --nproc_per_node=2 -m rp_lib run --config mini                                  two processes, GPUs or CPUs
+
+What the command line says wins over the file. The results' folder gets config.toml (the configuration as it was
+used: `--config FOLDER/config.toml` repeats the run), records.csv with its provenance, three_axes.png, every trained
+method and its outputs. The same command goes on where it was interrupted.
+
+exit codes: 0 done, 2 bad input or environment, 6 data sets are missing, 130 interrupted
+"""
+# Options that stand for one key of the configuration.
+_KEYS = {
+    "preset": "preset", "out": "out", "device": "device", "precision": "precision", "backbone": "backbone.name",
+    "pretrained": "backbone.pretrained", "root": "data.root", "subset": "data.subset", "per_class": "data.per_class",
+}  # fmt: skip
+_FULL_DEFAULT, _PRESET_DEFAULT = "cifar10", "paper"
+
+
+def add_run_command(commands: argparse._SubParsersAction) -> None:
+    """Add ``run`` to the commands of ``rp-lib``."""
+    text = "Train and compare methods on a benchmark that a configuration names: the paper's, or your own folders."
+    parser = commands.add_parser(
+        "run", help=text, description=text, epilog=_RUN_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(run=_run)
+    add = parser.add_argument
+    add("--config", help="a shipped configuration's name, or a TOML file")
+    add("--list", action="store_true", help="say which configurations ship, and stop")
+    add("--dry-run", action="store_true", help="say what would be done, with estimates of memory and time, and stop")
+    add("--track", help="instead of --config: mini or full")
+    add("--id", help=f"instead of --config: cifar10 or imagenet, default {_FULL_DEFAULT}")
+    add("--folders", help="instead of [data]: train=PATH,test=PATH,val=PATH,shift:NAME=PATH,ood:NAME=PATH")
+    add("--preset", help="paper or as_released")
+    add("--backbone", help="an open_clip model, or mini")
+    add("--pretrained", help="tag or local file of its weights; random: untrained")
+    add("--methods", help="comma-separated method names")
+    add("--seeds", help="a number of seeds, or a comma-separated list of them such as 1,2,7")
+    add("--detectors", help="comma-separated detectors; outputs are kept, so others can be had later without a GPU")
+    add("--out", help="folder for the results")
+    add("--root", help="folder of the data sets, default $RP_DATA, else data; or that the folders of [data] are in")
+    add("--subset", type=int, help="at most so many images of each judged set")
+    add("--per-class", type=int, help="at most so many training images of each class")
+    add("--device", help="auto, cpu, cuda, cuda:1, mps ...")
+    add("--precision", help="of training: auto, float32, bfloat16, float16")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key, such as settings.rp.epochs=5")
+    add("--gpu", default="a100", help="GPU that --dry-run estimates times for (default: a100)")
+    add("--utilisation", type=float, default=0.3, help="share of its dense rate that --dry-run assumes (default: 0.3)")
+    add("--fresh", action="store_true", help="train and evaluate anew whatever is there")
+    add("--details", action="store_true", help="also print accuracy and AUROC of every single set")
+    add("--quiet", action="store_true", help="no progress bars")
+
+
+def changes_of(args: argparse.Namespace) -> dict[str, Any]:
+    """What the command line changes of a configuration, by dotted key.
+
+    Raises:
+        RPLibError: an option that cannot be read.
+    """
+    changes: dict[str, Any] = {}
+    if args.folders:
+        changes["data"] = {"id": "folders", **_folders(args.folders)}
+    for option, key in _KEYS.items():
+        if getattr(args, option) is not None:
+            changes[key] = getattr(args, option)
+    own_weights = (args.backbone or "") == "mini" or ":" in (args.backbone or "")
+    if own_weights and args.pretrained is None:
+        changes["backbone.pretrained"] = None  # the file's are another model's
+    for option in ("methods", "detectors"):
+        if (text := getattr(args, option)) is not None:
+            changes[option] = [name.strip() for name in text.split(",") if name.strip()]
+    if args.seeds is not None:
+        changes["seeds"] = _seeds(args.seeds)
+    for text in args.set:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise RPLibError(f"--set takes KEY=VALUE, such as settings.rp.epochs=5, got {text!r}")
+        changes[key.strip()] = _value(value.strip())
+    return changes
+
+
+def configuration_of(args: argparse.Namespace) -> str:
+    """Name or path of the configuration that the command line asks for.
+
+    Raises:
+        RPLibError: it asks for none, or for two. UnknownName: no such track or ID.
+    """
+    from rp_lib.run.config import FULL_IDS
+    from rp_lib.run.session import TRACKS
+
+    if args.config:
+        if args.track or args.id:
+            raise RPLibError("--config names everything; leave --track and --id out, or leave --config out")
+        return args.config
+    if args.track is not None and args.track not in TRACKS:
+        raise UnknownName("track", args.track, TRACKS)
+    if args.id is not None and args.id not in FULL_IDS:
+        raise UnknownName("id of the full track", args.id, FULL_IDS)
+    if args.folders:
+        if args.track or args.id:
+            raise RPLibError("--folders are data of your own; leave --track and --id out")
+        return "folders"
+    if args.track == "mini":
+        if args.id:
+            raise RPLibError("the mini track has one benchmark; leave --id out, or ask for --track full")
+        return "mini"
+    if args.track is None and args.id is None:
+        raise RPLibError("say what to run: --config NAME (see --list), --track mini or full, or --folders")
+    preset = args.preset or _PRESET_DEFAULT
+    return f"{args.id or _FULL_DEFAULT}-{preset if preset in ('paper', 'as_released') else _PRESET_DEFAULT}"
+
+
+def _run(args: argparse.Namespace) -> None:
+    from rp_lib.run.config import read_config, shipped
+    from rp_lib.utils import distributed
+
+    say = print if distributed.is_main() else _silent
+    if args.list:
+        for name in shipped():
+            say(f"{name:20} {read_config(name).about}")
+        say(f"\nin {next(iter(shipped().values())).parent}: copy one, edit it, and pass its path as --config")
+        return
+    config = read_config(configuration_of(args), changes_of(args))
+    if args.dry_run:
+        from rp_lib.run.cost import plan
+
+        say(plan(config, args.gpu, args.utilisation))
+        return
+    from rp_lib.run.demo import details, table
+    from rp_lib.run.session import of_detector, run_benchmark, track_of
+    from rp_lib.utils.device import autocast_dtype, pick_device
+    from rp_lib.utils.io import check_writable
+
+    autocast_dtype(pick_device(config.device), config.precision)  # refused before anything is loaded
+    if not args.fresh:
+        distributed.on_main(config.check_folder)
+    distributed.on_main(lambda: check_writable(config.out))
+    track = track_of(config, progress=not args.quiet and distributed.is_main())
+    data = track.data
+    say(
+        f"{data.name}: {len(data.class_names)} classes, {len(data.train):,} training and {len(data.test):,} test "
+        f"images, {len(data.shifts)} shifted and {len(data.ood)} OOD sets; backbone {track.clip.name}, {track.device}"
+        + (f", {distributed.world()} processes" if distributed.world() > 1 else "")
+    )
+    distributed.on_main(lambda: config.write(config.out / "config.toml"))
+    story = run_benchmark(
+        track.clip, data, config.out, seeds=config.seeds, methods=config.methods, settings=config.settings(),
+        precision=config.precision, detectors=config.detectors, keep_outputs=True, fresh=args.fresh,
+        progress=not args.quiet, about={"config": config.as_dict()},
+    )  # fmt: skip
+    shown = of_detector(story.summary, config.detectors[0])
+    say()
+    say(table(shown))
+    seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else "one seed"
+    conventions = ", ".join(sorted(story.records["convention"].dropna().unique())) or "none, there are no OOD sets"
+    say(
+        f"\nPercent, mean of {seeds} ± half of the 95 % interval (images and seeds). Shift\n"
+        f"accuracy, AUROC and FPR95: mean over sets; detector: {config.detectors[0]}; FPR95: threshold at 95 % TPR\n"
+        f"on the test images, convention {conventions}."
+    )
+    if args.details:
+        say("\n" + details(shown))
+    verb = "Reused" if story.reused else "Wrote"
+    say(f"\n{verb} {config.out / 'records.csv'} ({len(story.records)} records) and {story.figure}")
+
+
+def _silent(*_: object) -> None:
+    """Of every process but the main one."""
+
+
+def _seeds(text: str) -> int | list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise RPLibError(f"--seeds takes a number of seeds, or a list such as 1,2,7, got {text!r}") from error
+    return numbers[0] if len(numbers) == 1 and "," not in text else numbers
+
+
+def _value(text: str) -> Any:
+    """A value as TOML reads it; what is no TOML is a text."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _folders(text: str) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    for part in text.split(","):
+        name, _, path = part.strip().partition("=")
+        kind, colon, called = name.partition(":")
+        alone = kind in ("train", "test", "val") and not colon
+        if not (path and (alone or (kind in ("shift", "ood") and called))):
+            raise RPLibError(
+                f"--folders takes train=PATH,test=PATH,val=PATH,shift:NAME=PATH,ood:NAME=PATH, got {part.strip()!r}"
+            )
+        if colon:
+            data.setdefault("shifts" if kind == "shift" else "ood", {})[called] = path
+        else:
+            data[kind] = path
+    return data
+
+
+# The command line: ``rp-lib`` or ``python -m rp_lib``.
 
 Command = Callable[[argparse.Namespace], None]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0 done, 2 bad input or environment, 130 interrupted."""
-    parser = build_parser()
+    return run_command(build_parser(), argv)
+
+
+def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = None) -> int:
+    """Parse, run and report: errors become one line on stderr and an exit code."""
     args = parser.parse_args(argv)
     if os.environ.get("WORLD_SIZE", "1") != "1":  # a launcher's; torch is not imported for a --help
-        from rp_lib import distributed
+        from rp_lib.utils import distributed
 
         if not distributed.is_main():  # it says what the main process says
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
@@ -37,13 +460,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
         return 0
     except RPLibError as error:
-        print(f"rp-lib: {error}", file=sys.stderr)
+        print(f"{parser.prog}: {error}", file=sys.stderr)
         return error.exit_code
     except OSError as error:
-        print(f"rp-lib: {error}; check that the path exists and can be read and written", file=sys.stderr)
+        print(f"{parser.prog}: {error}; check that the path exists and can be read and written", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nrp-lib: interrupted; what was finished is kept, the same command goes on from there", file=sys.stderr)
+        print(f"\n{parser.prog}: interrupted; what was finished is kept, run the same command again", file=sys.stderr)
         return 130
     return 0
 
@@ -93,52 +516,12 @@ def build_parser() -> argparse.ArgumentParser:
     _backbone_options(look)
 
     add_run_command(commands)
-    add_experiment_command(commands)
     add_data_command(commands)
-    add_notebooks_command(commands)
-    mini = commands.add_parser("mini", help="Make the mini world anew: corpus, pre-training, benchmark.")
-    steps = mini.add_subparsers(required=True, metavar="STEP")
-    corpus = add("corpus", _corpus, "Fetch the icons with npm and rasterise them (minutes; resumes).", steps)
-    corpus.add_argument("--out", type=Path, default=Path("results/corpus"), help="folder for the corpus")
-    corpus.add_argument("--iconify", type=Path, help="an unpacked @iconify/json; default: fetched with npm pack")
-    corpus.add_argument("--workers", type=int, help="processes; default: one per core")
-    pretrain = add("pretrain", _pretrain, "Pre-train the mini CLIP (one to two hours on two cores; resumes).", steps)
-    pretrain.add_argument("--corpus", type=Path, default=Path("results/corpus"), help="folder of `rp-lib mini corpus`")
-    pretrain.add_argument(
-        "--out", type=Path, default=Path("results/pretrain"), help="folder for state, log and checkpoints"
-    )
-    pretrain.add_argument(
-        "--recipe", default="main", help="main or small (from scratch); polish or broaden (from --start)"
-    )
-    pretrain.add_argument("--start", type=Path, help="state.pt of a finished run, or released weights, to begin with")
-    pretrain.add_argument("--steps", type=int, help="optimiser steps of 512 pictures, instead of the recipe's")
-    pretrain.add_argument("--seed", type=int, help="seed of weights, batches, augmentation, instead of the recipe's")
-    pretrain.add_argument("--lr", type=float, help="peak learning rate, instead of the recipe's")
-    benchmark = add(
-        "benchmark", _benchmark, "Build the benchmark, its data card and contact sheet from a corpus.", steps
-    )
-    benchmark.add_argument("--corpus", type=Path, default=Path("results/corpus"), help="folder of `rp-lib mini corpus`")
-    benchmark.add_argument("--out", type=Path, default=Path("results/benchmark"), help="folder for the benchmark")
-    release = add("release", _release, "Export a pre-training run as float16 checkpoints with a model card.", steps)
-    release.add_argument(
-        "--run",
-        dest="runs",
-        type=Path,
-        nargs="+",
-        default=[Path("results/pretrain"), Path("results/polish")],
-        help="folders of the stages of `rp-lib mini pretrain`, in order",
-    )
-    release.add_argument("--out", type=Path, default=Path("results/clip"), help="folder for the checkpoints")
-    release.add_argument("--keep", default="0.1,0.4", help="fractions of the run to export beside the final weights")
-    release.add_argument("--note", default="", help="a sentence about this run for the model card")
-    release.add_argument("--after", type=Path, help="earlier release whose final weights the first run started from")
-    release.add_argument("--size", help="export the one run as a backbone of another size, of this name")
-    release.add_argument("--keep-after", default="", help="checkpoints of the earlier release that ship again")
     return parser
 
 
 def _core() -> tuple[str, ...]:
-    # rp_lib.demo.CORE, without importing torch for a --help.
+    # rp_lib.run.demo.CORE, without importing torch for a --help.
     return ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
 
 
@@ -153,7 +536,7 @@ def _backbone_options(parser: argparse.ArgumentParser) -> None:
 def _load(args: argparse.Namespace) -> tuple:
     from rp_lib.benchmark import Benchmark
     from rp_lib.clip import FrozenCLIP
-    from rp_lib.device import autocast_dtype, pick_device
+    from rp_lib.utils.device import autocast_dtype, pick_device
 
     device = pick_device(args.device)
     autocast_dtype(device, args.precision)  # refuses an unknown precision before anything is trained
@@ -161,8 +544,8 @@ def _load(args: argparse.Namespace) -> tuple:
 
 
 def _demo(args: argparse.Namespace) -> None:
-    from rp_lib.demo import details, run_demo, table
     from rp_lib.methods import METHODS
+    from rp_lib.run.demo import details, run_demo, table
 
     methods = tuple(dict.fromkeys(name.strip() for name in args.methods.split(",") if name.strip()))
     if not methods:
@@ -194,9 +577,9 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
-    from rp_lib.device import autocast_dtype
     from rp_lib.mini import weights
-    from rp_lib.records import environment
+    from rp_lib.run.report import environment
+    from rp_lib.utils.device import autocast_dtype
 
     about = environment()
     clip, benchmark = _load(args)
@@ -216,7 +599,7 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _search(args: argparse.Namespace) -> None:
-    from rp_lib.search import SPACES, search, winners
+    from rp_lib.run.search import SPACES, search, winners
 
     names = tuple(name for name in args.methods.split(",") if name) or tuple(SPACES)
     clip, benchmark = _load(args)
@@ -228,43 +611,9 @@ def _search(args: argparse.Namespace) -> None:
         print(f"{name}: {settings}")
 
 
-def _corpus(args: argparse.Namespace) -> None:
-    from rp_lib.mini.corpus import build_corpus, fetch_iconify
-
-    build_corpus(args.iconify or fetch_iconify(args.out / "npm"), args.out, args.workers)
 
 
-def _pretrain(args: argparse.Namespace) -> None:
-    from dataclasses import replace
-
-    from rp_lib.mini.pretrain import RECIPES, pretrain
-
-    if args.recipe not in RECIPES:
-        raise UnknownName("recipe", args.recipe, RECIPES)
-    recipe = RECIPES[args.recipe]
-    if not recipe.augment_over and args.start is None:  # full augmentation from the first step teaches nothing
-        raise RPLibError(f"the {args.recipe} recipe goes on from a finished run: pass --start RUN/state.pt")
-    changes = {k: v for k in ("steps", "seed", "lr") if (v := getattr(args, k)) is not None}
-    pretrain(args.corpus, args.out, replace(recipe, **changes), args.start)
 
 
-def _benchmark(args: argparse.Namespace) -> None:
-    from rp_lib.mini.benchmark_builder import build_benchmark
-
-    build_benchmark(args.corpus, args.out)
 
 
-def _release(args: argparse.Namespace) -> None:
-    from rp_lib.mini.other_size import release_size
-    from rp_lib.mini.release import release
-
-    if args.size is not None:
-        if len(args.runs) != 1:
-            raise RPLibError("--size takes one run: pass --run FOLDER")
-        return release_size(args.runs[0], args.out, args.size)
-    try:
-        keep = tuple(float(f) for f in args.keep.split(",") if f)
-    except ValueError as error:
-        raise RPLibError(f"--keep takes fractions such as 0.1,0.4, got {args.keep!r}") from error
-    names = tuple(name for name in args.keep_after.split(",") if name)
-    release(tuple(args.runs), args.out, keep, args.note, args.after, names)

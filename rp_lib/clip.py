@@ -16,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rp_lib import distributed
 from rp_lib.backbones import load_backbone
-from rp_lib.device import compile_in_place, computing, evaluating
-from rp_lib.errors import RPLibError
-from rp_lib.frozen_layers import hasten
-from rp_lib.storage import tensors_sha256
-from rp_lib.text_tower import encode_tokens
+from rp_lib.towers import encode_tokens
+from rp_lib.utils import distributed
+from rp_lib.utils.device import compile_in_place, computing, evaluating
+from rp_lib.utils.errors import RPLibError
+from rp_lib.utils.frozen_layers import hasten
+from rp_lib.utils.io import tensors_sha256
 
 
 def check_images(images: Tensor) -> None:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from rp_lib import distributed
 from rp_lib.benchmark import ImageSet
-from rp_lib.device import evaluating
-from rp_lib.errors import RPLibError
+from rp_lib.utils import distributed
+from rp_lib.utils.device import evaluating
+from rp_lib.utils.errors import RPLibError
 
 
 class Encoder(Protocol):

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from PIL import Image
 
-from rp_lib.distributed import on_main
 from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
-from rp_lib.storage import write_atomically
+from rp_lib.utils.distributed import on_main
+from rp_lib.utils.io import write_atomically
 
 # Okabe and Ito's colour-blind-safe palette. Eight colours are fewer than methods: relatives share one, and each
 # method has a marker of its own, so that colour is never the only difference.

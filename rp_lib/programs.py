@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.clip import FrozenCLIP, resize
-from rp_lib.device import computing
-from rp_lib.errors import RPLibError, UnknownName
-from rp_lib.text_tower import cut_padding, encode_embedded, end_positions, text_part
+from rp_lib.towers import cut_padding, encode_embedded, end_positions, text_part
+from rp_lib.utils.device import computing
+from rp_lib.utils.errors import RPLibError, UnknownName
 
 PLACEMENTS = ("pad", "overlay")
 BORDER_INITS = ("zeros", "normal", "grey", "white")

@@ -7,12 +7,12 @@ import pytest
 import torch
 from conftest import make_set
 from photo_world import Seer, block
+from rp_course.experiments.training_data import of_classes
 
 from rp_lib import Benchmark, ImageSet, RPLibError, evaluate_outputs, load_outputs, paired_bootstrap, save_outputs
-from rp_lib.among import among_only
-from rp_lib.experiments.training_data import of_classes
-from rp_lib.inference import compute_outputs
-from rp_lib.judging import accuracy_rows
+from rp_lib.benchmark import among_only
+from rp_lib.evaluation import accuracy_rows
+from rp_lib.outputs import compute_outputs
 
 NAMES = tuple("abcdef")
 SOME = (1, 3, 4)

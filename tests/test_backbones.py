@@ -17,13 +17,12 @@ from torch import nn
 from rp_lib.backbones import load_backbone
 from rp_lib.benchmark import Benchmark
 from rp_lib.clip import FrozenCLIP
-from rp_lib.deep_towers import vision_part
-from rp_lib.errors import RPLibError
+from rp_lib.config import PAPER
 from rp_lib.features import encode_all
-from rp_lib.inference import compute_outputs
 from rp_lib.methods import FineTune, Reprogrammer, ZeroShot
-from rp_lib.presets import PAPER
-from rp_lib.text_tower import text_part
+from rp_lib.outputs import compute_outputs
+from rp_lib.towers import text_part, vision_part
+from rp_lib.utils.errors import RPLibError
 
 CONTEXT = 12
 TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}

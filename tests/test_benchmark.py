@@ -7,12 +7,12 @@ import shutil
 
 import pytest
 import torch
+from rp_course.mini_world.classes import ID_WORDS
+from rp_course.mini_world.families import PRETRAINING
 
 from rp_lib.benchmark import Benchmark, ImageSet
-from rp_lib.errors import RPLibError, UnknownName
-from rp_lib.mini.classes import ID_WORDS
-from rp_lib.mini.families import PRETRAINING
 from rp_lib.mini.sheets import FOLDER, read_benchmark
+from rp_lib.utils.errors import RPLibError, UnknownName
 
 IMAGES = torch.arange(6 * 3 * 8 * 8).reshape(6, 3, 8, 8).to(torch.uint8)
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -211,6 +211,6 @@ def test_damaged_files(tmp_path, damage):
     else:
         path.write_bytes(data[:1000] + bytes([data[1000] ^ 1]) + data[1001:])
     with pytest.raises(
-        RPLibError, match=r"(missing|truncated or altered).*reinstall rp_lib, or .*rp-lib mini benchmark"
+        RPLibError, match=r"(missing|truncated or altered).*reinstall rp_lib, or .*python -m rp_course mini benchmark"
     ):
         Benchmark.mini(folder)

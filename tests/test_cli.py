@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from rp_lib import cli
-from rp_lib.errors import RPLibError
+from rp_lib.utils.errors import RPLibError
 
 
 def run(*args, **more):
@@ -54,7 +54,7 @@ def test_info_names_versions_device_checkpoints_and_data(capsys):
         (["mini", "release", "--keep", "abc"], "fractions such as"),
         (["mini", "release", "--run", "/nowhere"], "holds no pre-training run"),
         (["mini", "corpus", "--iconify", "/nowhere", "--out", "corpus"], "collections.json"),
-        (["mini", "pretrain", "--corpus", "/nowhere"], "rp-lib mini corpus"),
+        (["mini", "pretrain", "--corpus", "/nowhere"], "python -m rp_course mini corpus"),
     ],
 )
 def test_bad_input_says_what_to_do_and_fails(arguments, message, capsys, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from conftest import CLASSES, TEMPLATES, make_clip, model_hash
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
 
 from rp_lib.clip import FrozenCLIP, check_images, resize, to_unit_range
-from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.utils.errors import RPLibError, UnknownName
 
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32, "patch_size": None}
 TINY = {

@@ -11,9 +11,9 @@ from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
 
 from rp_lib.detectors import DETECTORS, NotApplicable, build_detector
-from rp_lib.errors import RPLibError, UnknownName
-from rp_lib.negative_words import mine_negative_words, vocabulary_words
+from rp_lib.negative_labels import mine_negative_words, vocabulary_words
 from rp_lib.outputs import Head, Outputs
+from rp_lib.utils.errors import RPLibError, UnknownName
 
 CLASSES, WIDTH, SCALE = 5, 16, 20.0
 LOGIT_DETECTORS = ("msp", "max-logit", "energy", "entropy", "gen", "delta-energy")

@@ -100,7 +100,7 @@ def test_a_source_distribution_holds_what_its_tests_read():
     kept = (ROOT / "MANIFEST.in").read_text("utf-8")
     grafted = re.findall(r"^graft (\S+)$", kept, flags=re.M)
     included = " ".join(re.findall(r"^include (.+)$", kept, flags=re.M)).split()
-    assert set(grafted) == {"benchmarks", "notebooks", "tests"}  # tests/test_*.py alone would come without a conftest
+    assert set(grafted) == {"tests.speed", "notebooks", "tests"}  # tests/test_*.py alone would come without a conftest
     assert {"CONTRIBUTING.md", "CITATION.cff", "data_download.sh", "environment.yml", ".ci/run"} <= set(included)
     for path in (*grafted, *included):
         assert (ROOT / path).exists(), path

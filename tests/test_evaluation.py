@@ -6,21 +6,30 @@ import pytest
 import torch
 
 from rp_lib.benchmark import Benchmark
-from rp_lib.detectors import DETECTORS, detection_scores
-from rp_lib.detectors.logits import MaxLogit
-from rp_lib.errors import RPLibError, UnknownName
-from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS, COLUMNS, RECORDED, Run, evaluate, evaluate_outputs, summarise
+from rp_lib.config import AS_RELEASED, PAPER
+from rp_lib.detectors import DETECTORS, MaxLogit, detection_scores, maximum_softmax_probability
+from rp_lib.evaluation import (
+    ALL_OOD,
+    ALL_SHIFTS,
+    COLUMNS,
+    RECORDED,
+    Run,
+    _weights,
+    accuracy_interval,
+    accuracy_rows,
+    detection_rows,
+    evaluate,
+    evaluate_outputs,
+    mean_accuracy_interval,
+    summarise,
+)
 from rp_lib.features import FeatureStore
-from rp_lib.inference import compute_outputs
-from rp_lib.intervals import bootstrap_ci
-from rp_lib.judging import _weights, accuracy_interval, accuracy_rows, detection_rows, mean_accuracy_interval
 from rp_lib.methods import LinearProbe, Reprogrammer, ResidualReprogrammer, ZeroShot
 from rp_lib.metrics import calibration_gaps, ood_metrics
-from rp_lib.negative_words import mine_negative_words
-from rp_lib.outputs import Head, Outputs
-from rp_lib.presets import AS_RELEASED, PAPER
-from rp_lib.resampling import auroc_and_fpr
-from rp_lib.scores import maximum_softmax_probability
+from rp_lib.negative_labels import mine_negative_words
+from rp_lib.outputs import Head, Outputs, compute_outputs
+from rp_lib.stats import auroc_and_fpr, bootstrap_ci
+from rp_lib.utils.errors import RPLibError, UnknownName
 
 
 class CountingEncoder:

@@ -6,8 +6,8 @@ from conftest import make_set
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP
-from rp_lib.errors import RPLibError
 from rp_lib.features import FeatureStore, encode_all
+from rp_lib.utils.errors import RPLibError
 
 
 class Counting:

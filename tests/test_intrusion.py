@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from rp_lib.errors import RPLibError
-from rp_lib.intrusion import cluster_tightness, cosine_drift, linear_cka
+from rp_lib.metrics import cluster_tightness, cosine_drift, linear_cka
+from rp_lib.utils.errors import RPLibError
 
 G = torch.Generator().manual_seed(0)
 X = torch.randn(60, 8, generator=G)

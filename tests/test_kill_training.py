@@ -18,11 +18,11 @@ import pytest
 import torch
 from conftest import CLASSES, TEMPLATES, make_clip, make_set
 
-from rp_lib import storage
 from rp_lib.benchmark import ImageSet
-from rp_lib.checkpoints import Checkpoint
+from rp_lib.config import PAPER
 from rp_lib.methods import FineTune, Method, Reprogrammer
-from rp_lib.presets import PAPER
+from rp_lib.trainer import Checkpoint
+from rp_lib.utils import io as storage
 
 KILLS = 20
 

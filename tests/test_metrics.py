@@ -13,9 +13,9 @@ from scipy.interpolate import interp1d
 from scipy.stats import binomtest
 from sklearn import metrics as sk
 
-from rp_lib.errors import UnknownName
-from rp_lib.intervals import Interval, bootstrap_ci, bootstrap_ood_ci, wilson_interval
 from rp_lib.metrics import CONVENTIONS, OOD_METRICS, accuracy, expected_calibration_error, ood_metrics
+from rp_lib.stats import Interval, bootstrap_ci, bootstrap_ood_ci, wilson_interval
+from rp_lib.utils.errors import UnknownName
 
 ORDER = ("authors", "mcm", "clipn", "id-positive", "openood", "pytorch-ood")
 A = ([0.9, 0.8, 0.7, 0.6, 0.3], [0.5, 0.4, 0.2, 0.1])

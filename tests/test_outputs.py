@@ -4,16 +4,14 @@ import pandas as pd
 import pytest
 import torch
 
-from rp_lib.errors import RPLibError
-from rp_lib.evaluation import Run, evaluate, evaluate_outputs
+from rp_lib.config import AS_RELEASED, PAPER
+from rp_lib.evaluation import RECORDED, Run, evaluate, evaluate_outputs
 from rp_lib.features import FeatureStore
-from rp_lib.inference import compute_outputs
-from rp_lib.judging import RECORDED
 from rp_lib.methods import LinearProbe, Reprogrammer, ResidualReprogrammer, ZeroShot
-from rp_lib.negative_words import mine_negative_words
-from rp_lib.outputs import Outputs, load_outputs, save_outputs
-from rp_lib.presets import AS_RELEASED, PAPER
-from rp_lib.storage import StorageError, load_tensors, save_tensors
+from rp_lib.negative_labels import mine_negative_words
+from rp_lib.outputs import Outputs, compute_outputs, load_outputs, save_outputs
+from rp_lib.utils.errors import RPLibError
+from rp_lib.utils.io import StorageError, load_tensors, save_tensors
 
 
 @pytest.fixture(scope="module")

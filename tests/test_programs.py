@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from conftest import CLASSES, TEMPLATES, make_clip, model_hash
 
 from rp_lib.clip import FrozenCLIP
-from rp_lib.errors import RPLibError, UnknownName
 from rp_lib.programs import ImageProgram, TextProgram, _Clamp
+from rp_lib.utils.errors import RPLibError, UnknownName
 
 SIZE, PAD = 32, 5
 

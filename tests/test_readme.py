@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from rp_course.experiments import experiment, shipped_records
 
 from rp_lib.benchmark import Benchmark
 from rp_lib.clip import FrozenCLIP
-from rp_lib.demo import CORE, markdown
 from rp_lib.evaluation import summarise
-from rp_lib.experiments import experiment, shipped_records
 from rp_lib.mini import weights
-from rp_lib.records import load_records
+from rp_lib.run.demo import CORE, markdown
+from rp_lib.run.report import load_records
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "rp_lib" / "assets" / "mini" / "demo" / "records.csv"

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from rp_lib.errors import RPLibError
-from rp_lib.intervals import wilson_interval
+from rp_lib.detectors import Threshold
 from rp_lib.metrics import ood_metrics
-from rp_lib.threshold import Threshold
+from rp_lib.stats import wilson_interval
+from rp_lib.utils.errors import RPLibError
 
 
 def test_largest_threshold_that_accepts_enough():

@@ -14,15 +14,14 @@ import torch.nn.functional as F
 from conftest import CLASSES, TEMPLATES, make_set
 from torch import nn
 
-from rp_lib import checkpoints
+from rp_lib import trainer as checkpoints
 from rp_lib.benchmark import ImageSet
-from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP
-from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.config import PAPER
 from rp_lib.methods import FineTune, LinearProbe, Reprogrammer
-from rp_lib.presets import PAPER
-from rp_lib.storage import StorageError
-from rp_lib.trainer import Group, Schedule, TrainingDiverged, batches, train
+from rp_lib.trainer import Checkpoint, Group, Schedule, TrainingDiverged, batches, train
+from rp_lib.utils.errors import RPLibError, UnknownName
+from rp_lib.utils.io import StorageError
 
 X = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.arange(20) % 3

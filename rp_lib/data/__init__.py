@@ -1,34 +1,30 @@
-"""Real data sets: where they come from, how they are downloaded and verified, where they are.
+"""Real data: published data sets, downloaded and verified, and folders of photographs, decoded once.
 
-Layers, from the bottom: errors, space, hashes, partial; sources, trust, folders, archives, transport, library;
-assembly, store; cli. Nothing here needs torch; torchvision and pytorch-ood are asked only about finished folders.
+Names are imported when they are first used, so that ``rp-lib data`` needs no torch.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
+import importlib
 
-from rp_lib.data.errors import DownloadError, NoSpace, NotThere, UnsafeArchive, VerificationError
-from rp_lib.data.sources import DataSet, Sources, load_sources
-from rp_lib.data.store import DataStore
+_HOME = {
+    "sources": (
+        "DataSet", "DownloadError", "NoSpace", "NotThere", "Sources", "UnsafeArchive", "VerificationError",
+        "default_root", "load_sources",
+    ),
+    "download": ("DataStore", "locate"),
+    "image_folders": ("ClassFolder", "FolderError", "image_files", "image_folder"),
+    "pixel_cache": ("BrokenImages", "CachedImages", "default_cache", "load_images"),
+    "splits": ("SharedImages",),
+    "own_folders": ("from_folders",),
+    "cifar": ("cifar10_benchmark", "cifar10_from_folders"),
+    "imagenet": ("imagenet_benchmark",),
+}
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(_MODULE)
 
-__all__ = [
-    "DataSet", "DataStore", "DownloadError", "NoSpace", "NotThere", "Sources", "UnsafeArchive", "VerificationError",
-    "default_root", "load_sources", "locate",
-]  # fmt: skip
 
-
-def default_root() -> Path:
-    """The folder of data sets: ``$RP_DATA``, else ``data`` in the working directory."""
-    return Path(os.environ.get("RP_DATA") or "data")
-
-
-def locate(name: str, root: Path | None = None) -> Path:
-    """The folder of a data set that was downloaded or pointed to.
-
-    Raises:
-        UnknownName: no such data set.
-        NotThere: it is not there yet; the message says how to get it.
-    """
-    return DataStore(root or default_root()).locate(load_sources()[name])
+def __getattr__(name: str) -> object:
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)

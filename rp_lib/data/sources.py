@@ -1,19 +1,87 @@
-"""The table of real data sets, ``sources.json``: where each comes from and how it is verified.
-
-The table is the one place to review and to edit. A URL, size, hash or licence that is not known is
-left out there, never guessed.
-"""
+"""What can go wrong between a server and a verified folder; each kind has an exit code of its own."""
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rp_lib.data.hashes import KINDS
-from rp_lib.errors import RPLibError, UnknownName
+from rp_lib.utils.errors import RPLibError, UnknownName
+
+
+class DownloadError(RPLibError):
+    """No source of a file could be reached or gave all of it."""
+
+    exit_code = 3
+
+
+class VerificationError(RPLibError):
+    """Bytes, files or folders are not what they should be."""
+
+    exit_code = 4
+
+
+class UnsafeArchive(VerificationError):
+    """An archive holds a member that would leave its folder, that is no plain file, or far too much."""
+
+
+class NoSpace(RPLibError):
+    """The disk is full, or would be."""
+
+    exit_code = 5
+
+
+class NotThere(RPLibError):
+    """A data set that was not downloaded yet, or that has to be fetched by hand."""
+
+    exit_code = 6
+
+
+# Digests of files, as publishers give them: SHA-256, MD5, or the id that git gives a file's content.
+
+# Kind -> bytes of the digest. MD5 and SHA-1 tell damage and mix-ups, not a determined forger.
+KINDS = {"sha256": 32, "md5": 16, "git_blob": 20}
+_CHUNK = 1 << 20
+
+
+def digests(path: Path, kinds: Iterable[str]) -> dict[str, str]:
+    """Hex digests of one file, in one pass; ``git_blob`` is SHA-1 over ``blob <size>``, a zero byte and the content."""
+    hashers = {}
+    for kind in kinds:
+        hashers[kind] = hashlib.new("sha1" if kind == "git_blob" else kind, usedforsecurity=False)
+        if kind == "git_blob":
+            hashers[kind].update(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            for hasher in hashers.values():
+                hasher.update(chunk)
+    return {kind: hasher.hexdigest() for kind, hasher in hashers.items()}
+
+
+def verify_file(path: Path, size: int | None, hashes: Mapping[str, str]) -> str:
+    """Compare a file with its known size and digests; returns its SHA-256.
+
+    Raises:
+        VerificationError: it differs; the message says in what.
+    """
+    got = path.stat().st_size
+    if size is not None and got != size:
+        raise VerificationError(f"{got:,} bytes instead of {size:,}")
+    found = digests(path, {"sha256", *hashes})
+    for kind, value in hashes.items():
+        if found[kind] != value:
+            raise VerificationError(f"{kind} is {found[kind]} instead of {value}")
+    return found["sha256"]
+
+
+# The table of real data sets, ``sources.json``: where each comes from and how it is verified.
+#
+# The table is the one place to review and to edit. A URL, size, hash or licence that is not known is
+# left out there, never guessed.
 
 TABLE = Path(__file__).with_name("sources.json")
 ROLES = ("ID", "shift", "OOD")
@@ -170,3 +238,8 @@ def _source_file(row: Mapping[str, Any]) -> SourceFile:
     if not made.urls:
         raise ValueError(f"{made.name} has no URL")
     return made
+
+
+def default_root() -> Path:
+    """The folder of data sets: ``$RP_DATA``, else ``data`` in the working directory."""
+    return Path(os.environ.get("RP_DATA") or "data")

@@ -7,21 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from rp_lib.clip import FrozenCLIP
-from rp_lib.errors import UnknownName
+from rp_lib.config import Reprogramming
 from rp_lib.methods.base import Method, read_saved
-from rp_lib.methods.coop import CoOp
-from rp_lib.methods.deep_prompts import DeepPrompts
-from rp_lib.methods.ensembles import LogitEnsemble, WiSEFT
+from rp_lib.methods.baselines.deep_prompts import DeepPrompts
+from rp_lib.methods.baselines.ensembles import LogitEnsemble, WiSEFT
+from rp_lib.methods.baselines.fine_tuning import L2SP, LPFT
+from rp_lib.methods.baselines.flyp import FLYP
+from rp_lib.methods.baselines.prompts import CoOp
 from rp_lib.methods.fine_tune import FineTune
-from rp_lib.methods.flyp import FLYP
-from rp_lib.methods.l2_sp import L2SP
 from rp_lib.methods.linear_probe import LinearProbe
-from rp_lib.methods.lp_ft import LPFT
-from rp_lib.methods.reprogrammer import Reprogrammer
-from rp_lib.methods.residual import ResidualReprogrammer
-from rp_lib.methods.single_program import ImageReprogrammer, TextReprogrammer
+from rp_lib.methods.reprogrammer import ImageReprogrammer, Reprogrammer, ResidualReprogrammer, TextReprogrammer
 from rp_lib.methods.zero_shot import ZeroShot
-from rp_lib.presets import Reprogramming
+from rp_lib.utils.errors import UnknownName
 
 METHODS: dict[str, type[Method]] = {
     m.name: m

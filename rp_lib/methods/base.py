@@ -14,16 +14,14 @@ import torch
 from torch import Tensor
 
 from rp_lib._version import __version__
-from rp_lib.among import among_only
-from rp_lib.benchmark import ImageSet
-from rp_lib.checkpoints import Checkpoint
+from rp_lib.benchmark import ImageSet, among_only
 from rp_lib.clip import FrozenCLIP
-from rp_lib.device import evaluating
-from rp_lib.distributed import on_main
-from rp_lib.errors import RPLibError
 from rp_lib.features import Encoder, FeatureStore, encode_all
-from rp_lib.storage import StorageError, load_tensors, save_tensors, tensors_sha256
-from rp_lib.trainer import History
+from rp_lib.trainer import Checkpoint, History
+from rp_lib.utils.device import evaluating
+from rp_lib.utils.distributed import on_main
+from rp_lib.utils.errors import RPLibError
+from rp_lib.utils.io import StorageError, load_tensors, save_tensors, tensors_sha256
 
 
 class Method(ABC):

@@ -12,13 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
-from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP
-from rp_lib.device import computing, in_float32
-from rp_lib.distributed import gather
 from rp_lib.features import Encoder, FeatureStore
 from rp_lib.methods.base import Method
-from rp_lib.trainer import Group, Schedule, train
+from rp_lib.trainer import Checkpoint, Group, Schedule, train
+from rp_lib.utils.device import computing, in_float32
+from rp_lib.utils.distributed import gather
 
 
 class FineTune(Method):
@@ -31,7 +30,7 @@ class FineTune(Method):
 
     Args:
         lr, weight_decay: of AdamW (.9, .98). epochs, batch_size, warmup_steps, schedule: see ``Schedule``.
-        seed: order of the batches. precision: see :func:`rp_lib.device.autocast_dtype`.
+        seed: order of the batches. precision: see :func:`rp_lib.utils.device.autocast_dtype`.
     """
 
     name = "fine-tune"

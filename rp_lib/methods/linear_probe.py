@@ -11,12 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
-from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP
-from rp_lib.distributed import gather
 from rp_lib.features import Encoder, FeatureStore
 from rp_lib.methods.base import Method
-from rp_lib.trainer import Group, Schedule, train
+from rp_lib.trainer import Checkpoint, Group, Schedule, train
+from rp_lib.utils.distributed import gather
 
 
 class LinearProbe(Method):

@@ -5,32 +5,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
-from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP, check_images, to_unit_range
-from rp_lib.device import in_float32
-from rp_lib.distributed import gather, shared
-from rp_lib.errors import RPLibError
+from rp_lib.config import PAPER, Reprogramming, check_alpha
 from rp_lib.features import Encoder, FeatureStore
+from rp_lib.losses import objective
 from rp_lib.methods.base import Method
-from rp_lib.objectives import objective
-from rp_lib.presets import PAPER, Reprogramming
 from rp_lib.programs import ImageProgram, TextProgram
-from rp_lib.trainer import Group, Schedule, train
+from rp_lib.trainer import Checkpoint, Group, Schedule, train
+from rp_lib.utils.device import in_float32
+from rp_lib.utils.distributed import gather, shared
+from rp_lib.utils.errors import RPLibError
 
 
 class Reprogrammer(Method):
     """Trains a border around the images and an input layer for the prompts; CLIP itself never changes.
 
     Args:
-        config: every switch and hyper-parameter; see :class:`rp_lib.presets.Reprogramming`.
-        seed: start of the border and order of the batches. precision: see :func:`rp_lib.device.autocast_dtype`.
+        config: every switch and hyper-parameter; see :class:`rp_lib.config.Reprogramming`.
+        seed: start of the border and order of the batches. precision: see :func:`rp_lib.utils.device.autocast_dtype`.
     """
 
     name = "rp"
@@ -237,3 +236,153 @@ def _wrap_to_8_bits(normalised: Tensor) -> Tensor:
 def through_half(logits: Tensor) -> Tensor:
     """Logits as half precision holds them."""
     return logits.half().float()
+
+
+# Residual Reprogrammer (RRP), Geng and Chen 2024, arXiv 2403.10800.
+
+class ResidualReprogrammer(Method):
+    """RRP: at inference, a share ``alpha`` of the untouched CLIP's features is mixed back in, on both sides.
+
+    The mixed features are::
+
+        f = (1 - alpha) * f_RP + alpha * f_ZS
+
+    Nothing more is trained than RP; ``alpha = 0`` is RP and ``alpha = 1`` is zero-shot.
+
+    Args:
+        config, seed, precision: of the reprogrammer inside. alpha: overrides ``config.alpha``, in [0, 1].
+    """
+
+    name = "rrp"
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        config: Reprogramming = PAPER,
+        *,
+        alpha: float | None = None,
+        seed: int = 1,
+        precision: str = "auto",
+    ) -> None:
+        super().__init__(clip, class_names, templates)
+        self.rp = Reprogrammer(clip, class_names, templates, config, seed=seed, precision=precision)
+        self.alpha = check_alpha(config.alpha if alpha is None else alpha)
+        self._zero_shot = clip.class_embeddings(self.class_names, self.templates).cpu()
+
+    @classmethod
+    def of(cls, rp: Reprogrammer, alpha: float | None = None) -> ResidualReprogrammer:
+        """The residual of a trained reprogrammer, sharing its program."""
+        made = cls.__new__(cls)  # __init__ would build a second reprogrammer
+        Method.__init__(made, rp.clip, rp.class_names, rp.templates)
+        made.rp, made.history, made.trained_on = rp, rp.history, rp.trained_on
+        made.alpha = check_alpha(rp.config.alpha if alpha is None else alpha)
+        made._zero_shot = rp.clip.class_embeddings(rp.class_names, rp.templates).cpu()
+        return made
+
+    def at(self, alpha: float) -> ResidualReprogrammer:
+        """The same programs at another alpha; costs no encoding."""
+        made = self.copy()
+        made.alpha = check_alpha(alpha)
+        return made
+
+    def fit(
+        self,
+        train_set: ImageSet,
+        val: ImageSet | None = None,
+        *,
+        store: FeatureStore | None = None,
+        checkpoint: Path | Checkpoint | None = None,
+        progress: str | None = None,
+    ) -> Self:
+        """Train the reprogrammer inside."""
+        self.rp.fit(train_set, val, store=store, checkpoint=checkpoint, progress=progress)
+        self.history, self.trained_on = self.rp.history, self.rp.trained_on
+        return self
+
+    @property
+    def encoders(self) -> tuple[Encoder, ...]:
+        """RP's encoder and the untouched backbone."""
+        return (*self.rp.encoders, self.clip)
+
+    def _mix(self, programmed: Tensor, zero_shot: Tensor) -> Tensor:
+        mixed = (1 - self.alpha) * programmed + self.alpha * zero_shot
+        return F.normalize(mixed, dim=-1) if self.rp.config.renormalise_residual else mixed
+
+    def combine(self, *features: Tensor) -> Tensor:
+        """Mix of programmed and untouched image features; of unit length unless the switch says otherwise."""
+        programmed, zero_shot = features
+        return self._mix(programmed, zero_shot)
+
+    def class_embeddings(self) -> Tensor:
+        """Mix of programmed and untouched prompt features, float32 (C, d)."""
+        return self._mix(self.rp.class_embeddings(), self._zero_shot)
+
+    def word_embeddings(self, words: Sequence[str]) -> Tensor:
+        """Mix of programmed and untouched embeddings of any class names."""
+        return self._mix(self.rp.word_embeddings(words), super().word_embeddings(words))
+
+    def logits_from(self, features: Tensor) -> Tensor:
+        """Inner products of mixed features, times CLIP's logit scale."""
+        logits = self.clip.logit_scale * features @ self.class_embeddings().T
+        return through_half(logits) if self.rp.as_detector and self.rp.config.half_precision_detection else logits
+
+    def for_detection(self) -> Method:
+        """See :meth:`Reprogrammer.for_detection`."""
+        seen = self.rp.for_detection()
+        if seen is self.rp:
+            return self
+        made = self.copy()
+        made.rp = seen  # type: ignore[assignment]
+        return made
+
+    def settings(self) -> dict[str, Any]:
+        """RP's settings and alpha."""
+        return {**self.rp.settings(), "alpha": self.alpha}
+
+    def trained(self) -> dict[str, Tensor]:
+        """RP's programs."""
+        return self.rp.trained()
+
+    def load_trained(self, tensors: dict[str, Tensor]) -> None:
+        """RP's programs."""
+        self.rp.load_trained(tensors)
+
+
+# RP with one of its two programs, to see what each contributes alone (question 1 of the course).
+
+class _SingleProgram(Reprogrammer):
+    """A reprogrammer whose other program is switched off, whatever its configuration says of that one."""
+
+    kept: ClassVar[str]
+    dropped: ClassVar[str]
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        config: Reprogramming = PAPER,
+        *,
+        seed: int = 1,
+        precision: str = "auto",
+    ) -> None:
+        if not getattr(config, self.kept):
+            raise RPLibError(f"{self.name} is nothing without its program; leave {self.kept} on")
+        config = config.changed(**{self.dropped: False})
+        super().__init__(clip, class_names, templates, config, seed=seed, precision=precision)
+
+
+class ImageReprogrammer(_SingleProgram):
+    """RP's border around the images alone; the class prompts are those of zero-shot."""
+
+    name = "rp-image"
+    kept, dropped = "use_image_program", "use_text_program"
+
+
+class TextReprogrammer(_SingleProgram):
+    """RP's text program alone; images are encoded once, by the untouched tower."""
+
+    name = "rp-text"
+    kept, dropped = "use_text_program", "use_image_program"

@@ -9,10 +9,10 @@ from typing import Self
 from torch import Tensor
 
 from rp_lib.benchmark import ImageSet
-from rp_lib.checkpoints import Checkpoint
 from rp_lib.clip import FrozenCLIP
 from rp_lib.features import Encoder, FeatureStore
 from rp_lib.methods.base import Method
+from rp_lib.trainer import Checkpoint
 
 
 class ZeroShot(Method):

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rp_lib.errors import RPLibError
+from rp_lib.utils.errors import RPLibError
 
 FOLDER = Path(__file__).resolve().parent.parent / "assets" / "mini" / "benchmark"
 SIZE = 64
@@ -29,7 +29,7 @@ COLUMNS = 40
 LEVELS = 16
 FORMAT = 1
 INDEX = "index.json"
-_REMEDY = "reinstall rp_lib, or build the benchmark anew with `rp-lib mini benchmark`"
+_REMEDY = "reinstall rp_lib, or build the benchmark anew with `python -m rp_course mini benchmark`"
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def read_benchmark(folder: Path) -> StoredBenchmark:
-    """Read a benchmark that ``rp-lib mini benchmark`` wrote, every file checked by its SHA-256.
+    """Read a benchmark that ``python -m rp_course mini benchmark`` wrote, every file checked by its SHA-256.
 
     Raises:
         RPLibError: a file is missing, truncated or altered; the message says which and what to do.

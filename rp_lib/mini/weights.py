@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from rp_lib.clip import FrozenCLIP
-from rp_lib.errors import RPLibError, UnknownName
-from rp_lib.storage import StorageError, file_sha256, load_tensors, save_tensors
+from rp_lib.utils.errors import RPLibError, UnknownName
+from rp_lib.utils.io import StorageError, file_sha256, load_tensors, save_tensors
 
 FOLDER = Path(__file__).resolve().parent.parent / "assets" / "mini" / "clip"
 MEAN = STD = (0.5, 0.5, 0.5)

@@ -1,1 +1,0 @@
-"""What the library costs against the released code's pattern, measured: ``python -m benchmarks``."""

@@ -1,0 +1,1 @@
+"""How the notebooks are executed, checked and rendered as a book."""

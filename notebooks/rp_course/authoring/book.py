@@ -1,0 +1,157 @@
+"""The rendered book: the committed notebooks, with their stored outputs, as web pages with search and a dark mode.
+
+Nothing is run. The notebooks are copied, and what a page without a kernel cannot use is taken out of the copies:
+widget views give way to the static picture beside them, and links to files of the repository lead to its release.
+jupyter-book (the ``book`` extra) does the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from rp_course.authoring import book_math
+from rp_course.authoring.notebooks import SETUP_ID
+from rp_course.home import repository
+from rp_lib._version import __version__
+from rp_lib.utils.errors import RPLibError
+
+TITLE = "Adapt CLIP without breaking it"
+# jupyter-book has no __main__, and its script need not be on the PATH of a notebook server.
+MAIN = "from jupyter_book.cli.main import main; main()"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+BADGE = re.compile(r"\[!\[([^\]]+)\]\([^)]+\)\]")  # a picture from another server as a link's text
+OUTSIDE = re.compile(r"(?<=\]\()\.\./(?=[^)]+\))")  # a link to a file beside the folder of notebooks
+PROBLEM = re.compile(r"\b(WARNING|ERROR)\b")
+CONFIG = {
+    "title": TITLE,
+    "author": "The rp_lib authors",
+    "copyright": "",
+    "only_build_toc_files": True,
+    "execute": {"execute_notebooks": "off"},
+    "launch_buttons": {"thebe": False},
+    "html": {"use_repository_button": False},
+    "sphinx": {
+        "recursive_update": True,
+        "config": {
+            # jupyter-book's own but thebe, whose script nothing here uses and fails on every page.
+            "extensions": [
+                "sphinx_togglebutton", "sphinx_copybutton", "myst_nb", "jupyter_book", "sphinx_comments",
+                "sphinx_external_toc", "sphinx_design", "sphinx_book_theme", "rp_course.authoring.book_math",
+            ],
+            "html_math_renderer": book_math.NAME,
+            "html_show_copyright": False,
+            "html_last_updated_fmt": None,
+            "html_theme_options": {"navbar_persistent": []},  # the sidebar has the search
+        },
+    },
+}  # fmt: skip
+STYLE = """/* Printed sentences are wrapped; printed tables keep their columns and scroll. */
+.cell_output pre { white-space: pre-wrap; overflow-wrap: anywhere; }
+.tag_columns .cell_output pre { white-space: pre; }
+html[data-theme="dark"] .bd-content div.cell_output .text_html:not(:has(table)) {
+  background: none !important; color: inherit !important;
+}
+div.formula { margin: 1em 0; padding: 0.5em 0; overflow-x: auto; font-size: 1.15em; }
+"""
+COLUMNS = re.compile(r"^\S.*\S {2,}\S", re.MULTILINE)  # entries set apart by several spaces
+WELCOME = f"""# {TITLE}
+
+A course in notebooks on *Model Reprogramming Outperforms Fine-tuning on Out-of-distribution Data in Text-Image
+Encoders*
+(Geng and Chen 2024, [arXiv 2403.10800](https://arxiv.org/abs/2403.10800)). Every number on these pages was computed by
+the notebook that shows it, or read from records that ship with the library; they are the mini world's numbers, not the
+paper's. To run, change and break things, open the same notebooks in JupyterLab or on Colab.
+
+"""
+
+
+def build_book(notebooks: Path, out: Path) -> Path:
+    """Render all notebooks of a folder; returns the first page.
+
+    Args:
+        notebooks: folder of numbered notebooks with stored outputs. out: folder to build in; made anew.
+
+    Raises:
+        RPLibError: no notebooks, jupyter-book is not installed, or it reports an error.
+    """
+    paths = sorted(notebooks.glob("[0-9][0-9]_*.ipynb"))
+    if not paths:
+        raise RPLibError(f"{notebooks} holds no numbered notebooks")
+    for module in ("jupyter_book", "latex2mathml"):
+        if find_spec(module) is None:
+            raise RPLibError(f'{module} is not installed: pip install -e ".[book]"')
+    source = out / "source"
+    shutil.rmtree(source, ignore_errors=True)
+    source.mkdir(parents=True)
+    titles = [_stage(path, source) for path in paths]
+    (source / "_static").mkdir()
+    (source / "_static" / "book.css").write_text(STYLE)
+    # JSON is YAML too, and needs no further package.
+    (source / "_config.yml").write_text(json.dumps(CONFIG, indent=1))
+    chapters = [{"file": path.stem} for path in paths]
+    (source / "_toc.yml").write_text(json.dumps({"format": "jb-book", "root": "index", "chapters": chapters}))
+    lines = [f"- [{title}]({path.name})" for path, title in zip(paths, titles, strict=True)]
+    (source / "index.md").write_text(WELCOME + "\n".join(lines) + "\n")
+    _run(
+        [
+            sys.executable,
+            "-c",
+            MAIN,
+            "build",
+            "--all",
+            "-W",
+            "-n",
+            "--keep-going",
+            str(source),
+            "--path-output",
+            str(out),
+        ]
+    )
+    return out / "_build" / "html" / "index.html"
+
+
+def _stage(path: Path, folder: Path) -> str:
+    """Copy a notebook as a page can show it; returns its title."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook["cells"] = [cell for cell in notebook["cells"] if cell.get("id") != SETUP_ID]  # it is for Colab
+    for cell in notebook["cells"]:
+        if any(COLUMNS.search("".join(output.get("text", ""))) for output in cell.get("outputs", [])):
+            cell["metadata"] = {**cell["metadata"], "tags": [*cell["metadata"].get("tags", []), "columns"]}
+        if cell["cell_type"] == "markdown":
+            cell["source"] = _linked("".join(cell["source"]))
+        alts = [alt for output in cell.get("outputs", []) if (alt := _static(output))]
+        if alts:
+            cell.setdefault("metadata", {})["mystnb"] = {"image": {"alt": " ".join(alts)}}
+    (folder / path.name).write_text(json.dumps(notebook), encoding="utf-8")
+    first = "".join(notebook["cells"][0]["source"]).splitlines()
+    return next((line.lstrip("# ") for line in first if line.startswith("# ")), path.stem)
+
+
+def _linked(text: str) -> str:
+    """Markdown whose links work on a page: the badge is words, files of the repository are at its release."""
+    return OUTSIDE.sub(f"{repository()}/blob/v{__version__}/", BADGE.sub(r"[\1]", text))
+
+
+def _static(output: dict[str, Any]) -> str | None:
+    """Drop a widget's view where a picture stands beside it; returns the picture's alt text."""
+    data = output.get("data", {})
+    if "image/png" in data or "text/html" in data:
+        data.pop(WIDGET, None)
+    return output.get("metadata", {}).get("image/png", {}).get("alt") if "image/png" in data else None
+
+
+def _run(command: Sequence[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"})
+    if done.returncode:
+        said = (done.stdout + done.stderr).splitlines()
+        problems = [line for line in said if PROBLEM.search(line)]  # they stand far above the end
+        raise RPLibError("jupyter-book reports errors:\n" + "\n".join(problems[-15:] or said[-15:]))

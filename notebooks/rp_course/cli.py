@@ -1,0 +1,231 @@
+"""Commands of the course: ``python -m rp_course experiment | mini | notebooks``."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rp_course.authoring.notebooks import add_notebooks_command
+from rp_lib.cli import Command, run_command
+from rp_lib.utils.errors import RPLibError, UnknownName
+
+if TYPE_CHECKING:  # the command line starts fast
+    import pandas as pd
+
+    from rp_course.experiments import Experiment
+    from rp_course.experiments.base import Agreement
+
+
+def add_experiment_command(commands: argparse._SubParsersAction) -> None:
+    """Add ``experiment`` to the commands of ``rp-lib``."""
+    text = "Run a named experiment: tidy records, verdicts computed from them, comparison with the shipped ones."
+    parser = commands.add_parser(
+        "experiment", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="experiments to run, see --list; `all` runs every one")
+    parser.add_argument("--list", action="store_true", help="explain every experiment and exit")
+    parser.add_argument("--shipped", action="store_true", help="say what the shipped records found, without running")
+    parser.add_argument("--quick", action="store_true", help="a short look: one seed, fewer pictures and levels")
+    parser.add_argument("--seeds", type=int, default=3, help="seeds of every trained method")
+    parser.add_argument("--out", type=Path, default=Path("results/experiments"), help="folder for records and parts")
+    parser.add_argument(
+        "--fresh", action="store_true",
+        help="measure anew whatever is there; needed after a change of code, as parts are known by settings and data",
+    )  # fmt: skip
+    parser.add_argument("--rejudge", action="store_true", help="judge and draw the records in --out, without measuring")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
+    parser.add_argument("--precision", default="auto", help="of training: auto, float32, bfloat16, float16")
+    parser.set_defaults(run=_experiment)
+
+
+def _experiment(args: argparse.Namespace) -> None:
+    from rp_course.experiments import EXPERIMENTS, experiment
+
+    if args.list:
+        for e in EXPERIMENTS.values():
+            print(f"{e.name:12} about {e.minutes:g} min  {e.question}")
+        return
+    if not args.names:
+        raise RPLibError("name an experiment (or `all`); `python -m rp_course experiment --list` explains them")
+    chosen = [experiment(name) for name in (EXPERIMENTS if args.names == ["all"] else args.names)]
+    if args.shipped:
+        from rp_course.experiments import shipped_records
+
+        for e in chosen:
+            _say(e.question, e.judge(shipped_records(e.name)))
+        return
+    from rp_course.experiments import rejudge, run
+    from rp_lib.utils.io import check_writable
+
+    if args.quick:  # never over records that took longer
+        args.out = args.out / "quick"
+    check_writable(args.out)  # now, not after minutes of training
+    world = None if args.rejudge else _world(args)
+    for e in chosen:
+        if world is None:
+            finding = rejudge(e, args.out)
+        else:
+            if args.fresh:
+                shutil.rmtree(args.out / "parts" / e.name, ignore_errors=True)
+            finding = run(e, world, args.out)
+        if e.text is not None:
+            print(e.text(finding.records), end="\n\n")
+        _say(e.question, finding.verdicts)
+        print(f"  {len(finding.records)} records in {args.out / e.name}.csv")
+        _draw(e, finding.records, args.out)
+        if world is not None:
+            _add(world.parts, args.quick, finding.agreement)
+
+
+def _draw(e: Experiment, records: pd.DataFrame, out: Path) -> None:
+    from rp_course.experiments.figures import alt, figures
+    from rp_lib.figures import save_figure
+
+    for suffix, figure in figures(e, records).items():
+        save_figure(figure, out / f"{e.name}{suffix}.png")
+        print(f"  {e.name}{suffix}.png: {alt(e, records, suffix)}")
+
+
+def _add(parts: list[dict], quick: bool, agreement: Agreement | None) -> None:
+    from rp_course.experiments.base import reused
+
+    earlier = reused(parts)["reused"]
+    if earlier:
+        print(f"  {sum(earlier.values())} of {len(parts)} parts were measured earlier, by commit {', '.join(earlier)}")
+    if quick:
+        print("  a quick look: one seed and few pictures; no claim rests on it")
+    elif agreement is not None:
+        print(f"  {agreement}")
+    else:
+        print("  no shipped records of the same weights, data and seeds to compare with")
+
+
+def _world(args: argparse.Namespace):
+    from rp_course.experiments import World
+    from rp_lib.benchmark import Benchmark
+    from rp_lib.run.demo import tuned_settings
+    from rp_lib.utils.device import autocast_dtype, pick_device
+
+    if args.seeds < 1:
+        raise RPLibError("at least one seed is needed")
+    device = pick_device(args.device)
+    autocast_dtype(device, args.precision)  # refuse an unknown precision before anything is trained
+    seeds = tuple(range(1, args.seeds + 1))
+    return World(Benchmark.mini(), tuned_settings(), seeds, args.quick, args.precision, device, progress=not args.quiet)
+
+
+def _say(question: str, verdicts: list) -> None:
+    print(question)
+    for verdict in verdicts:
+        print(f"  {verdict}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code, as :func:`rp_lib.cli.main`."""
+    return run_command(build_parser(), argv)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The complete parser."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rp_course", description="What made the course: experiments, the mini world, the notebooks."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_experiment_command(commands)
+    add_notebooks_command(commands)
+    _add_mini_command(commands)
+    return parser
+
+
+def _add_mini_command(commands: argparse._SubParsersAction) -> None:
+    def add(name: str, run: Command, text: str, group: argparse._SubParsersAction) -> argparse.ArgumentParser:
+        sub = group.add_parser(
+            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    mini = commands.add_parser("mini", help="Make the mini world anew: corpus, pre-training, benchmark.")
+    steps = mini.add_subparsers(required=True, metavar="STEP")
+    corpus = add("corpus", _corpus, "Fetch the icons with npm and rasterise them (minutes; resumes).", steps)
+    corpus.add_argument("--out", type=Path, default=Path("results/corpus"), help="folder for the corpus")
+    corpus.add_argument("--iconify", type=Path, help="an unpacked @iconify/json; default: fetched with npm pack")
+    corpus.add_argument("--workers", type=int, help="processes; default: one per core")
+    pretrain = add("pretrain", _pretrain, "Pre-train the mini CLIP (one to two hours on two cores; resumes).", steps)
+    pretrain.add_argument("--corpus", type=Path, default=Path("results/corpus"), help="folder of `mini corpus`")
+    pretrain.add_argument(
+        "--out", type=Path, default=Path("results/pretrain"), help="folder for state, log and checkpoints"
+    )
+    pretrain.add_argument(
+        "--recipe", default="main", help="main or small (from scratch); polish or broaden (from --start)"
+    )
+    pretrain.add_argument("--start", type=Path, help="state.pt of a finished run, or released weights, to begin with")
+    pretrain.add_argument("--steps", type=int, help="optimiser steps of 512 pictures, instead of the recipe's")
+    pretrain.add_argument("--seed", type=int, help="seed of weights, batches, augmentation, instead of the recipe's")
+    pretrain.add_argument("--lr", type=float, help="peak learning rate, instead of the recipe's")
+    benchmark = add(
+        "benchmark", _benchmark, "Build the benchmark, its data card and contact sheet from a corpus.", steps
+    )
+    benchmark.add_argument("--corpus", type=Path, default=Path("results/corpus"), help="folder of `mini corpus`")
+    benchmark.add_argument("--out", type=Path, default=Path("results/benchmark"), help="folder for the benchmark")
+    release = add("release", _release, "Export a pre-training run as float16 checkpoints with a model card.", steps)
+    release.add_argument(
+        "--run",
+        dest="runs",
+        type=Path,
+        nargs="+",
+        default=[Path("results/pretrain"), Path("results/polish")],
+        help="folders of the stages of `python -m rp_course mini pretrain`, in order",
+    )
+    release.add_argument("--out", type=Path, default=Path("results/clip"), help="folder for the checkpoints")
+    release.add_argument("--keep", default="0.1,0.4", help="fractions of the run to export beside the final weights")
+    release.add_argument("--note", default="", help="a sentence about this run for the model card")
+    release.add_argument("--after", type=Path, help="earlier release whose final weights the first run started from")
+    release.add_argument("--size", help="export the one run as a backbone of another size, of this name")
+    release.add_argument("--keep-after", default="", help="checkpoints of the earlier release that ship again")
+
+
+def _corpus(args: argparse.Namespace) -> None:
+    from rp_course.mini_world.corpus import build_corpus, fetch_iconify
+
+    build_corpus(args.iconify or fetch_iconify(args.out / "npm"), args.out, args.workers)
+
+
+def _pretrain(args: argparse.Namespace) -> None:
+    from dataclasses import replace
+
+    from rp_course.mini_world.pretrain import RECIPES, pretrain
+
+    if args.recipe not in RECIPES:
+        raise UnknownName("recipe", args.recipe, RECIPES)
+    recipe = RECIPES[args.recipe]
+    if not recipe.augment_over and args.start is None:  # full augmentation from the first step teaches nothing
+        raise RPLibError(f"the {args.recipe} recipe goes on from a finished run: pass --start RUN/state.pt")
+    changes = {k: v for k in ("steps", "seed", "lr") if (v := getattr(args, k)) is not None}
+    pretrain(args.corpus, args.out, replace(recipe, **changes), args.start)
+
+
+def _benchmark(args: argparse.Namespace) -> None:
+    from rp_course.mini_world.benchmark_builder import build_benchmark
+
+    build_benchmark(args.corpus, args.out)
+
+
+def _release(args: argparse.Namespace) -> None:
+    from rp_course.mini_world.other_size import release_size
+    from rp_course.mini_world.release import release
+
+    if args.size is not None:
+        if len(args.runs) != 1:
+            raise RPLibError("--size takes one run: pass --run FOLDER")
+        return release_size(args.runs[0], args.out, args.size)
+    try:
+        keep = tuple(float(f) for f in args.keep.split(",") if f)
+    except ValueError as error:
+        raise RPLibError(f"--keep takes fractions such as 0.1,0.4, got {args.keep!r}") from error
+    names = tuple(name for name in args.keep_after.split(",") if name)
+    release(tuple(args.runs), args.out, keep, args.note, args.after, names)

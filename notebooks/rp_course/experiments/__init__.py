@@ -1,0 +1,60 @@
+"""Named experiments: a question, a measurement, and verdicts that code reads off the records."""
+
+from __future__ import annotations
+
+from rp_course.experiments import border, frontier, losses, neighbours, padding, remedies, size, table, training_data
+from rp_course.experiments import feature_drift as intrusion
+from rp_course.experiments import pretraining as strength
+from rp_course.experiments import released_code as ledger
+from rp_course.experiments import single_designer as narrowness
+from rp_course.experiments import token_drift as words
+from rp_course.experiments.base import Drawing, Experiment, Finding, Verdict, rejudge, run, shipped_records
+from rp_course.experiments.world import World
+from rp_lib.utils.errors import UnknownName
+
+EXPERIMENTS: dict[str, Experiment] = {
+    e.name: e
+    for e in (
+        table.EXPERIMENT,
+        frontier.EXPERIMENT,
+        losses.PROGRAMS_EXPERIMENT,
+        intrusion.EXPERIMENT,
+        border.EXPERIMENT,
+        words.EXPERIMENT,
+        neighbours.EXPERIMENT,
+        padding.EXPERIMENT,
+        losses.LOSSES_EXPERIMENT,
+        ledger.EXPERIMENT,
+        strength.EXPERIMENT,
+        size.EXPERIMENT,
+        training_data.SHOTS_EXPERIMENT,
+        narrowness.EXPERIMENT,
+        training_data.CLASSES_EXPERIMENT,
+        remedies.EXPERIMENT,
+    )
+}
+
+
+def experiment(name: str) -> Experiment:
+    """An experiment by name.
+
+    Raises:
+        UnknownName: there is none of that name.
+    """
+    if name not in EXPERIMENTS:
+        raise UnknownName("experiment", name, EXPERIMENTS)
+    return EXPERIMENTS[name]
+
+
+__all__ = [
+    "EXPERIMENTS",
+    "Drawing",
+    "Experiment",
+    "Finding",
+    "Verdict",
+    "World",
+    "experiment",
+    "rejudge",
+    "run",
+    "shipped_records",
+]

@@ -1,0 +1,173 @@
+"""What makes reprogramming less intrusive, and how does one measure it? Features and words after each adaptation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from rp_course.experiments.base import COLUMNS, Drawing, Experiment, Verdict, over_seeds
+from rp_course.experiments.measures import Claim, claimed_differences, verdicts_of
+from rp_course.experiments.world import World
+from rp_lib.benchmark import ImageSet
+from rp_lib.comparison import draws_over_seeds
+from rp_lib.features import FeatureStore
+from rp_lib.methods import BASES, Method
+from rp_lib.metrics import cluster_tightness, cosine_drift, linear_cka
+from rp_lib.stats import bootstrap_ci, in_threads
+
+NAMES = ("zero-shot", "fine-tune", "l2-sp", "wise-ft", "coop", "rp-image", "rp-text", "rp", "rrp")
+QUICK = ("zero-shot", "fine-tune", "rp", "rrp")
+# Halves of the pictures for the measures that need all of them at once, which are slow; and only on the first set of
+# each role.
+HALVES, PAIRED_HALVES = 20, 1000
+DRIFT, CKA, WORDS, SPREAD = (
+    "cosine drift on test", "linear CKA on test", "open-vocabulary accuracy on near", "within-class spread on test",
+)  # fmt: skip
+CLAIMS = (
+    Claim("RP moves ID features less than fine-tuning", DRIFT, "rp", "fine-tune", "lower"),
+    Claim("RRP moves ID features less than fine-tuning", DRIFT, "rrp", "fine-tune", "lower"),
+    Claim("RP keeps the geometry of ID features better than fine-tuning", CKA, "rp", "fine-tune", "higher"),
+    Claim("RRP keeps the geometry of ID features better than fine-tuning", CKA, "rrp", "fine-tune", "higher"),
+    Claim("RP keeps more open-vocabulary accuracy than fine-tuning", WORDS, "rp", "fine-tune", "higher"),
+    Claim("RRP keeps more open-vocabulary accuracy than fine-tuning", WORDS, "rrp", "fine-tune", "higher"),
+    Claim("fine-tuning costs open-vocabulary accuracy", WORDS, "fine-tune", "zero-shot", "lower"),
+    Claim("RP tightens ID classes against zero-shot", SPREAD, "rp", "zero-shot", "lower"),
+)
+COMPARED = frozenset(m for claim in CLAIMS for m in (claim.first, claim.second))
+
+
+def measure(world: World, parts: Path) -> pd.DataFrame:
+    """CKA and drift against zero-shot, tightness of classes, and accuracy on classes that the task never named."""
+    clip, benchmark = world.backbone(), world.judged
+    names = QUICK if world.quick else NAMES
+    sets = [benchmark.test, *benchmark.shifts.values(), *benchmark.ood.values()]
+    whole = {s.name for s in (benchmark.test, *list(benchmark.shifts.values())[:1], *list(benchmark.ood.values())[:1])}
+    zero_shot = world.fit("zero-shot", 0, benchmark, clip)
+    store = world.store(clip)
+    rows, compared = [], {name: [] for name in names if name in COMPARED}
+    near = benchmark.ood.get("near")
+    sizes = dict.fromkeys((DRIFT, CKA, SPREAD), len(benchmark.test))
+    if near is not None and near.names is not None:
+        sizes[WORDS] = len(near)
+    for seed in world.seeds:
+        fitted: dict[str, Method] = {"zero-shot": zero_shot}
+        for name in names:
+            if name in BASES and BASES[name] not in fitted:
+                fitted[BASES[name]] = world.fit(BASES[name], seed, benchmark, clip)
+            if name not in fitted:
+                fitted[name] = world.fit(name, seed, benchmark, clip, fitted=fitted.values())
+            method = fitted[name]
+            for images in sets:
+                features = method.combine(*(store.get(e, images) for e in method.encoders))
+                rows += _of_set(name, seed, images, features, store.get(clip, images), images.name in whole)
+            for images in sets:
+                if images.names is not None:
+                    correct = _open_vocabulary(images, method, store)
+                    found = bootstrap_ci(correct, seed=seed)
+                    rows.append(_row(name, seed, images, "open-vocabulary accuracy", found))
+            if name in COMPARED and (name != "zero-shot" or not compared[name]):  # nothing is drawn in zero-shot
+                compared[name].append(_on_halves(method, benchmark.test, near if WORDS in sizes else None, store))
+        world.forget(*fitted.values())
+    table = pd.DataFrame(rows)
+    keys = ["method", "set", "metric"]
+    own = table.groupby(keys, sort=False).apply(over_seeds, include_groups=False).reset_index().assign(
+        versus=None, p_holm=float("nan"), n_ood=None, detector=""
+    )  # fmt: skip
+    differences = claimed_differences(draws_over_seeds(compared, list(sizes)), CLAIMS, sizes, len(world.seeds))
+    return pd.concat([own, differences], ignore_index=True).assign(space="features")[["space", *COLUMNS]]
+
+
+def _on_halves(method: Method, test: ImageSet, near: ImageSet | None, store: FeatureStore) -> np.ndarray:
+    """float64 (1 + r, measures): the measures that are claimed about, of all pictures and as if of r other samples.
+
+    The samples are halves of the pictures, the same ones for every method and seed, moved so that their mean is the
+    measure of all pictures: halves spread as samples of twice their size do (:func:`halves_ci`), and half as many
+    pictures bias CKA and spreads.
+    """
+    features = method.combine(*(store.get(e, test) for e in method.encoders))
+    before = store.get(method.clip, test)
+    drift = cosine_drift(features, before)
+    measures = [
+        (len(test), lambda half: float(drift[half].mean())),
+        (len(test), lambda half: linear_cka(features[half], before[half])),
+        (len(test), lambda half: cluster_tightness(features[half], test.labels[half])[0]),
+    ]
+    if near is not None:
+        correct = _open_vocabulary(near, method, store)
+        measures.append((len(near), lambda half: float(correct[half].mean())))
+    columns = []
+    for n, measure in measures:
+        whole = measure(torch.arange(n))
+        drawn = np.array(in_threads(measure, halves(n, PAIRED_HALVES, seed=0)))
+        columns.append(np.r_[whole, drawn - drawn.mean() + whole])
+    return np.stack(columns, 1)
+
+
+def _of_set(
+    name: str, seed: int, images: ImageSet, features: torch.Tensor, before: torch.Tensor, whole: bool
+) -> list[dict]:
+    rows = [_row(name, seed, images, "cosine drift", bootstrap_ci(cosine_drift(features, before), seed=seed))]
+    if not whole:
+        return rows
+    rows.append(_row(name, seed, images, "linear CKA", halves_ci(linear_cka, (features, before), seed)))
+    if images.labels is not None:
+        for which, metric in enumerate(("within-class spread", "between-class spread")):
+            spread = lambda x, y, k=which: cluster_tightness(x, y)[k]  # noqa: E731
+            rows.append(_row(name, seed, images, metric, halves_ci(spread, (features, images.labels), seed)))
+    return rows
+
+
+def halves_ci(
+    statistic: Callable[..., float], tensors: Sequence[torch.Tensor], seed: int
+) -> tuple[float, float, float]:
+    """A statistic of n pictures and its 95 % interval from the spread over halves of them, drawn without replacement.
+
+    The delete-half jackknife (Efron and Tibshirani 1993, ch. 11): of a mean, the variance over such halves is
+    (1 - 1/2) s^2 / (n / 2) = s^2 / n, the squared standard error. A bootstrap would draw pictures twice, which biases
+    CKA and spreads.
+    """
+    drawn = halves(len(tensors[0]), HALVES, seed)
+    values = np.array([statistic(*(t[half] for t in tensors)) for half in drawn])
+    value, half = statistic(*tensors), 1.96 * values.std(ddof=1)
+    return value, value - half, value + half
+
+
+def halves(n: int, count: int, seed: int) -> list[torch.Tensor]:
+    """``count`` halves of 0 ... n - 1, int64 (n // 2,) each, drawn without replacement."""
+    g = torch.Generator().manual_seed(seed)
+    return [torch.randperm(n, generator=g)[: n // 2] for _ in range(count)]
+
+
+def _open_vocabulary(images: ImageSet, method: Method, store: FeatureStore) -> np.ndarray:
+    """float64 (n,), 1 for correct, over the words of an image set that shows none of the task's classes."""
+    words = sorted(set(images.names))
+    features = method.combine(*(store.get(e, images) for e in method.encoders))
+    guess = (features @ method.word_embeddings(words).T).argmax(1)
+    return np.array([words[g] == w for g, w in zip(guess.tolist(), images.names, strict=True)], float)
+
+
+def _row(name: str, seed: int, images: ImageSet, metric: str, interval: tuple[float, float, float]) -> dict:
+    value, low, high = interval
+    return {"method": name, "seed": seed, "set": images.name, "metric": metric, "value": value, "low": low,
+            "high": high, "n": len(images)}  # fmt: skip
+
+
+def judge(records: pd.DataFrame) -> list[Verdict]:
+    """Whether the residual and the programs keep more of CLIP than fine-tuning does, on the same pictures and seeds."""
+    return verdicts_of(records, CLAIMS)
+
+
+def _figures() -> Mapping[str, Drawing]:
+    from rp_course.experiments.drawings.measures import INTRUSION_DRAWINGS
+
+    return INTRUSION_DRAWINGS
+
+
+EXPERIMENT = Experiment(
+    "intrusion", "What makes reprogramming less intrusive, and how does one measure it?", ("space",), measure, judge, 5,
+    figures=_figures,
+)  # fmt: skip

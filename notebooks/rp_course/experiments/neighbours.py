@@ -1,0 +1,213 @@
+"""Do programmed features cluster more tightly, and does that explain detection? UMAP, with numbers beside the picture.
+
+UMAP shows what its authors' method makes of the neighbours of each picture; it proves nothing. So the same neighbours
+are measured in the features themselves: how many nearest neighbours share the class, how well silhouettes separate, how
+well the distance to ID pictures tells OOD ones, and how faithful the map is (trustworthiness).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+
+from rp_course.experiments.base import COLUMNS, SHIPPED, Drawing, Experiment, Verdict, over_seeds
+from rp_course.experiments.measures import Claim, claimed_differences, verdicts_of
+from rp_course.experiments.world import World
+from rp_lib.benchmark import Benchmark, ImageSet, evenly
+from rp_lib.comparison import draws_over_seeds
+from rp_lib.metrics import ood_metrics
+from rp_lib.stats import auroc_and_fpr, bootstrap_weights, with_the_data
+from rp_lib.utils.errors import MissingDependency
+from rp_lib.utils.io import StorageError, write_atomically
+
+NAMES = ("zero-shot", "fine-tune", "rp", "rrp")
+PICTURES, NEIGHBOURS, RESAMPLES, PAIRED_RESAMPLES = 240, 10, 200, 5000
+SAME, ACROSS, SILHOUETTE, DISTANCE = (
+    "ID neighbours of the same class", "ID neighbours of a shifted picture that share its class",
+    "silhouette of ID classes", "AUROC of the distance to ID",
+)  # fmt: skip
+CLAIMS = (
+    Claim("programmed ID features cluster more tightly than zero-shot's", SILHOUETTE, "rp", "zero-shot", "higher"),
+    Claim("RP brings shifted pictures nearer to ID pictures of their class than zero-shot", ACROSS, "rp", "zero-shot",
+          "higher"),
+    Claim("RRP brings shifted pictures nearer to ID pictures of their class than fine-tuning", ACROSS, "rrp",
+          "fine-tune", "higher"),
+    Claim("the distance to ID pictures tells OOD better in RP's features than in zero-shot's", DISTANCE, "rp",
+          "zero-shot", "higher"),
+)  # fmt: skip
+
+
+def measure(world: World, parts: Path) -> pd.DataFrame:
+    """Neighbourhood measures of features and of their UMAP; the map's points are left in ``parts/points.csv``."""
+    clip, benchmark = world.backbone(), world.judged
+    shift, ood = next(iter(benchmark.shifts.values())), next(iter(benchmark.ood.values()))
+    sets = [s.subset(evenly(len(s), PICTURES // (3 if world.quick else 1))) for s in (benchmark.test, shift, ood)]
+    store, rows, points = world.store(clip), [], []
+    several = _with_company(sets[0].labels.numpy())
+    weights = [with_the_data(bootstrap_weights(np.random.default_rng(k), len(s), PAIRED_RESAMPLES))
+               for k, s in enumerate(sets)]  # fmt: skip
+    compared: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
+    for seed in world.seeds:
+        fitted = {}
+        for name in NAMES:
+            method = fitted[name] = world.fit(name, seed, benchmark, clip, fitted=fitted.values())
+            features = [
+                F.normalize(method.combine(*(store.get(e, s) for e in method.encoders)), dim=1).numpy() for s in sets
+            ]
+            flat = np.split(umap(np.concatenate(features), seed), np.cumsum([len(f) for f in features])[:-1])
+            for space, where in (("features", features), ("UMAP", flat)):
+                measured = _measures(where, sets)
+                rows += _rows(name, seed, space, measured)
+                if space == "features" and (name != "zero-shot" or not compared[name]):  # nothing is drawn in zero-shot
+                    compared[name].append(_resampled(measured, weights, several))
+            trust = _trust(np.concatenate(features), np.concatenate(flat))
+            rows.append((name, seed, "UMAP", "trustworthiness", *trust))
+            if seed == world.seeds[0]:
+                points += _points(name, flat, sets)
+        world.forget(*fitted.values())
+    table = pd.DataFrame(points, columns=["method", "set", "role", "label", "source", "x", "y"])
+    write_atomically(parts / "points.csv", lambda p: table.to_csv(p, index=False, float_format="%.3f"))
+    records = pd.DataFrame(rows, columns=["method", "seed", "space", "metric", "value", "low", "high", "n"])
+    table = records.groupby(["space", "method", "metric"], sort=False).apply(over_seeds, include_groups=False)
+    names = f"test, {shift.name}, {ood.name}"
+    table = table.reset_index().assign(versus=None, p_holm=np.nan, set=names, n_ood=len(sets[2]), detector="")
+    sizes = {ACROSS: len(sets[1]), SILHOUETTE: int(several.sum()), DISTANCE: len(sets[0])}
+    differences = claimed_differences(draws_over_seeds(compared, list(sizes)), CLAIMS, sizes, len(world.seeds))
+    differences = differences.assign(space="features", set=names, n_ood=len(sets[2]))
+    return pd.concat([table, differences], ignore_index=True)[["space", *COLUMNS]]
+
+
+def umap(features: np.ndarray, seed: int) -> np.ndarray:
+    """float32 (n, 2) map of unit features (n, d), by umap-learn with cosine distance; the seed makes it repeatable.
+
+    Raises:
+        MissingDependency: umap-learn is not installed.
+    """
+    import warnings
+
+    try:
+        with warnings.catch_warnings():  # of tensorflow, which is not there and not needed
+            warnings.simplefilter("ignore")
+            from umap import UMAP
+    except ImportError as error:
+        raise MissingDependency("umap-learn", 'pip install -e ".[notebooks]"') from error
+    neighbours = min(15, len(features) - 1)
+    with warnings.catch_warnings():  # that one seed means one thread, which is what is wanted
+        warnings.simplefilter("ignore")
+        return UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1).fit_transform(features)
+
+
+def nearest(queries: np.ndarray, references: np.ndarray, k: int, same: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Distances and positions, (n, k) each, of the k nearest references; ``same``: a point is not its own neighbour."""
+    from sklearn.neighbors import NearestNeighbors
+
+    k = min(k, len(references) - same)
+    found = NearestNeighbors(n_neighbors=k).fit(references)
+    return found.kneighbors(None if same else queries)
+
+
+def _with_company(labels: np.ndarray) -> np.ndarray:
+    """Which pictures, bool (n,), are of a class that has another one, so that they have a silhouette."""
+    return np.isin(labels, np.flatnonzero(np.bincount(labels) > 1))
+
+
+def _measures(spaces: list[np.ndarray], sets: list[ImageSet]) -> dict[str, np.ndarray]:
+    """One number for each picture: shares of neighbours, silhouettes, and mean distances to ID neighbours."""
+    from sklearn.metrics import silhouette_samples
+
+    test, shift, ood = spaces
+    labels, shifted = (s.labels.numpy() for s in sets[:2])
+    near, own = nearest(test, test, NEIGHBOURS, same=True)
+    across = labels[nearest(shift, test, NEIGHBOURS)[1]]
+    several = _with_company(labels)
+    return {
+        SAME: (labels[own] == labels[:, None]).mean(1),
+        ACROSS: (across == shifted[:, None]).mean(1),
+        SILHOUETTE: silhouette_samples(test[several], labels[several]),
+        "ID distance": near.mean(1),
+        "OOD distance": nearest(ood, test, NEIGHBOURS)[0].mean(1),
+    }
+
+
+def _rows(name: str, seed: int, space: str, measured: Mapping[str, np.ndarray]) -> list[tuple[object, ...]]:
+    """Means over pictures and the AUROC of the distance, each with its bootstrap interval."""
+    rng = np.random.default_rng(seed)
+    rows: list[tuple[object, ...]] = []
+    for metric in (SAME, ACROSS, SILHOUETTE):
+        values = measured[metric]
+        means = values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
+        rows.append((name, seed, space, metric, values.mean(), *np.quantile(means, (0.025, 0.975)), len(values)))
+    near, far = -measured["ID distance"], -measured["OOD distance"]
+    drawn = []
+    for _ in range(RESAMPLES):
+        one, two = (v[rng.integers(0, len(v), len(v))] for v in (near, far))
+        drawn.append(ood_metrics(one, two)["auroc"])
+    auroc = ood_metrics(near, far)["auroc"]
+    return [*rows, (name, seed, space, DISTANCE, auroc, *np.quantile(drawn, (0.025, 0.975)), len(near))]
+
+
+def _resampled(measured: Mapping[str, np.ndarray], weights: list[np.ndarray], several: np.ndarray) -> np.ndarray:
+    """float64 (1 + r, 3): ACROSS, SILHOUETTE and DISTANCE of the data and of the same resamples of test, shift, OOD.
+
+    Pictures are drawn as queries; whom they may have as neighbours stays.
+    """
+    test, shift, ood = weights
+    kept = test[:, several]
+    auroc, _ = auroc_and_fpr(-measured["ID distance"], -measured["OOD distance"], test, ood, 0.95)
+    return np.stack([shift @ measured[ACROSS] / shift.sum(1), kept @ measured[SILHOUETTE] / kept.sum(1), auroc], axis=1)
+
+
+def _trust(features: np.ndarray, flat: np.ndarray) -> tuple[float, float, float, int]:
+    from sklearn.manifold import trustworthiness
+
+    value = float(trustworthiness(features, flat, n_neighbors=min(NEIGHBOURS, (len(flat) - 1) // 2), metric="cosine"))
+    return value, value, value, len(flat)
+
+
+def _points(name: str, flat: list[np.ndarray], sets: list[ImageSet]) -> list[tuple[object, ...]]:
+    found: list[tuple[object, ...]] = []
+    for where, images in zip(flat, sets, strict=True):
+        labels = torch.full((len(images),), -1) if images.labels is None else images.labels
+        columns = zip(labels.tolist(), images.sources.tolist(), where.tolist(), strict=True)
+        found += [(name, images.name, images.role, label, source, x, y) for label, source, (x, y) in columns]
+    return found
+
+
+def shipped_points(path: Path = SHIPPED / "neighbours-points.csv") -> pd.DataFrame:
+    """The map that ships: ``method, set, role, label`` (-1: OOD), ``source`` (position in its image set), ``x, y``.
+
+    Raises:
+        StorageError: it is missing.
+    """
+    if not path.is_file():
+        raise StorageError(f"{path} is missing; install again, or run `python -m rp_course experiment neighbours`")
+    return pd.read_csv(path)
+
+
+def pictures_of(points: pd.DataFrame, benchmark: Benchmark) -> torch.Tensor:
+    """uint8 (n, 3, h, w): the pictures behind points of the map, from the whole benchmark that it was made of."""
+    sets = {s.name: s for s in benchmark.sets}
+    return torch.stack([sets[name].images[i] for name, i in zip(points["set"], points["source"], strict=True)])
+
+
+def judge(records: pd.DataFrame) -> list[Verdict]:
+    """What the neighbours say in the features themselves, method against method on the same pictures and seeds."""
+    return verdicts_of(records, CLAIMS)
+
+
+def _figures() -> Mapping[str, Drawing]:
+    from rp_course.experiments.drawings.measures import NEIGHBOURS_DRAWINGS
+
+    return NEIGHBOURS_DRAWINGS
+
+
+EXPERIMENT = Experiment(
+    "neighbours", "Do programmed features cluster more tightly, and does that explain detection?", ("space",), measure,
+    judge, 3,
+    figures=_figures,
+)  # fmt: skip

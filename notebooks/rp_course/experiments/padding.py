@@ -1,0 +1,141 @@
+"""Why does the best padding differ between low- and high-resolution data? Padding against native resolution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch.nn.functional as F
+
+from rp_course.experiments.base import FAILS, HOLDS, UNDECIDED, Drawing, Experiment, Verdict, pick, row
+from rp_course.experiments.grid import Condition, Entry, ranked_draws, run_grid
+from rp_course.experiments.world import World
+from rp_lib.benchmark import Benchmark, ImageSet
+from rp_lib.comparison import AXES
+
+WIDTHS, SIDES = (1, 2, 4, 8, 12), (64, 32, 16)  # pixels of a 64-pixel input; pixels of the images themselves
+SURE = 0.95  # of how probable a direction must be
+WIDER = "wider at the lowest resolution"
+
+
+def taken_at(images: ImageSet, side: int) -> ImageSet:
+    """The images as if they had been taken at ``side`` pixels (area-averaged)."""
+    small = F.interpolate(images.images.float(), (side, side), mode="area").round().byte()
+    derived = images.derived_from and f"{images.derived_from} at {side} px"
+    return replace(images, images=small, derived_from=derived)
+
+
+def at_resolution(benchmark: Benchmark, side: int) -> Benchmark:
+    """The benchmark with all of its images :func:`taken_at` ``side`` pixels."""
+    if benchmark.test.images.shape[-1] == side:
+        return benchmark
+    return replace(
+        benchmark,
+        train=taken_at(benchmark.train, side),
+        val=taken_at(benchmark.val, side),
+        test=taken_at(benchmark.test, side),
+        shifts={name: taken_at(s, side) for name, s in benchmark.shifts.items()},
+        ood={name: taken_at(s, side) for name, s in benchmark.ood.items()},
+    )
+
+
+def measure(world: World, parts: Path) -> pd.DataFrame:
+    """RP with every padding at every resolution, ranked among each other; zero-shot as reference.
+
+    All else is as tuned for the native resolution, so what varies is the padding alone.
+    """
+    tuned = world.tuned("rp")["config"]
+    widths = (2, 8) if world.quick else WIDTHS
+    padded = {label(w): Entry("rp", {"config": tuned.changed(padding=w / 64)}) for w in widths}
+    entries = {"zero-shot": Entry("zero-shot"), **padded}
+    pairs = [(name, "zero-shot") for name in padded]
+    conditions = [
+        Condition({"resolution": side}, at_resolution(world.judged, side), entries, pairs, ranked=tuple(padded))
+        for side in (SIDES[::2] if world.quick else SIDES)
+    ]
+    records = run_grid(world, conditions, parts)
+    high, low = (ranked_draws(world, condition, parts) for condition in (conditions[0], conditions[-1]))
+    return pd.concat([records, wider_rows(records, [width_of(m) for m in padded], low, high)], ignore_index=True)
+
+
+def wider_rows(records: pd.DataFrame, widths: Sequence[int], low: np.ndarray, high: np.ndarray) -> pd.DataFrame:
+    """Records of the share of resamples in which the best border is wider at the lowest resolution than at the highest.
+
+    Both are judged on the same resamples of the same pictures and seeds, so a resample has one best width at each.
+    Widths that tie for the best share the resample.
+
+    Args:
+        records: of both resolutions. widths: k of them. low, high: float64 (r, k, axes) of :func:`ranked_draws`.
+    """
+    wider = np.greater.outer(widths, widths).astype(float)
+    rows = []
+    for axis, name in enumerate(AXES[:2]):
+        best = [d[..., axis] == d[..., axis].max(1, keepdims=True) for d in (low, high)]
+        at_low, at_high = (b / b.sum(1, keepdims=True) for b in best)
+        like = pick(records, resolution=records["resolution"].min(), metric="first", set=name).iloc[0]
+        share = np.einsum("rw,wv,rv->r", at_low, wider, at_high).mean()
+        rows.append({**like, "method": "rp", "metric": WIDER, "value": share})
+    return pd.DataFrame(rows)
+
+
+def label(width: int) -> str:
+    """What RP with a border of ``width`` of 64 pixels is called."""
+    return f"rp {width}/64"
+
+
+def width_of(name: str) -> int:
+    """Inverse of :func:`label`."""
+    return int(name.removeprefix("rp ").removesuffix("/64"))
+
+
+def chances(records: pd.DataFrame, resolution: int, axis: str) -> pd.Series:
+    """By width: how likely it is the best of those tried at a resolution, over pictures and seeds; sums to 1.
+
+    The share of paired resamples in which no other width is better; widths that tie share it.
+    """
+    rows = pick(records, resolution=resolution, metric="first", set=axis)
+    share = pd.Series(rows["value"].to_numpy(float), [width_of(m) for m in rows["method"]]).sort_index()
+    return share / share.sum()
+
+
+def judge(records: pd.DataFrame) -> list[Verdict]:
+    """Whether the best border is wider on images of low resolution, as the paper's best paddings suggest."""
+    low, high = int(records["resolution"].min()), int(records["resolution"].max())
+    verdicts = []
+    for axis, name in (("id accuracy", "ID accuracy"), ("shift accuracy", "accuracy under shift")):
+        at = {side: chances(records, side, axis) for side in (low, high)}
+        wider = float(row(records, metric=WIDER, set=axis)["value"])
+        outcome = HOLDS if wider >= SURE else FAILS if wider <= 1 - SURE else UNDECIDED
+        parts = []
+        for side in (high, low):
+            shares = ", ".join(f"{w}: {100 * p:.0f}" for w, p in at[side].items())
+            parts.append(f"at {side} px {_best(records, side, axis)} of 64 (in % of resamples, by width, {shares})")
+        size = pick(records, resolution=low, metric="first", set=axis).iloc[0]
+        verdicts.append(Verdict(
+            f"the best border for {name} is wider on images of low resolution", outcome,
+            f"best width {' and '.join(parts)}; wider at {low} px in {100 * wider:.0f} % of "
+            f"resamples of the same pictures and seeds, "
+            f"{int(size['seeds'])} seeds, n = {int(size['n'])}",
+        ))  # fmt: skip
+    return verdicts
+
+
+def _best(records: pd.DataFrame, resolution: int, axis: str) -> int:
+    rows = pick(records, resolution=resolution, metric="rank", set=axis)
+    return width_of(rows.loc[rows["value"].idxmin(), "method"])
+
+
+def _figures() -> Mapping[str, Drawing]:
+    from rp_course.experiments.drawings import padding
+
+    return padding.DRAWINGS
+
+
+EXPERIMENT = Experiment(
+    "padding", "Why does the best padding differ between low- and high-resolution data?", ("resolution",), measure,
+    judge, 9,
+    figures=_figures,
+)  # fmt: skip

@@ -1,0 +1,228 @@
+"""Who stands where when the three axes are added up: records, verdicts and the printed table."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from rp_course.experiments.base import (
+    FAILS,
+    HOLDS,
+    UNDECIDED,
+    Drawing,
+    Experiment,
+    Verdict,
+    difference,
+    direction,
+    pick,
+    row,
+)
+from rp_course.experiments.grid import judge_outputs, paired_draws, paired_rows, rank_rows
+from rp_course.experiments.world import World
+from rp_lib._version import __version__
+from rp_lib.benchmark import Benchmark
+from rp_lib.comparison import NAME, PairedDraws, aggregate, mean_ranks
+from rp_lib.detectors import DETECTORS
+from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
+from rp_lib.methods import BASES, METHODS, Method
+from rp_lib.negative_labels import mine_negative_words
+from rp_lib.outputs import MethodOutputs, load_outputs, save_outputs
+from rp_lib.run.report import commit
+from rp_lib.utils.errors import RPLibError
+
+WINNER = "rrp"  # the method that the paper proposes
+ALL_AXES = "three axes"
+# Columns of the printed table: head, image set, metric.
+HEADS = (
+    ("ID acc", "test", "accuracy"), ("shift acc", ALL_SHIFTS, "accuracy"), ("AUROC", ALL_OOD, "auroc"),
+    ("FPR95", ALL_OOD, "fpr"), ("ECE", "test", "ece"), ("mean of three", ALL_AXES, NAME), ("its rank", NAME, "rank"),
+)  # fmt: skip
+
+
+def standings(outputs: Mapping[str, Sequence[MethodOutputs]], draws: PairedDraws, detector: str) -> pd.DataFrame:
+    """Records of the aggregate (:mod:`rp_lib.comparison`) and of ranks, with intervals over pictures and seeds.
+
+    ``metric`` is ``aggregate``, with ``versus`` for RRP's lead over each other method; ``mean rank`` over the three
+    axes; ``rank`` and ``first`` of :func:`rp_course.experiments.grid.rank_rows`, of the aggregate too.
+    """
+    total = aggregate(draws)
+    leads = total.differences([(WINNER, m) for m in draws.methods if m != WINNER and WINNER in draws.methods])
+    leads = leads.rename(columns={"first": "method", "second": "versus", "difference": "value"})
+    frames = [paired_rows(outputs, found, detector, ALL_AXES) for found in (total.estimates(), leads) if len(found)]
+    frames += [rank_rows(outputs, ranked, detector) for ranked in (draws, total)]
+    mean = mean_ranks(draws).rename(columns={"rank": "value"}).assign(axis="mean rank")
+    return pd.concat([*frames, paired_rows(outputs, mean, detector, ALL_AXES)], ignore_index=True)
+
+
+def on_the_aggregate(records: pd.DataFrame) -> list[Verdict]:
+    """Whether RRP has the best aggregate: ahead of every other method for certain, or behind one; and by how much.
+
+    Its leads are corrected for as many comparisons as there are other methods, so that the best of these may be chosen
+    by its estimate. No verdicts where RRP was not measured.
+    """
+    leads = pick(records[records["versus"].notna()], metric=NAME, method=WINNER)
+    if leads.empty:
+        return []
+    outcomes = {other: direction(lead) for other, lead in leads.set_index("versus").iterrows()}
+    ahead, behind = ([m for m, o in outcomes.items() if o == kind] for kind in (HOLDS, FAILS))
+    outcome = FAILS if behind else HOLDS if len(ahead) == len(outcomes) else UNDECIDED
+    total, rank, mean = (
+        row(records, method=WINNER, versus=None, metric=metric, set=data)
+        for metric, data in ((NAME, ALL_AXES), ("rank", NAME), ("mean rank", ALL_AXES))
+    )
+    evidence = (
+        f"{WINNER} {100 * total['value']:.1f} [{100 * total['low']:.1f}, {100 * total['high']:.1f}] points, rank "
+        f"{rank['value']:g} [{rank['low']:g}, {rank['high']:g}] of {len(outcomes) + 1}, mean of its ranks on the axes "
+        f"{mean['value']:.1f} [{mean['low']:.1f}, {mean['high']:.1f}]; ahead for certain of {_listed(ahead)}, behind "
+        f"{_listed(behind)}; {int(total['seeds'])} seeds, n = {int(total['n'])}"
+    )
+    others = pick(records, versus=None, metric=NAME)
+    others = others[others["method"] != WINNER]
+    best = others.loc[others["value"].idxmax(), "method"]
+    return [
+        Verdict("RRP has the best mean of the three axes", outcome, evidence),
+        difference(f"RRP has a better mean of the three axes than {best}, the best of the others", records, WINNER,
+                   best, NAME, "higher"),
+    ]  # fmt: skip
+
+
+def _cell(row: pd.Series, rank: bool) -> str:
+    if rank:
+        return f"{row['value']:g} [{row['low']:g}, {row['high']:g}]"
+    return f"{100 * row['value']:.1f} ± {50 * (row['high'] - row['low']):.1f}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def text(records: pd.DataFrame) -> str:
+    """The whole table for a terminal: methods x axes with the aggregate and its rank, then methods x detectors."""
+    plain = pick(records, versus=None)
+    msp = plain[plain["detector"].isna() | plain["detector"].isin(["", "msp"])]
+    summary = pd.DataFrame(index=list(dict.fromkeys(plain["method"])))
+    for head, data, metric in HEADS:
+        rows = pick(msp, set=data, metric=metric).set_index("method")
+        summary[head] = pd.Series({m: _cell(r, metric == "rank") for m, r in rows.iterrows()}, dtype=object)
+    title = "percent, mean over seeds ± half of the 95 % interval; AUROC and FPR95 by MSP"
+    blocks = [f"{title}\n{summary.fillna('-').to_string()}"]
+    for metric, head in (("auroc", "AUROC"), ("fpr", "FPR95")):
+        rows = pick(plain, set=ALL_OOD, metric=metric)
+        found = (100 * rows.pivot(index="method", columns="detector", values="value")).loc[summary.index]
+        found = found[list(dict.fromkeys(rows["detector"]))]
+        cells = found.map(lambda v: "-" if v != v else f"{v:.1f}")
+        blocks.append(f"{head} by detector, percent, mean over OOD sets\n{cells.to_string()}")
+    return "\n\n".join(blocks)
+
+
+# The whole table: every method on every axis with every detector, several seeds, and which differences are real.
+
+QUICK = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
+MEMBERS = ("zero-shot", "linear-probe")
+
+
+def saved_outputs(world: World, folder: Path, names: Sequence[str] | None = None) -> dict[str, list[MethodOutputs]]:
+    """Outputs of every method and seed from ``folder``; what is not there, or is of other settings, is made.
+
+    Args:
+        world: see :class:`World`. folder: one safetensors file per method and seed. names: of methods, default all.
+    """
+    names = tuple(names or (QUICK if world.quick else METHODS))
+    clip, benchmark = world.backbone(), world.judged
+    words = functools.cache(lambda: mine_negative_words(clip, benchmark.class_names, benchmark.templates))
+    found: dict[str, list[MethodOutputs]] = {name: [] for name in names}
+    for seed in world.seeds:
+        fitted: dict[str, Method] = {}
+
+        def method(name: str, seed: int = seed, fitted: dict[str, Method] = fitted) -> Method:
+            if name in BASES:  # the mixtures take its training
+                method(BASES[name], seed, fitted)
+            if name not in fitted:
+                fitted[name] = world.fit(name, seed, benchmark, clip, fitted=fitted.values())
+            return fitted[name]
+
+        for name in names:
+            if name == "zero-shot" and found[name]:
+                continue
+            path = folder / f"{name}-seed{seed}.safetensors"
+            used = [world.tuned(n) for n in (name, *MEMBERS)]
+            wanted = json.dumps([__version__, used, seed, world.precision], sort_keys=True, default=str)
+            made = _kept(path, benchmark, clip.fingerprint, wanted)
+            world.parts.append({"reused": made is not None, "commit": made and made.about.get("commit")})
+            if made is None:
+                others = {m: method(m) for m in MEMBERS}
+                options = {"roles": None, "others": others, "negatives": words(), "progress": world.progress}
+                made = world.outputs(method(name), seed, benchmark, **options)
+                made = MethodOutputs({**made.about, "wanted": wanted, "commit": commit()}, made.sets)
+                save_outputs(path, made)
+            found[name].append(made)
+        world.forget(*fitted.values())
+    return found
+
+
+def _kept(path: Path, benchmark: Benchmark, backbone: str, wanted: str) -> MethodOutputs | None:
+    """Saved outputs, if they are whole and of this benchmark, backbone and settings, which their header says."""
+    try:
+        kept = load_outputs(path, benchmark)
+    except RPLibError:  # not there, cut short, of another benchmark: made anew
+        return None
+    return kept if (kept.about["backbone_sha256"], kept.about.get("wanted")) == (backbone, wanted) else None
+
+
+# What is claimed, of whom against whom, on which axis, and in which direction.
+CLAIMS = [
+    ("linear probing costs accuracy under shift", "linear-probe", "zero-shot", "shift accuracy", "lower"),
+    ("linear probing costs detection", "linear-probe", "zero-shot", "auroc", "lower"),
+    ("full fine-tuning costs accuracy under shift", "fine-tune", "zero-shot", "shift accuracy", "lower"),
+    ("full fine-tuning costs detection", "fine-tune", "zero-shot", "auroc", "lower"),
+    ("full fine-tuning raises ID accuracy", "fine-tune", "zero-shot", "id accuracy", "higher"),
+    ("RP raises ID accuracy", "rp", "zero-shot", "id accuracy", "higher"),
+    ("RRP raises ID accuracy", "rrp", "zero-shot", "id accuracy", "higher"),
+    ("RRP keeps more accuracy under shift than RP", "rrp", "rp", "shift accuracy", "higher"),
+    ("RRP beats fine-tuning under shift", "rrp", "fine-tune", "shift accuracy", "higher"),
+    ("RRP beats fine-tuning at detection (AUROC)", "rrp", "fine-tune", "auroc", "higher"),
+    ("RRP beats fine-tuning at detection (FPR95)", "rrp", "fine-tune", "fpr", "lower"),
+    ("RRP beats zero-shot at detection (FPR95)", "rrp", "zero-shot", "fpr", "lower"),
+    ("RRP beats WiSE-FT under shift", "rrp", "wise-ft", "shift accuracy", "higher"),
+    ("RRP beats WiSE-FT at detection (AUROC)", "rrp", "wise-ft", "auroc", "higher"),
+    ("RRP beats CoOp under shift", "rrp", "coop", "shift accuracy", "higher"),
+    ("RRP beats FLYP under shift", "rrp", "flyp", "shift accuracy", "higher"),
+]
+
+
+def measure(world: World, parts: Path) -> pd.DataFrame:
+    """All methods x axes x detectors, and the aggregate of three axes; from saved outputs it takes seconds."""
+    outputs = saved_outputs(world, parts / "outputs")
+    pairs = list(dict.fromkeys((a, b) for _, a, b, _, _ in CLAIMS if {a, b} <= outputs.keys()))
+    detectors = ("msp", *(d for d in DETECTORS if d != "msp"))
+    draws = paired_draws(outputs, detectors[0])
+    records = judge_outputs(outputs, pairs, detectors, draws)
+    return pd.concat([records, standings(outputs, draws, detectors[0])], ignore_index=True).assign(scale="all")
+
+
+def judge(records: pd.DataFrame) -> list[Verdict]:
+    """The paper's claims, the reader's questions, and whether RRP is first when the axes are added up."""
+    there = set(records["method"])
+    verdicts = [
+        difference(claim, records, first, second, axis, want)
+        for claim, first, second, axis, want in CLAIMS
+        if {first, second} <= there
+    ]
+    return verdicts + on_the_aggregate(records)
+
+
+def _figures() -> Mapping[str, Drawing]:
+    from rp_course.experiments.drawings import table
+
+    return table.DRAWINGS
+
+
+EXPERIMENT = Experiment(
+    "table", "Who wins on three axes at once, and which differences are real?", ("scale",), measure, judge, 7,
+    text=text,
+    figures=_figures,
+)  # fmt: skip

@@ -1,0 +1,138 @@
+"""What an experiment works with: backbone, benchmark, tuned hyper-parameters, seeds, and how much of each.
+
+Experiments train many methods. To keep them to minutes they are judged on an even subset of every image set, the same
+for all of them; each figure says on how many pictures it rests.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from rp_lib.benchmark import Benchmark, ImageSet, lighten
+from rp_lib.clip import FrozenCLIP
+from rp_lib.features import FeatureStore
+from rp_lib.methods import Method, build_method, made_of
+from rp_lib.outputs import MethodOutputs, compute_outputs
+from rp_lib.utils.errors import RPLibError
+
+# Pictures of each set that experiments are judged on; derived sets follow the test pictures that are kept.
+TEST_PICTURES, OTHER_PICTURES = 800, 400
+
+
+@dataclass
+class World:
+    """Everything an experiment may use; ``quick`` is for a short look, never for a claim.
+
+    Attributes:
+        benchmark: whole. settings: of every method, as :func:`rp_lib.run.demo.tuned_settings` gives them.
+        seeds: of training. quick: fewer pictures, one seed, fewer levels. precision: of training.
+        device: where to compute. progress: show bars. clip: backbone instead of the shipped checkpoints.
+        parts: of the run at hand, in order: whether each was read from disk (``reused``), and the ``commit`` of the
+            code that measured it, None if it is not known.
+    """
+
+    benchmark: Benchmark
+    settings: Mapping[str, dict[str, Any]]
+    seeds: tuple[int, ...] = (1, 2, 3)
+    quick: bool = False
+    precision: str = "auto"
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    progress: bool = True
+    clip: FrozenCLIP | None = None
+    parts: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.seeds:
+            raise RPLibError("an experiment needs at least one seed")
+        if self.quick:
+            self.seeds = self.seeds[:1]
+        self._stores: dict[str, FeatureStore] = {}
+        self._shipped: dict[str, FrozenCLIP] = {}
+        self._fits: dict[tuple[Any, ...], Method] = {}
+
+    @functools.cached_property
+    def judged(self) -> Benchmark:
+        """The benchmark with an even subset of every set that methods are judged on."""
+        scale = 4 if self.quick else 1
+        return lighten(self.benchmark, TEST_PICTURES // scale, OTHER_PICTURES // scale)
+
+    def backbone(self, checkpoint: str = "final") -> FrozenCLIP:
+        """The frozen CLIP of this world: the one given, else the shipped checkpoint of that name."""
+        if self.clip is not None:
+            return self.clip
+        if checkpoint not in self._shipped:
+            self._shipped[checkpoint] = FrozenCLIP.mini(checkpoint, self.device)
+        return self._shipped[checkpoint]
+
+    def store(self, clip: FrozenCLIP) -> FeatureStore:
+        """The features of a backbone, shared by all that use it."""
+        return self._stores.setdefault(clip.fingerprint, FeatureStore())
+
+    def fit(
+        self,
+        name: str,
+        seed: int,
+        benchmark: Benchmark,
+        clip: FrozenCLIP,
+        *,
+        settings: Mapping[str, Any] | None = None,
+        train: ImageSet | None = None,
+        fitted: Iterable[Method] = (),
+    ) -> Method:
+        """A method of this name, fitted on the benchmark's training images, or on others.
+
+        Args:
+            name: see :data:`rp_lib.methods.METHODS`. seed: of training. benchmark: its classes, prompts and images.
+            clip: backbone. settings: instead of the tuned ones. train: images to learn from instead.
+            fitted: methods of the same seed; one that mixes another with zero-shot takes that one's training from here.
+        """
+        train = benchmark.train if train is None else train
+        tuned = settings is None and train is self.benchmark.train
+        key = (name, repr(self.settings.get(name)), seed, clip.fingerprint, benchmark.class_names)
+        if tuned and key in self._fits:
+            return self._fits[key]
+        options = dict(self.tuned(name) if settings is None else settings)
+        if name != "zero-shot":
+            options["seed"] = seed
+        if name not in ("zero-shot", "linear-probe"):
+            options["precision"] = self.precision
+        method = build_method(name, clip, benchmark.class_names, benchmark.templates, options)
+        known = [*fitted, *(self._fits[k] for k in self._fits if k[2:] == key[2:])]
+        shared = made_of(method, known, train.fingerprint)
+        if shared is None:
+            label = f"{name}, seed {seed}" if self.progress else None
+            shared = method.fit(train, None, store=self.store(clip), progress=label)
+        if tuned:  # most experiments need these; others are needed once
+            self._fits[key] = shared
+        return shared
+
+    def tuned(self, name: str) -> dict[str, Any]:
+        """The tuned hyper-parameters of a method.
+
+        Raises:
+            RPLibError: the recorded search has none for it.
+        """
+        if name not in self.settings:
+            raise RPLibError(f"the recorded search has no settings for {name!r}: run `rp-lib search --methods {name}`")
+        return self.settings[name]
+
+    def outputs(self, method: Method, seed: int, benchmark: Benchmark, **options: Any) -> MethodOutputs:
+        """What a fitted method says about the benchmark's test, shifted and OOD images, computed once."""
+        options.setdefault("roles", ("test", "shift", "near-ood", "far-ood"))
+        return compute_outputs(method, benchmark, seed=seed, store=self.store(method.clip), **options)
+
+    def forget(self, *methods: Method) -> None:
+        """Free the features of these methods' own encoders."""
+        for method in methods:
+            for encoder in method.encoders:
+                if encoder is not method.clip:
+                    self.store(method.clip).forget(encoder)
+
+    def forget_images(self, clip: FrozenCLIP) -> None:
+        """Free all features of a backbone, since image sets made for one condition are not seen again."""
+        self.store(clip).forget(clip)

@@ -1,0 +1,1 @@
+"""How the mini CLIP and its benchmark of icons were made."""

@@ -1,0 +1,310 @@
+"""Which differences between methods are real: all judged on the same resamples of the same pictures.
+
+Two methods see the same pictures and tend to fail on the same ones, so intervals of each alone say little about their
+difference. Here a resample draws pictures (or designers) once, and every method is judged on that draw.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy.stats import rankdata
+
+from rp_lib.detectors import build_detector, detection_scores
+from rp_lib.metrics import check_ood_options
+from rp_lib.outputs import MethodOutputs, Outputs, check_comparable
+from rp_lib.stats import auroc_and_fpr_of_sets, bootstrap_weights, in_threads, of_members, with_the_data
+from rp_lib.utils.arrays import Array, floats
+from rp_lib.utils.errors import RPLibError, UnknownName
+
+AXES = ("id accuracy", "shift accuracy", "auroc", "fpr")
+LOWER_IS_BETTER = frozenset({"fpr"})
+CLUSTERS = ("sources", "groups")
+
+
+@dataclass(frozen=True, eq=False)
+class PairedDraws:
+    """Every method's number on every axis, for the pictures as they are and for each resample of them.
+
+    Attributes:
+        methods: k names. axes: a names, in the order of :data:`AXES`.
+        values: float64 (k, a), fractions, means over seeds. resampled: float64 (r, k, a).
+    """
+
+    methods: tuple[str, ...]
+    axes: tuple[str, ...]
+    values: Array
+    resampled: Array
+
+    def differences(self, pairs: Iterable[tuple[str, str]] | None = None, *, confidence: float = 0.95) -> pd.DataFrame:
+        """First minus second of each pair, with percentile interval and p-values.
+
+        ``p`` is the two-sided bootstrap p-value, twice the smaller share of resamples on either side of zero, with one
+        added above and below (Davison and Hinkley 1997, ch. 4), so it is never under 2 / (resamples + 1): take
+        many resamples if many comparisons are to survive correction. ``p_holm`` corrects it for all rows of this table.
+
+        Args:
+            pairs: of names; default all. confidence: of the intervals.
+
+        Returns:
+            One row per pair and axis: ``first, second, axis, difference, low, high, p, p_holm``.
+        """
+        rows, r = [], len(self.resampled)
+        for first, second in itertools.combinations(self.methods, 2) if pairs is None else pairs:
+            i, j = self._index(first), self._index(second)
+            for axis, name in enumerate(self.axes):
+                drawn = self.resampled[:, i, axis] - self.resampled[:, j, axis]
+                low, high = np.quantile(drawn, ((1 - confidence) / 2, (1 + confidence) / 2))
+                p = min(1.0, 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (r + 1))
+                difference = self.values[i, axis] - self.values[j, axis]
+                rows.append((first, second, name, difference, low, high, p))
+        table = pd.DataFrame(rows, columns=["first", "second", "axis", "difference", "low", "high", "p"])
+        return table.assign(p_holm=holm(table["p"]) if len(table) else [])
+
+    def estimates(self, *, confidence: float = 0.95) -> pd.DataFrame:
+        """Each method's number on each axis with its percentile interval: ``method, axis, value, low, high``."""
+        low, high = np.quantile(self.resampled, ((1 - confidence) / 2, (1 + confidence) / 2), axis=0)
+        rows = [
+            (method, axis, self.values[i, j], low[i, j], high[i, j])
+            for i, method in enumerate(self.methods)
+            for j, axis in enumerate(self.axes)
+        ]
+        return pd.DataFrame(rows, columns=["method", "axis", "value", "low", "high"])
+
+    def ranks(self, *, confidence: float = 0.95) -> pd.DataFrame:
+        """Each method's rank on each axis (1 is best, ties share their mean rank), with its spread over resamples.
+
+        Returns:
+            One row per method and axis: ``method, axis, rank, mean_rank, low, high, best``; ``best`` is the share of
+            resamples in which no method is better, so shares sum to more than one where methods tie.
+        """
+        sign = np.array([-1.0 if axis in LOWER_IS_BETTER else 1.0 for axis in self.axes])
+        rows = []
+        for axis, name in enumerate(self.axes):
+            values, drawn = self.values[:, axis] * sign[axis], self.resampled[:, :, axis] * sign[axis]
+            rank, ranks = rankdata(-values), rankdata(-drawn, axis=1)
+            low, high = np.quantile(ranks, ((1 - confidence) / 2, (1 + confidence) / 2), axis=0)
+            best = (drawn == drawn.max(1, keepdims=True)).mean(0)
+            columns = zip(self.methods, rank, ranks.mean(0), low, high, best, strict=True)
+            rows += [(method, name, *numbers) for method, *numbers in columns]
+        return pd.DataFrame(rows, columns=["method", "axis", "rank", "mean_rank", "low", "high", "best"])
+
+    def of(self, methods: Sequence[str]) -> PairedDraws:
+        """The same draws of some of the methods, in the order given; ranks are then among these alone."""
+        kept = [self._index(m) for m in methods]
+        return PairedDraws(tuple(methods), self.axes, self.values[kept], self.resampled[:, kept])
+
+    def _index(self, method: str) -> int:
+        if method not in self.methods:
+            raise UnknownName("method in this comparison", method, self.methods)
+        return self.methods.index(method)
+
+
+def paired_bootstrap(
+    contestants: Mapping[str, Sequence[MethodOutputs]],
+    *,
+    detector: str | Mapping[str, str] = "msp",
+    tpr: float = 0.95,
+    n_resamples: int = 2000,
+    clusters: str = "sources",
+    resample_seeds: bool = True,
+    seed: int = 0,
+) -> PairedDraws:
+    """Judge methods on the same resamples.
+
+    Axes: accuracy on the test set, its mean over shifts, and AUROC and FPR (convention ``id-positive``) as means over
+    OOD sets, each set weighing the same; axes without image sets are left out. The test pictures are drawn once for
+    accuracy, for the sets derived from them and for the ID side of detection.
+
+    Args:
+        contestants: by name, the outputs of one method, one per seed; numbers are means over seeds.
+        detector: name, or names by contestant. tpr: at which FPR is read.
+        n_resamples: number of resamples. seed: same seed, same result.
+        clusters: what is drawn whole: ``"sources"`` (pictures) or ``"groups"`` (designers). Pictures of one designer
+            are alike, so claims about other designers need ``"groups"``; with few of them its intervals are rough.
+        resample_seeds: also draw seeds with replacement, the same for all methods, so that a difference counts
+            only if it holds over training runs too. With s seeds this sees (s - 1) / s of their variance. Methods
+            with one seed (zero-shot) keep it.
+
+    Raises:
+        RPLibError: no or one contestant, other benchmarks, other seeds, other images, or a set with one cluster.
+    """
+    check_ood_options(tpr, "id-positive")
+    named = [(name, o) for name, outputs in contestants.items() for o in outputs]
+    everyone = [o for _, o in named]
+    check_comparable(everyone)
+    if len(contestants) < 2 or not all(contestants.values()) or n_resamples < 1:
+        raise RPLibError("a comparison needs two methods, outputs of each, and at least one resample")
+    if clusters not in CLUSTERS:
+        raise UnknownName("kind of cluster", clusters, CLUSTERS)
+    seeds = sorted({tuple(sorted(o.seed for o in outputs)) for outputs in contestants.values() if len(outputs) > 1})
+    if len(seeds) > 1 or any(len(set(s)) != len(s) for s in seeds):
+        raise RPLibError(f"all methods with several seeds need the same ones, each once; these have {seeds}")
+    kinds = {o: [(s.name, s.role, len(s)) for s in (o.test, *o.shifts.values(), *o.ood.values())] for o in everyone}
+    if any(kind != kinds[everyone[0]] for kind in kinds.values()):
+        raise RPLibError("these outputs hold different image sets; compute all of them for the same sets")
+
+    weights = _draw_pictures(everyone[0], clusters, n_resamples, seed)
+    axes = AXES[:1] + AXES[1:2] * bool(everyone[0].shifts) + AXES[2:] * bool(everyone[0].ood)
+    judges = {name: detector if isinstance(detector, str) else detector[name] for name in contestants}
+    accuracies = _accuracies(everyone, weights)
+    detection = in_threads(lambda job: _detection(job[1], judges[job[0]], weights, tpr), named)
+    found = {job: np.stack([*accuracies[job[1]], *outside], 1) for job, outside in zip(named, detection, strict=True)}
+    by_seed = {name: [found[name, o] for o in sorted(runs, key=lambda o: o.seed)] for name, runs in contestants.items()}
+    return draws_over_seeds(by_seed, axes, seed=seed, resample_seeds=resample_seeds)
+
+
+def draws_over_seeds(
+    numbers: Mapping[str, Sequence[Array]], axes: Sequence[str], *, seed: int = 0, resample_seeds: bool = True
+) -> PairedDraws:
+    """Means over seeds of what each seed's training measured on the same resamples of pictures.
+
+    Args:
+        numbers: by method, for every seed in the same order float64 (1 + r, a): the numbers of the data as they are,
+            then of each resample. A method in which nothing is drawn may have one seed where others have several.
+        axes: names of the a columns. seed, resample_seeds: as in :func:`paired_bootstrap`.
+
+    Raises:
+        RPLibError: methods with other numbers of seeds or of resamples.
+    """
+    shapes = {np.shape(n) for runs in numbers.values() for n in runs}
+    counts = {len(runs) for runs in numbers.values()} - {1}
+    if len(shapes) != 1 or len(counts) > 1 or 0 in counts:
+        raise RPLibError("a comparison needs the same seeds, resamples and axes of every method")
+    r, n_seeds = shapes.pop()[0] - 1, max(counts, default=1)
+    values = np.empty((len(numbers), len(axes)))
+    resampled = np.empty((r, *values.shape))
+    drawn = bootstrap_weights(np.random.default_rng((seed, 1)), n_seeds, r) if resample_seeds else np.ones((r, n_seeds))
+    for k, runs in enumerate(numbers.values()):
+        stacked = np.stack(runs)  # (seeds, 1 + r, axes)
+        values[k] = stacked[:, 0].mean(0)
+        share = drawn.astype(np.float64) if len(runs) > 1 else np.ones((r, 1))
+        resampled[:, k] = np.einsum("rs,sra->ra", share / share.sum(1, keepdims=True), stacked[:, 1:])
+    return PairedDraws(tuple(numbers), tuple(axes), values, resampled)
+
+
+def holm(p: Sequence[float] | Array) -> Array:
+    """Holm's (1979) step-down correction of a family of p-values (m,), in their order; controls the family's error.
+
+    Raises:
+        ValueError: no p-values, NaN, or one outside [0, 1].
+    """
+    p = floats(p, "p")
+    if p.min() < 0 or p.max() > 1:
+        raise ValueError("p-values must be in [0, 1]")
+    order, m = np.argsort(p, kind="stable"), len(p)
+    adjusted = np.empty(m)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate((m - np.arange(m)) * p[order]))
+    return adjusted
+
+
+def _draw_pictures(outputs: MethodOutputs, clusters: str, n_resamples: int, seed: int) -> dict[str, Array]:
+    """By image set, float32 (1 + r, n): how often each image counts; the first row is the data as they are."""
+    weights: dict[str, Array] = {}
+    test, count = outputs.test, itertools.count()
+
+    def draw(data: Outputs, ids: Array) -> Array:
+        size = int(ids.max()) + 1
+        if size < 2:
+            raise RPLibError(f"all images of {data.name!r} are one cluster ({clusters}): nothing can be resampled")
+        return with_the_data(bootstrap_weights(np.random.default_rng((seed, 0, next(count))), size, n_resamples))
+
+    known, ids = np.unique(getattr(test, clusters).numpy(), return_inverse=True)
+    shared = draw(test, ids)
+    weights[test.name] = of_members(shared, ids)
+    for data in (*outputs.shifts.values(), *outputs.ood.values()):
+        keys = getattr(data, clusters).numpy()
+        if data.derived:
+            if not np.isin(keys, known).all():
+                raise RPLibError(f"{data.name!r} is derived from test images that the test set does not hold")
+            weights[data.name] = of_members(shared, np.searchsorted(known, keys))
+        else:
+            ids = np.unique(keys, return_inverse=True)[1]
+            weights[data.name] = of_members(draw(data, ids), ids)
+    return weights
+
+
+def _accuracies(everyone: Sequence[MethodOutputs], weights: Mapping[str, Array]) -> dict[MethodOutputs, list[Array]]:
+    """By fitted method, float64 (1 + r,) accuracies on the test set and, if there are shifts, their mean over these.
+
+    All methods at once: one product for each image set.
+    """
+    first = everyone[0]
+    found: dict[str, Array] = {}
+    for name in (first.test.name, *first.shifts):
+        data = [o.sets[name] for o in everyone]
+        columns = [(d.reported.argmax(1) == d.labels).numpy() for d in data] + [np.ones(len(data[0]), bool)]
+        sums = (weights[name] @ np.stack(columns, 1).astype(np.float32)).astype(np.float64)
+        found[name] = sums[:, :-1] / np.maximum(sums[:, -1:], 1)  # a resample may hold none of a subset's pictures
+    test = found.pop(first.test.name)
+    axes = [test, *([np.mean(list(found.values()), axis=0)] if found else [])]
+    return {o: [axis[:, i] for axis in axes] for i, o in enumerate(everyone)}
+
+
+def _detection(outputs: MethodOutputs, detector: str, weights: Mapping[str, Array], tpr: float) -> list[Array]:
+    """float64 (1 + r,) AUROC and FPR of one fitted method as means over OOD sets; nothing if there are none."""
+    if not outputs.ood:
+        return []
+    id_scores, sets = detection_scores(build_detector(detector), outputs)
+    pairs = auroc_and_fpr_of_sets(id_scores, sets, weights[outputs.test.name], weights, tpr)
+    return list(np.mean(list(pairs.values()), axis=0))
+
+
+# One number for the three axes, and ranks: defined here once, with what they hide.
+#
+# The aggregate of a method is the plain mean of its three axes in percent points,
+#
+#     (ID accuracy + accuracy under shift + AUROC) / 3,
+#
+# where accuracy under shift is the mean over shifted sets, AUROC the mean over OOD sets, and every part the mean over
+# seeds. Each axis weighs the same, because the paper names three and weighs none. AUROC stands for detection, and
+# FPR95 does not count beside it: both read the same scores, so detection would count twice; AUROC rises with quality,
+# lies between 50 and 100 % for any detector worth its name, and rests on no threshold.
+#
+# It hides much. A point of accuracy is not a point of AUROC, and chance is 50 % for AUROC but 1 / classes for accuracy.
+# A method may buy one axis with another, which is what the three axes are there to show. A single set may move a mean
+# over sets (dark pictures do, for RP), and another detector may order methods otherwise. The mean of a method's rank on
+# the three axes (:func:`mean_ranks`) needs no common unit, but ignores how wide gaps are, and depends on which methods
+# take part. Read the aggregate last, and beside the axes.
+
+PARTS = ("id accuracy", "shift accuracy", "auroc")
+NAME = "aggregate"
+
+
+def aggregate(draws: PairedDraws) -> PairedDraws:
+    """The aggregate of every method as the one axis ``aggregate``, for the data and for each of the same resamples.
+
+    Raises:
+        RPLibError: an axis that it needs was not measured.
+    """
+    return PairedDraws(
+        draws.methods, (NAME,), _parts(draws, draws.values).mean(1, keepdims=True),
+        _parts(draws, draws.resampled).mean(2, keepdims=True),
+    )  # fmt: skip
+
+
+def mean_ranks(draws: PairedDraws, *, confidence: float = 0.95) -> pd.DataFrame:
+    """The mean of a method's ranks on the three axes (1 is best, ties share theirs), with its percentile interval.
+
+    Returns:
+        One row per method: ``method, rank, low, high, best``; ``best`` as in :meth:`PairedDraws.ranks`.
+    """
+    rank = rankdata(-_parts(draws, draws.values), axis=0).mean(1)
+    drawn = rankdata(-_parts(draws, draws.resampled), axis=1).mean(2)
+    low, high = np.quantile(drawn, ((1 - confidence) / 2, (1 + confidence) / 2), axis=0)
+    best = (drawn == drawn.min(1, keepdims=True)).mean(0)
+    return pd.DataFrame({"method": draws.methods, "rank": rank, "low": low, "high": high, "best": best})
+
+
+def _parts(draws: PairedDraws, numbers: Array) -> Array:
+    missing = [axis for axis in PARTS if axis not in draws.axes]
+    if missing:
+        raise RPLibError(
+            f"the aggregate needs {', '.join(PARTS)}; {', '.join(missing)} was not measured: compute outputs for "
+            "test, shifted and OOD sets"
+        )
+    return numbers[..., [draws.axes.index(axis) for axis in PARTS]]

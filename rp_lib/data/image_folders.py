@@ -1,0 +1,156 @@
+"""Folders of image files: one subfolder for each class, or images of no class at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from rp_lib.utils.errors import RPLibError
+
+# Pictures all the same, but not of a kind that is read here: to ignore them would lose images silently.
+UNREAD = frozenset(".avif .cr2 .dng .eps .gif .heic .heif .j2k .jfif .jp2 .jxl .nef .psd .svg .tga".split())
+
+
+class FolderError(RPLibError):
+    """A folder that does not hold what it should; the message names it."""
+
+
+@dataclass(frozen=True, eq=False)
+class ClassFolder:
+    """A folder with one subfolder for each class.
+
+    Attributes:
+        root: the folder.
+        paths: n image files, class by class, in the order of their sorted paths.
+        labels: int64 (n,), positions in ``classes``.
+        classes: names of the subfolders, sorted.
+    """
+
+    root: Path
+    paths: list[Path]
+    labels: Tensor
+    classes: tuple[str, ...]
+
+
+def image_folder(root: Path | str, *, numeric: bool = False) -> ClassFolder:
+    """The images of a folder of class folders, in the order of torchvision's ``ImageFolder``.
+
+    Extensions may be of any case; hidden files and folders and files that are no pictures are ignored. A class folder
+    may have subfolders of its own.
+
+    Args:
+        numeric: sort the class folders as numbers (0, 1, 2, ..., 10), as ImageNetV2 numbers its classes.
+
+    Raises:
+        FolderError: no such folder, no class folder, one without images, images beside the class folders, a name
+            that is no number although ``numeric`` asks for one, or pictures of a kind that is not read.
+    """
+    root = _existing(root)
+    files = [path for path in sorted(root.iterdir()) if path.is_file()]
+    beside = [path for path in files if _is_image(path) or path.suffix.lower() in UNREAD]
+    if beside:
+        raise FolderError(
+            f"{listed(beside)} {'lies' if len(beside) == 1 else 'lie'} in {root} beside the class folders: move each "
+            "image into the folder of its class"
+        )
+    folders = sorted(_subfolders(root), key=lambda path: path.name)
+    if not folders:
+        raise FolderError(f"{root} has no class folders: put the images of each class into a folder of its name")
+    if numeric:
+        folders = _by_number(root, folders)
+    members = [_images_below(folder) for folder in folders]
+    empty = [folder.name for folder, images in zip(folders, members, strict=True) if not images]
+    if empty:
+        raise FolderError(
+            f"{root} has no image in the class {'folder' if len(empty) == 1 else 'folders'} {listed(empty)} (images "
+            f"end in {', '.join(IMG_EXTENSIONS)}): add some or remove the folder"
+        )
+    labels = torch.repeat_interleave(torch.arange(len(folders)), torch.tensor([len(m) for m in members]))
+    return ClassFolder(root, [path for images in members for path in images], labels, tuple(f.name for f in folders))
+
+
+def image_files(root: Path | str) -> list[Path]:
+    """All images of a folder, straight in it or in its subfolders, sorted.
+
+    Raises:
+        FolderError: no such folder, no image in it, or pictures of a kind that is not read.
+    """
+    root = _existing(root)
+    images = _images_below(root)
+    if not images:
+        raise FolderError(f"{root} holds no image (images end in {', '.join(IMG_EXTENSIONS)})")
+    return images
+
+
+def several(folders: Path | str | Sequence[Path | str]) -> list[Path]:
+    """One folder, or some, as a list.
+
+    Raises:
+        FolderError: an empty list.
+    """
+    found = [folders] if isinstance(folders, str | Path) else list(folders)
+    if not found:
+        raise FolderError("an image set needs at least one folder, got an empty list")
+    return [Path(folder).expanduser() for folder in found]
+
+
+def class_folders(root: Path | str) -> tuple[str, ...]:
+    """Names of the subfolders, sorted, hidden ones aside."""
+    return tuple(sorted(path.name for path in _subfolders(_existing(root))))
+
+
+def listed(items: Sequence[object], limit: int = 5) -> str:
+    """The first few items, and how many more there are."""
+    more = f" and {len(items) - limit:,} more" if len(items) > limit else ""
+    return ", ".join(str(item) for item in items[:limit]) + more
+
+
+def _existing(root: Path | str) -> Path:
+    root = Path(root).expanduser()
+    if not root.is_dir():
+        raise FolderError(f"{root} is no folder" if root.exists() else f"the folder {root} does not exist")
+    return root
+
+
+def _subfolders(root: Path) -> list[Path]:
+    return [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _is_image(path: Path) -> bool:
+    return path.name.lower().endswith(IMG_EXTENSIONS) and not path.name.startswith(".")
+
+
+def _images_below(folder: Path) -> list[Path]:
+    images, unread = [], []
+    seen: set[tuple[int, int]] = set()
+    for at, folders, names in os.walk(folder, followlinks=True):
+        here = Path(at)
+        stat = here.stat()
+        if (stat.st_dev, stat.st_ino) in seen:  # a link to a folder above: it would never end
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [here / name for name in names if not name.startswith(".")]
+        images += [(at, path.name, path) for path in paths if _is_image(path)]
+        unread += [path for path in paths if path.suffix.lower() in UNREAD]
+    if unread:
+        raise FolderError(f"{listed(sorted(unread))}: such pictures are not read; convert them to PNG or JPEG")
+    return [path for *_, path in sorted(images)]
+
+
+def _by_number(root: Path, folders: Sequence[Path]) -> list[Path]:
+    words = [folder.name for folder in folders if not (folder.name.isascii() and folder.name.isdigit())]
+    if words:
+        raise FolderError(f"the class folders of {root} should be numbers, but there is {listed(words)}")
+    numbers = [int(folder.name) for folder in folders]
+    twice = sorted({n for n in numbers if numbers.count(n) > 1}) if len(set(numbers)) < len(numbers) else []
+    if twice:
+        raise FolderError(f"{root} has more than one class folder for the number {twice[0]}")
+    return sorted(folders, key=lambda folder: int(folder.name))

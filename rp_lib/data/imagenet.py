@@ -1,0 +1,140 @@
+"""The paper's ImageNet benchmark from downloaded data.
+
+ImageNet-1k is ID, ImageNetV2 (matched frequency), -R, -A and -Sketch are shifted, iNaturalist, SUN and Places (10,000
+images each, chosen by Huang and Li 2021, arXiv 2105.01879) and Textures are OOD. Class number i is the i-th
+WordNet id in sorted order, everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rp_lib.benchmark import Benchmark, ImageSet
+from rp_lib.data.class_names import imagenet_class_names, imagenet_wnids, prompt_templates
+from rp_lib.data.image_folders import ClassFolder, FolderError, class_folders, image_files, image_folder, listed
+from rp_lib.data.splits import Maker, check_sizes, located, shots
+from rp_lib.utils.errors import RPLibError
+
+SHIFTS = ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
+OF_200 = ("imagenet-r", "imagenet-a")  # show 200 of the 1000 classes
+# All of DTD, as in the paper that chose the other three.
+OOD_FOLDERS = {"inaturalist": ".", "sun": ".", "places": ".", "textures": "dtd/dtd/images"}
+
+
+def imagenet_benchmark(
+    root: Path | None = None,
+    *,
+    subset: int | None = None,
+    per_class: int | None = None,
+    val_per_class: int = 10,
+    size: int = 224,
+    templates: str | Sequence[str] = "plain",
+    class_names: str | Sequence[str] = "distinct",
+    score_among_all_classes: bool = False,
+    missing: str = "error",
+    cache: Path | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = False,
+) -> Benchmark:
+    """ImageNet-1k with its shifted and OOD sets, as ``./data_download.sh imagenet`` gets them.
+
+    Every JPEG is decoded once, into the cache (150 kB an image at 224 pixels: 2.4 GB for 16 of each class, 193 GB for
+    all of ImageNet's training images), and mapped into memory from there; what is not drawn is not decoded.
+    ImageNet's validation images are the test set; val is drawn from the training images.
+
+    Args:
+        root: folder of the data sets; by default ``$RP_DATA``, else ``data``.
+        subset: at most so many images of each of val, test, every shifted and every OOD set, drawn with ``seed``;
+            classes keep their shares.
+        per_class: training images of each class ("shots"), drawn likewise; by default all.
+        val_per_class: training images of each class that are kept aside for validation.
+        size: side of all images, pixels.
+        templates: prompts, or ``plain``, ``as_released`` (row 13 of the ledger: no full stop) or ``ensemble``, see
+            :func:`rp_lib.data.class_names.prompt_templates`.
+        class_names: 1000 names, or ``distinct`` or ``as_released`` (row 13: 998 distinct prompts), see
+            :func:`rp_lib.data.class_names.imagenet_class_names`.
+        score_among_all_classes: score ImageNet-R and -A over 1000 classes, as the released code does (row 4), instead
+            of over the 200 that they show.
+        missing: what a shifted or OOD set that is not there is: an ``"error"``, or ``"skip"``, left out with a warning.
+        cache, workers, progress: see :func:`rp_lib.data.load_images`.
+
+    Raises:
+        NotThere: data sets that are not there; the message lists all and how to get them.
+        FolderError: class folders that are not ImageNet's.
+        RPLibError: files that cannot be decoded, or options that do not fit.
+    """
+    check_sizes(subset=subset, per_class=per_class, val_per_class=val_per_class, size=size)
+    prompts = prompt_templates(templates)
+    names = imagenet_class_names(class_names) if isinstance(class_names, str) else tuple(class_names)
+    if len(names) != 1000:
+        raise RPLibError(f"class_names must be 1000 names in the order of the sorted WordNet ids, got {len(names)}")
+    folders = located(["imagenet-1k"], [*SHIFTS, *OOD_FOLDERS], root, missing)
+    make, wnids = Maker(size, cache, workers, progress, seed), imagenet_wnids()
+
+    # Everything is listed and checked before the first image is decoded.
+    source = image_folder(folders["imagenet-1k"] / "train")
+    labels = _labels(source, wnids, len(wnids))
+    learnt, aside = shots(labels, per_class, val_per_class, seed)
+    judged = image_folder(folders["imagenet-1k"] / "val")
+    judged_labels = _labels(judged, wnids, len(wnids))
+    shifted = {name: _shifted(name, folders[name], wnids) for name in SHIFTS if name in folders}
+    other = {name: image_files(folders[name] / below) for name, below in OOD_FOLDERS.items() if name in folders}
+
+    def part(name: str, index: Tensor, most: int | None) -> ImageSet:
+        return make.of_files(name, name, [source.paths[i] for i in index.tolist()], labels[index], subset=most)
+
+    train, val = part("train", learnt, None), part("val", aside, subset)
+    test = make.of_files("test", "test", judged.paths, judged_labels, subset=subset)
+    shifts = {}
+    for name, (paths, numbers) in shifted.items():
+        among = tuple(numbers.unique().tolist()) if name in OF_200 and not score_among_all_classes else None
+        shifts[name] = make.of_files(name, "shift", paths, numbers, subset=subset, among=among)
+    ood = {name: make.of_files(name, "far-ood", paths, subset=subset) for name, paths in other.items()}
+    return Benchmark("imagenet", names, prompts, train, val, test, shifts, ood)
+
+
+def _shifted(name: str, folder: Path, wnids: Sequence[str]) -> tuple[list[Path], Tensor]:
+    """Files of a shifted set and their int64 class numbers."""
+    found = image_folder(_with_classes(folder), numeric=name == "imagenet-v2")
+    if name == "imagenet-v2":
+        return found.paths, _numbers(found, len(wnids))
+    return found.paths, _labels(found, wnids, 200 if name in OF_200 else len(wnids))
+
+
+def _with_classes(folder: Path) -> Path:
+    """The folder that the class folders are in: archives put it into one or two others."""
+    for _ in range(2):
+        inner = class_folders(folder)
+        if len(inner) != 1:
+            break
+        folder = folder / inner[0]
+    return folder
+
+
+def _labels(found: ClassFolder, wnids: Sequence[str], expected: int) -> Tensor:
+    """int64 (n,) class numbers of folders that are WordNet ids."""
+    places = {wnid: number for number, wnid in enumerate(wnids)}
+    foreign = [name for name in found.classes if name not in places]
+    if foreign:
+        raise FolderError(f"{found.root} has folders that are none of ImageNet-1k's WordNet ids: {listed(foreign)}")
+    if len(found.classes) != expected:
+        lacking = [wnid for wnid in wnids if wnid not in set(found.classes)]
+        which = f"; there is no {listed(lacking)}" if expected == len(wnids) else ""
+        raise FolderError(f"{found.root} has {len(found.classes):,} class folders instead of {expected:,}{which}")
+    return torch.tensor([places[name] for name in found.classes])[found.labels]
+
+
+def _numbers(found: ClassFolder, classes: int) -> Tensor:
+    """int64 (n,) class numbers of folders that are numbers, whatever their order."""
+    numbers = [int(name) for name in found.classes]
+    if numbers != list(range(classes)):
+        lacking = sorted(set(range(classes)) - set(numbers))
+        raise FolderError(
+            f"{found.root} must have the folders 0 to {classes - 1}; there is no {listed(lacking) or 'more'}"
+        )
+    return torch.tensor(numbers)[found.labels]

@@ -1,0 +1,1 @@
+"""Methods that RP and RRP are compared with, beyond the paper's own baselines."""

@@ -1,0 +1,104 @@
+"""Negative words: what an image may show that is none of the task's classes.
+
+NegLabel (Jiang et al. 2024, arXiv 2403.20078) takes WordNet as its list. No such list ships here, so the default is
+every whole word of CLIP's own BPE vocabulary. It was made without regard to any benchmark, and nothing is added or
+removed with an OOD set in mind; it does hold names of things that an OOD set may show, as WordNet does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rp_lib.clip import FrozenCLIP
+from rp_lib.towers import text_part
+from rp_lib.utils.errors import RPLibError
+
+_BATCH = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class NegativeWords:
+    """Words and their unit float32 (M, d) embeddings; ``candidates`` is how many they were chosen from."""
+
+    words: tuple[str, ...]
+    embeddings: Tensor
+    candidates: int
+    fraction: float
+    quantile: float
+
+    def about(self) -> dict[str, Any]:
+        """JSON-able: the words and how they were chosen."""
+        return {"words": list(self.words), "candidates": self.candidates, "fraction": self.fraction,
+                "quantile": self.quantile}  # fmt: skip
+
+
+@torch.no_grad()
+def vocabulary_words(clip: FrozenCLIP, min_letters: int = 3) -> list[str]:
+    """Whole words of the tokenizer's vocabulary that the backbone knows, in the vocabulary's order.
+
+    A word is one token of at least ``min_letters`` letters a to z at a word's end. The list knows no parts of speech:
+    names, verbs and endings that BPE splits off (``ing``) are in it. Tokens that share their row of the token table
+    with others were never learnt (the mini CLIP gives all of those one row) and are left out.
+
+    Raises:
+        RPLibError: the tokenizer shows no vocabulary.
+    """
+    encoder = getattr(clip.tokenizer, "encoder", None)
+    if not isinstance(encoder, dict):
+        raise RPLibError("this backbone's tokenizer shows no vocabulary: give your own list of words")
+    table = text_part(clip.model).token_embedding.weight.double()
+    # Equal rows have equal projections; unequal rows practically never do.
+    direction = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    _, inverse, counts = (table @ direction.to(table.device)).unique(return_inverse=True, return_counts=True)
+    own = (counts[inverse] == 1).tolist()
+    found = []
+    for token, row in encoder.items():
+        word = token.removesuffix("</w>")
+        if word != token and len(word) >= min_letters and word.isascii() and word.isalpha() and own[row]:
+            found.append(word)
+    return found
+
+
+def mine_negative_words(
+    clip: FrozenCLIP,
+    class_names: Sequence[str],
+    templates: Sequence[str],
+    words: Sequence[str] | None = None,
+    *,
+    fraction: float = 0.15,
+    quantile: float = 0.95,
+) -> NegativeWords:
+    """NegMining: the words farthest from the class names (arXiv 2403.20078).
+
+    How near a word is to the classes is the ``quantile`` of its cosine similarities to them, which a single odd class
+    cannot move; the ``fraction`` of the words with the lowest value is kept. Defaults are those of the released code,
+    which uses the prompt ``The nice {}.``; here the task's own templates are used for classes and words alike.
+
+    Args:
+        clip: the untouched backbone. class_names, templates: of the task.
+        words: candidates, default :func:`vocabulary_words`. Words of the class names, with or without a plural s,
+            are left out.
+        fraction: of the candidates to keep, in (0, 1]. quantile: in [0, 1].
+
+    Raises:
+        RPLibError: an option out of its range, or no candidate is left.
+    """
+    if not 0 < fraction <= 1 or not 0 <= quantile <= 1:
+        raise RPLibError(f"need 0 < fraction <= 1 and 0 <= quantile <= 1, got {fraction} and {quantile}")
+    taken = {part.removesuffix("s") for name in class_names for part in (name.lower(), *name.lower().split())}
+    candidates = vocabulary_words(clip) if words is None else list(dict.fromkeys(words))
+    candidates = [word for word in candidates if word.lower().removesuffix("s") not in taken]
+    if not candidates:
+        raise RPLibError("no candidate word is left beside the class names: give more words")
+    batches = [candidates[i : i + _BATCH] for i in range(0, len(candidates), _BATCH)]
+    embeddings = torch.cat([clip.class_embeddings(batch, templates).cpu() for batch in batches])
+    classes = clip.class_embeddings(class_names, templates).cpu()
+    nearness = torch.quantile(embeddings @ classes.T, quantile, dim=1)
+    kept = nearness.argsort(stable=True)[: max(1, int(len(candidates) * fraction))]
+    words_kept = tuple(candidates[i] for i in kept.tolist())
+    return NegativeWords(words_kept, embeddings[kept].contiguous(), len(candidates), fraction, quantile)

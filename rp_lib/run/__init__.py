@@ -1,0 +1,1 @@
+"""A run by configuration: what is fitted, evaluated, recorded and what it costs."""

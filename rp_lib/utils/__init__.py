@@ -1,0 +1,1 @@
+"""Errors, files, devices, processes: what every layer above needs."""

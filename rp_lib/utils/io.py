@@ -1,0 +1,118 @@
+"""Write and read tensors so that nothing is half-written, swapped unnoticed, or executed.
+
+Everything goes through safetensors (no pickle). A file is written under a temporary name beside its
+target and renamed when it is whole, so a full disk or Ctrl-C leaves the previous file untouched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from rp_lib.utils.errors import RPLibError
+
+
+class StorageError(RPLibError):
+    """A file cannot be written or read; the message says which and what to do."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Call ``write(temporary_path)``, then rename it to ``path``; on any failure remove the temporary file.
+
+    Raises:
+        StorageError: the folder cannot be written or the disk is full. ``path`` is as it was before.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(partial)
+        partial.replace(path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StorageError(
+                f"the disk is full while writing {path}; free some space and run the same command again - "
+                "what was saved before is intact"
+            ) from error
+        raise StorageError(
+            f"cannot write {path} ({error.strerror or error}); choose another output folder or mend its permissions"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):  # a file where the folder should be; its error is raised above
+            partial.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` if needed and raise :class:`StorageError` unless a file can be written in it."""
+    probe = folder / ".writable"
+    write_atomically(probe, lambda partial: partial.touch())
+    probe.unlink(missing_ok=True)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
+    """Save named tensors and JSON-able metadata as one safetensors file, atomically."""
+    payload = serialise(
+        {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
+        {key: json.dumps(value) for key, value in metadata.items()},
+    )
+    write_atomically(path, lambda partial: write_synced(partial, payload))
+
+
+def write_synced(path: Path, payload: bytes | memoryview) -> None:
+    """Write a file and wait until the disk has it; a full disk raises OSError with its true errno."""
+    with path.open("wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())  # a rename is only as good as the data behind it
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
+    """Read what :func:`save_tensors` wrote.
+
+    Raises:
+        StorageError: the file is missing, truncated or no safetensors file.
+    """
+    if not path.is_file():
+        raise StorageError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = {key: json.loads(value) for key, value in (file.metadata() or {}).items()}
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise StorageError(f"{path} is damaged or no rp_lib file ({error}); fetch or train it again") from error
+
+
+def file_sha256(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 over names, shapes and float32 values, independent of order, device and strides."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].detach().cpu()
+        value = value.float() if value.is_floating_point() else value
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def torch_save(state: dict[str, Any], path: Path) -> None:
+    """``torch.save`` (to be read with ``weights_only=True``) that reports a full disk as what it is."""
+    # By way of memory: torch's own file writer reports a full disk as a RuntimeError that does not name it.
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_synced(path, buffer.getbuffer())

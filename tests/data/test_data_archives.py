@@ -1,0 +1,260 @@
+"""Archives that nobody has to trust."""
+
+import bz2
+import errno
+import gzip
+import hashlib
+import io
+import lzma
+import stat
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from rp_lib.data import download as archives
+from rp_lib.data.download import ArchiveLimits, inspect, unpack
+from rp_lib.data.sources import NoSpace, UnsafeArchive, VerificationError
+
+FILES = {"set/a.txt": b"first", "set/deep/b.bin": bytes(range(256)) * 20, "set/empty": b""}
+
+
+def tar_bytes(*members, files=FILES, format=tarfile.PAX_FORMAT) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=format) as tar:
+        for name, body in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(body), 0o4777
+            tar.addfile(info, io.BytesIO(body))
+        for info, body in members:
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+    return out.getvalue()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", body: bytes = b"x"):
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info, body if kind == tarfile.REGTYPE else b""
+
+
+def zip_bytes(*members, files=FILES) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as zipped:
+        for name, body in files.items():
+            zipped.writestr(name, body)
+        for info, body in members:
+            zipped.writestr(info, body)
+    return out.getvalue()
+
+
+def zip_member(name: str, mode: int):
+    info = zipfile.ZipInfo(name)
+    info.create_system, info.external_attr = 3, mode << 16
+    return info
+
+
+def save(tmp_path: Path, body: bytes, name: str = "a.bin") -> Path:
+    path = tmp_path / name
+    path.write_bytes(body)
+    return path
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        tar_bytes(),
+        tar_bytes(format=tarfile.GNU_FORMAT),
+        gzip.compress(tar_bytes()),
+        bz2.compress(tar_bytes()),
+        lzma.compress(tar_bytes()),
+        zip_bytes(),
+    ],
+    ids=["tar", "gnu", "gz", "bz2", "xz", "zip"],
+)
+def test_every_kind_whatever_its_name(tmp_path, body):
+    archive = save(tmp_path, body)
+    assert inspect(archive) == (3, sum(map(len, FILES.values())))
+    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]  # looking writes nothing
+    written = unpack(archive, tmp_path / "out")
+    assert tree(tmp_path / "out") == FILES
+    assert written == {name: (len(body), hashlib.sha256(body).hexdigest()) for name, body in FILES.items()}
+    for path in (tmp_path / "out").rglob("*"):
+        assert not path.stat().st_mode & (stat.S_ISUID | stat.S_IWOTH)
+        assert path.is_dir() or not path.stat().st_mode & stat.S_IXUSR
+
+
+def test_long_and_foreign_names(tmp_path):
+    files = {"d" * 90 + "/" + "n" * 200: b"long", "ünï/コード.jpg": b"names", "./dot/x": b"dot"}
+    for i, body in enumerate((tar_bytes(files=files), tar_bytes(files=files, format=tarfile.GNU_FORMAT))):
+        unpack(save(tmp_path, body), tmp_path / str(i))
+        assert tree(tmp_path / str(i)) == {name.removeprefix("./"): body for name, body in files.items()}
+
+
+UNSAFE_NAMES = ["../out", "set/../../out", "/etc/out", "..", "set\\..\\..\\out", "C:out", "a\nb", "C:\\out"]
+
+
+@pytest.mark.parametrize("name", UNSAFE_NAMES)
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_member_outside_its_folder(tmp_path, name, kind):
+    body = tar_bytes(member(name)) if kind == "tar" else zip_bytes((name, b"x"))
+    refused(tmp_path, body, "outside its folder")
+
+
+@pytest.mark.parametrize(
+    ("info", "message"),
+    [
+        (member("link", tarfile.SYMTYPE, "/etc/passwd"), "links to"),
+        (member("link", tarfile.SYMTYPE, "../../secret"), "links to"),
+        (member("set/link", tarfile.SYMTYPE, "../.."), "links to"),
+        (member("link", tarfile.SYMTYPE, "set"), "links to"),  # a folder: what comes next could be written through it
+        (member("link", tarfile.LNKTYPE, "../../secret"), "links to"),
+        (member("link", tarfile.LNKTYPE, "not/there"), "links to"),
+        (member("pipe", tarfile.FIFOTYPE), "device"),
+        (member("null", tarfile.CHRTYPE), "device"),
+        (member("disk", tarfile.BLKTYPE), "device"),
+        (member("set/a.txt"), "twice"),
+        (member("./set//a.txt"), "twice"),
+        (member("set/a.txt/below"), "both a file and a folder"),
+        (member("set"), "twice|both"),
+        (member("."), "twice"),
+    ],
+)
+def test_members_that_are_no_plain_file(tmp_path, info, message):
+    refused(tmp_path, tar_bytes(info), message)
+
+
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO])
+def test_zip_members_that_are_no_plain_file(tmp_path, kind):
+    refused(tmp_path, zip_bytes((zip_member("link", kind | 0o777), b"../../secret")), "symbolic link|device")
+
+
+def refused(tmp_path: Path, body: bytes, message: str, error=UnsafeArchive, limits=None) -> None:
+    inner = tmp_path / "one" / "two"
+    inner.mkdir(parents=True)
+    archive = save(tmp_path, body)
+    with pytest.raises(error, match=message):
+        inspect(archive, limits)
+    assert not any(inner.iterdir())
+    with pytest.raises(error, match=message):
+        unpack(archive, inner / "out", limits)
+    outside = [p for p in tmp_path.rglob("*") if p.is_file() and not p.is_relative_to(inner / "out")]
+    assert outside == [archive]
+
+
+def test_links_within_become_copies(tmp_path):
+    archive = save(
+        tmp_path,
+        tar_bytes(
+            member("set/hard", tarfile.LNKTYPE, "set/a.txt"), member("set/deep/soft", tarfile.SYMTYPE, "../a.txt")
+        ),
+    )
+    assert inspect(archive).bytes == sum(map(len, FILES.values())) + 10
+    unpack(archive, tmp_path / "out")
+    assert tree(tmp_path / "out") == {**FILES, "set/hard": b"first", "set/deep/soft": b"first"}
+    assert not any(p.is_symlink() for p in (tmp_path / "out").rglob("*"))
+    (tmp_path / "out/set/hard").write_bytes(b"changed")
+    assert (tmp_path / "out/set/a.txt").read_bytes() == b"first"
+
+
+def test_a_file_behind_a_password(tmp_path):
+    body = bytearray(zip_bytes())
+    for sign, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        at = body.index(sign) + offset
+        body[at] |= 1
+    refused(tmp_path, bytes(body), "password")
+
+
+def test_a_sparse_file(tmp_path):
+    info = tarfile.TarInfo("hole")
+    info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(10**12)}
+    refused(tmp_path, tar_bytes((info, b"0\n" + b"\0" * 510)), "sparse")
+
+
+ZEROS = {"zeros": b"\0" * 3_000_000}
+TIGHT = ArchiveLimits(members=50, total=10**7, ratio=20, harmless=1_000_000)
+
+
+@pytest.mark.parametrize("body", [gzip.compress(tar_bytes(files=ZEROS)), zip_bytes(files=ZEROS)], ids=["gz", "zip"])
+def test_bombs_by_ratio(tmp_path, body):
+    refused(tmp_path, body, "decompression bomb", limits=TIGHT)
+    assert inspect(tmp_path / "a.bin", ArchiveLimits()).bytes == 3_000_000  # as small as this it is harmless
+
+
+def test_bombs_by_total(tmp_path):
+    refused(tmp_path, tar_bytes(files=ZEROS), "decompression bomb", limits=ArchiveLimits(total=2_999_999))
+
+
+def test_bombs_by_links(tmp_path):
+    links = [member(f"l{i}", tarfile.LNKTYPE, "zeros") for i in range(40)]
+    refused(tmp_path, tar_bytes(*links, files=ZEROS), "decompression bomb", limits=TIGHT)
+
+
+def test_a_size_that_is_only_claimed(tmp_path):
+    """A header may promise a petabyte in a file of a kilobyte; nothing is read before the promise is judged."""
+    info = tarfile.TarInfo("huge")
+    info.size = 10**15
+    refused(tmp_path, info.tobuf(tarfile.GNU_FORMAT) + b"\0" * 1024, "decompression bomb")
+
+
+def test_too_many_members(tmp_path):
+    refused(tmp_path, tar_bytes(files={str(i): b"" for i in range(51)}), "more than 50 members", limits=TIGHT)
+
+
+def test_a_header_that_would_fill_the_memory(tmp_path):
+    info = tarfile.TarInfo("x")
+    info.type, info.size = tarfile.XHDTYPE, 8 << 20
+    body = info.tobuf(tarfile.GNU_FORMAT) + b"\0" * (8 << 20) + tar_bytes()
+    refused(tmp_path, gzip.compress(body), "header of the archive wants")
+
+
+def test_what_goes_on_behind_the_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_CHUNK", 16 << 10)  # 64 of them are allowed
+    refused(tmp_path, gzip.compress(tar_bytes() + b"\0" * (1 << 20), 1), "on and on")
+
+
+@pytest.mark.parametrize(
+    "body", [b"<html>Not here</html>" * 100, b"", b"\x1f\x8b\x08\x00no gzip", b"PK\x03\x04 no zip"]
+)
+def test_what_is_no_archive(tmp_path, body):
+    refused(tmp_path, body, "damaged or no archive", VerificationError)
+
+
+@pytest.mark.parametrize("keep", [0.2, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, lambda b: zip_bytes()])
+def test_cut_short(tmp_path, keep, pack):
+    body = pack(tar_bytes())
+    refused(tmp_path, body[: int(len(body) * keep)], "damaged or no archive", VerificationError)
+
+
+def test_cut_short_within_a_member_of_a_plain_tar(tmp_path):
+    refused(tmp_path, tar_bytes()[:4000], "damaged or no archive", VerificationError)
+
+
+def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
+    body = bytearray(tar_bytes())
+    body[1024] ^= 0xFF  # the second header
+    refused(tmp_path, bytes(body), "damaged", VerificationError)
+    refused_body = gzip.compress(bytes(body))
+    (tmp_path / "again").mkdir()
+    refused(tmp_path / "again", refused_body, "damaged", VerificationError)
+
+
+def test_a_checksum_behind_the_last_member(tmp_path):
+    body = bytearray(gzip.compress(tar_bytes()))
+    body[-6] ^= 1  # of the CRC
+    refused(tmp_path, bytes(body), "damaged or no archive", VerificationError)
+
+
+def test_a_full_disk(tmp_path, monkeypatch):
+    def full(source, file, member):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(archives, "_copy", full)
+    with pytest.raises(NoSpace, match=r"disk is full while unpacking a\.bin"):
+        unpack(save(tmp_path, tar_bytes()), tmp_path / "out")

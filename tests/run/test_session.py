@@ -1,0 +1,229 @@
+"""``rp-lib run`` from the command line to the records, on made-up photos and a CLIP from a local checkpoint file."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pandas as pd
+import pytest
+import run_world
+from run_world import call
+
+from rp_lib.config import AS_RELEASED, PAPER
+from rp_lib.evaluation import Run, evaluate
+from rp_lib.methods import METHODS, build_method
+from rp_lib.outputs import load_outputs
+from rp_lib.run.report import load_records
+from rp_lib.run.session import run_benchmark
+from rp_lib.utils.io import StorageError
+
+photos, weights, file = run_world.photos, run_world.weights, run_world.file
+
+
+def test_a_configuration_becomes_a_table_records_figure_and_outputs(file, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    assert call("--config", file, "--details") == 0
+    said = capsys.readouterr().out
+    for word in ("3 classes", "24 training and 15 test", "tiny.pt", "wise-ft", "±", "drawn", "id-positive", "Wrote"):
+        assert word in said
+    assert {p.name for p in out.iterdir()} == {
+        "config.toml", "records.csv", "records.json", "three_axes.png", "trained", "outputs",
+    }  # fmt: skip
+    trained = {f"{m}-seed{s}.safetensors" for m in ("linear-probe", "fine-tune", "rp") for s in (1, 2)}
+    assert {p.name for p in (out / "trained").iterdir()} == trained
+    records, about = load_records(out / "records.csv")
+    assert about["config"]["backbone"]["name"] == "tiny-of-the-tests" and about["config"]["seeds"] == [1, 2]
+    assert about["seed_numbers"] == [1, 2] and about["settings"]["wise-ft"]["alpha"] == 0.25
+    assert about["settings"]["rp"]["config"] | {"x": 0} == asdict(PAPER.changed(epochs=2, batch_size=8)) | {"x": 0}
+    assert set(records["set"]) == {"test", "drawn", "mean of shifts", "other", "mean of OOD sets"}
+    assert records.groupby("method")["seed"].nunique().to_dict() == {
+        "zero-shot": 1, "linear-probe": 2, "fine-tune": 2, "wise-ft": 2, "rp": 2, "rrp": 2,
+    }  # fmt: skip
+    kept = load_outputs(out / "outputs" / "rrp-seed2.safetensors")
+    assert kept.about["alpha"] == 0.5 and set(kept.sets) == {"test", "drawn", "other"}
+
+    # What was used is written, and repeats the run; nothing is trained or encoded again.
+    for method in ("FineTune", "Reprogrammer", "LinearProbe"):
+        monkeypatch.setattr(f"rp_lib.methods.{method}.fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("rp_lib.run.session.compute_outputs", lambda *a, **k: pytest.fail("encoded again"))
+    assert call("--config", out / "config.toml") == 0
+    assert "Reused" in capsys.readouterr().out
+    (out / "records.csv").unlink()
+    assert call("--config", out / "config.toml") == 0
+    again, _ = load_records(out / "records.csv")
+    pd.testing.assert_frame_equal(records, again)
+
+
+def test_records_are_those_of_evaluate(tiny_clip, tiny_benchmark, tmp_path):
+    settings = {"linear-probe": {"epochs": 2}, "rp": {"config": PAPER.changed(epochs=1, batch_size=8)}}
+    story = run_benchmark(
+        tiny_clip, tiny_benchmark, tmp_path, seeds=(3, 5), methods=("rrp", "rp", "zero-shot", "linear-probe"),
+        settings=settings | {"rrp": settings["rp"]}, detectors=("msp", "max-logit"), precision="float32",
+        progress=False,
+    )  # fmt: skip
+    task = (tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates)
+    runs = [Run(build_method("zero-shot", *task), 3)]
+    for seed in (3, 5):
+        probe = build_method("linear-probe", *task, {"epochs": 2, "seed": seed})
+        rp = build_method("rp", *task, {**settings["rp"], "seed": seed, "precision": "float32"})
+        runs += [Run(m.fit(tiny_benchmark.train, tiny_benchmark.val), seed) for m in (probe, rp)]
+        runs.append(Run(METHODS["rrp"].of(rp), seed))
+    keys = ["method", "seed", "set", "metric", "detector"]
+    expected, found = (
+        frame.sort_values(keys, ignore_index=True)
+        for frame in (evaluate(runs, tiny_benchmark, detectors=("msp", "max-logit")), story.records)
+    )
+    pd.testing.assert_frame_equal(expected, found)
+
+
+def test_a_finished_method_is_not_kept_in_memory(tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
+    import gc
+    import weakref
+
+    from rp_lib.run import session as run
+
+    alive, most = weakref.WeakSet(), []
+    compute = run.compute_outputs
+
+    def watched(method, *args, **more):
+        if type(method).__name__ == "FineTune":
+            alive.add(method)
+        gc.collect()
+        most.append(len(alive))
+        return compute(method, *args, **more)
+
+    monkeypatch.setattr(run, "compute_outputs", watched)
+    options = {"settings": {"fine-tune": {"epochs": 0}}, "precision": "float32", "progress": False}
+    run_benchmark(tiny_clip, tiny_benchmark, tmp_path, seeds=(1, 2, 3), methods=("fine-tune",), **options)
+    assert most == [1, 1, 1]  # nothing that follows is made of them
+    most.clear()
+    run_benchmark(
+        tiny_clip, tiny_benchmark, tmp_path, seeds=(1, 2, 3), methods=("wise-ft", "fine-tune"), fresh=True,
+        settings={"fine-tune": {"epochs": 0}, "wise-ft": {"epochs": 0}}, precision="float32", progress=False,
+    )  # fmt: skip
+    assert most[:3] == [1, 2, 3]  # WiSE-FT is
+
+
+def test_interrupted_in_the_middle_of_training_it_goes_on_to_the_same_result(file, tmp_path, capsys, monkeypatch):
+    from rp_lib.methods import reprogrammer
+
+    arguments = ("--config", file, "--methods", "linear-probe,rp", "--set", f"data.cache={tmp_path / 'cache'}")
+    assert call(*arguments, "--out", tmp_path / "whole") == 0
+    loss, steps = reprogrammer._ReprogramTask.loss, []
+
+    def interrupting(self, inputs, labels):
+        steps.append(1)
+        if len(steps) == 5:  # in the second epoch of the first seed
+            os.kill(os.getpid(), signal.SIGINT)
+        return loss(self, inputs, labels)
+
+    monkeypatch.setattr(reprogrammer._ReprogramTask, "loss", interrupting)
+    assert call(*arguments) == 130
+    assert "goes on from there" in capsys.readouterr().err
+    assert len(steps) == 5
+    assert (tmp_path / "out" / "trained" / "linear-probe-seed2.safetensors").is_file()
+    assert (tmp_path / "out" / "trained" / "rp-seed1.checkpoint").exists()
+    assert not (tmp_path / "out" / "records.csv").exists()
+    monkeypatch.setattr("rp_lib.methods.LinearProbe.fit", lambda *a, **k: pytest.fail("trained again"))
+    assert call(*arguments) == 0
+    assert len(steps) == 12  # two seeds of six steps, none of them twice
+    ours, theirs = (load_records(tmp_path / name / "records.csv")[0] for name in ("out", "whole"))
+    pd.testing.assert_frame_equal(ours, theirs)
+    assert not list(tmp_path.rglob("*.checkpoint"))
+
+
+def test_other_settings_in_the_same_folder_are_trained_and_judged_anew(tiny_clip, tiny_benchmark, tmp_path):
+    def told(out, epochs, **more):
+        settings = {"linear-probe": {"epochs": epochs}}
+        return run_benchmark(
+            tiny_clip, tiny_benchmark, tmp_path / out, seeds=(1,), methods=("linear-probe",), settings=settings,
+            precision="float32", progress=False, keep_outputs=True, **more,
+        )  # fmt: skip
+
+    one, three = told("one", 1), told("three", 3)
+    assert not one.records["value"].equals(three.records["value"])
+    again = told("one", 3)
+    assert not again.reused
+    pd.testing.assert_frame_equal(again.records, three.records)
+    assert told("one", 3).reused and not told("one", 3, fresh=True).reused
+
+
+def test_as_released_is_another_run(file, tmp_path):
+    arguments = ("--config", file, "--methods", "rp,rrp", "--seeds", "1")
+    assert call(*arguments) == 0
+    assert call(*arguments, "--preset", "as_released", "--out", tmp_path / "released") == 0
+    paper, _ = load_records(tmp_path / "out" / "records.csv")
+    released, about = load_records(tmp_path / "released" / "records.csv")
+    assert about["settings"]["rp"]["config"] == asdict(AS_RELEASED.changed(epochs=2, batch_size=8))
+    conventions = [set(r["convention"].dropna()) for r in (paper, released)]
+    assert conventions == [{"id-positive"}, {"authors"}]
+    at = {"method": "rrp", "set": "test", "metric": "accuracy"}
+    reported = [r[(r[list(at)] == pd.Series(at)).all(axis=1)] for r in (released, released.replace("rp", "rrp"))]
+    assert reported[0]["value"].item() in reported[1]["value"].tolist()  # row 6: RRP's column shows RP's
+    assert not paper["value"].equals(released["value"])
+
+
+def test_folders_without_a_configuration(photos, weights, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RP_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "five"
+    folders = ",".join(f"{k}={photos / v}" for k, v in (
+        ("train", "train"), ("val", "val"), ("test", "test"), ("shift:drawn", "drawn"), ("ood:other", "other")))  # fmt: skip
+    assert call("--folders", folders, "--methods", "zero-shot", "--backbone", "tiny-of-the-tests",
+                "--pretrained", weights, "--out", out, "--set", "data.size=32", "--device", "cpu") == 0  # fmt: skip
+    records, about = load_records(out / "records.csv")
+    assert {"drawn", "other"} <= set(records["set"]) and about["config"]["preset"] == "paper"
+    assert "sketch" not in str(about["config"]["data"])  # nothing of the example's folders is left
+
+
+def test_two_processes_of_a_launcher_give_the_same_records_and_one_voice(file, tmp_path, capfd):
+    one = ("--config", file, "--methods", "zero-shot,rp", "--seeds", "1", "--backbone", "mini", "--pretrained", "final")
+    assert call(*one, "--out", tmp_path / "one") == 0
+    capfd.readouterr()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", str(port),
+         "-m", "rp_lib", "run", "--quiet", *map(str, one), "--out", str(tmp_path / "two")],
+        capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("Wrote") == 1 and "2 processes" in done.stdout
+    ours, theirs = (load_records(tmp_path / name / "records.csv")[0] for name in ("one", "two"))
+    pd.testing.assert_frame_equal(ours, theirs, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["rp", "fine-tune", "linear-probe"])
+def test_a_disk_that_is_full_when_the_method_is_saved_costs_no_training(
+    tiny_clip, tiny_benchmark, tmp_path, monkeypatch, name
+):
+    settings = {"rp": {"config": PAPER.changed(epochs=2, batch_size=8)}, "fine-tune": {"epochs": 2, "batch_size": 8}}
+    options = {
+        "seeds": (1,), "methods": (name,), "settings": settings | {"linear-probe": {"epochs": 3}},
+        "precision": "float32", "progress": False,
+    }  # fmt: skip
+    whole = run_benchmark(tiny_clip, tiny_benchmark, tmp_path / "whole", **options).records
+    out = tmp_path / "out"
+
+    def full(self, path):
+        raise StorageError("the disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(METHODS[name], "save", full)
+        with pytest.raises(StorageError, match="disk is full"):
+            run_benchmark(tiny_clip, tiny_benchmark, out, **options)
+    assert [p.name for p in (out / "trained").iterdir()] == [f"{name}-seed1.checkpoint"]
+    with monkeypatch.context() as patch:  # what was trained is there: not a single step is taken again
+        patch.setattr("rp_lib.trainer._on_device", lambda *a, **k: pytest.fail("trained again"))
+        again = run_benchmark(tiny_clip, tiny_benchmark, out, **options).records
+    pd.testing.assert_frame_equal(again, whole)
+    assert [p.name for p in (out / "trained").iterdir()] == [f"{name}-seed1.safetensors"]
+    # Killed between saving the method and removing the checkpoint: the next run tidies up.
+    (out / "trained" / f"{name}-seed1.checkpoint").write_bytes(b"of the run before")
+    (out / "records.csv").unlink()
+    run_benchmark(tiny_clip, tiny_benchmark, out, **options)
+    assert [p.name for p in (out / "trained").iterdir()] == [f"{name}-seed1.safetensors"]

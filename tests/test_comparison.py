@@ -1,0 +1,327 @@
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, stats
+
+from rp_lib.comparison import AXES, PARTS, PairedDraws, aggregate, holm, mean_ranks, paired_bootstrap
+from rp_lib.evaluation import mean_accuracy_interval
+from rp_lib.metrics import ood_metrics
+from rp_lib.outputs import Head, MethodOutputs, Outputs
+from rp_lib.stats import (
+    BLOCK,
+    auroc_and_fpr,
+    auroc_and_fpr_of_sets,
+    bootstrap_ci,
+    bootstrap_weights,
+    kept_weights,
+    of_members,
+    shared_draws,
+)
+from rp_lib.utils.errors import RPLibError, UnknownName
+
+
+def said(name, role, correct=None, scores=None, groups=None, sources=None, derived=False) -> Outputs:
+    """Two classes, label 0: right where ``correct``, with the maximum logit as the score."""
+    n = len(correct if correct is not None else scores)
+    correct = np.ones(n, bool) if correct is None else np.asarray(correct, bool)
+    scores = np.ones(n) if scores is None else scores
+    high = torch.as_tensor(scores, dtype=torch.float32)
+    logits = torch.stack([high, high - 1], 1)
+    logits[~torch.from_numpy(correct)] = logits[~torch.from_numpy(correct)].flip(1)
+    ids = torch.arange(n)
+    labels = None if role.endswith("ood") else torch.zeros(n, dtype=torch.int64)
+    return Outputs(
+        name, role, torch.ones(n, 1), logits, labels, ids if sources is None else torch.as_tensor(sources),
+        ids if groups is None else torch.as_tensor(groups), Head(None, None, 1.0), derived,
+    )  # fmt: skip
+
+
+def run(*sets, seed=1, benchmark="b") -> MethodOutputs:
+    return MethodOutputs({"method": "m", "seed": seed, "benchmark_sha256": benchmark}, {s.name: s for s in sets})
+
+
+def world(accuracy, gap, seed, n=300) -> MethodOutputs:
+    """A test set, an independent and a derived shift, and two OOD sets ``gap`` away."""
+    rng = np.random.default_rng(seed)
+    return run(
+        said("test", "test", rng.random(n) < accuracy, rng.normal(gap, 1, n)),
+        said("far", "shift", rng.random(n) < accuracy),
+        said("dark", "shift", rng.random(n) < accuracy, derived=True),
+        said("a", "near-ood", scores=rng.normal(0, 1, n)),
+        said("b", "far-ood", scores=rng.normal(0, 1, n // 2)),
+    )
+
+
+def test_weights_are_resamples():
+    weights = bootstrap_weights(np.random.default_rng(0), 50, 4000)
+    assert weights.shape == (4000, 50) and (weights.sum(1) == 50).all()
+    assert weights.mean(0) == pytest.approx(1, abs=0.1) and weights.var() == pytest.approx(1 - 1 / 50, abs=0.02)
+
+
+@pytest.mark.parametrize("tpr", [0.5, 0.95, 1.0])
+def test_weighted_curves_equal_the_samples_written_out(tpr):
+    rng = np.random.default_rng(0)
+    inside, outside = rng.normal(1, 1, 40).round(1), rng.normal(0, 1, 30).round(1)  # with ties
+    w, v = bootstrap_weights(rng, 40, 50), bootstrap_weights(rng, 30, 50)
+    auroc, fpr = auroc_and_fpr(inside, outside, w, v, tpr)
+    for i in range(50):
+        direct = ood_metrics(np.repeat(inside, w[i].astype(int)), np.repeat(outside, v[i].astype(int)), tpr=tpr)
+        assert auroc[i] == pytest.approx(direct["auroc"]) and fpr[i] == pytest.approx(direct["fpr"])
+
+
+def test_identical_methods_do_not_differ():
+    one = [world(0.8, 1, seed=0), world(0.7, 1, seed=1)]
+    one = [MethodOutputs({**o.about, "seed": i}, o.sets) for i, o in enumerate(one)]
+    draws = paired_bootstrap({"x": one, "y": list(one)}, detector="max-logit", n_resamples=50)
+    table = draws.differences()
+    assert list(table["axis"]) == list(AXES)
+    assert (table[["difference", "low", "high"]] == 0).all(axis=None) and (table[["p", "p_holm"]] == 1).all(axis=None)
+    ranks = draws.ranks()
+    assert (ranks["rank"] == 1.5).all() and (ranks["mean_rank"] == 1.5).all() and (ranks["best"] == 1).all()
+
+
+def test_values_are_those_of_the_metrics():
+    weak, strong = world(0.6, 0.5, seed=0), world(0.9, 2, seed=1)
+    draws = paired_bootstrap({"weak": [weak], "strong": [strong]}, detector="max-logit", n_resamples=20)
+    for row, outputs in zip(draws.values, (weak, strong), strict=True):
+        right = {
+            n: (s.logits.argmax(1) == 0).double().mean().item() for n, s in outputs.sets.items() if s.labels is not None
+        }
+        scores = {n: s.logits.amax(1).double().numpy() for n, s in outputs.sets.items()}
+        ood = [ood_metrics(scores["test"], scores[n]) for n in ("a", "b")]
+        expected = [
+            right["test"],
+            (right["far"] + right["dark"]) / 2,
+            *(np.mean([o[m] for o in ood]) for m in ("auroc", "fpr")),
+        ]
+        np.testing.assert_allclose(row, expected)
+    assert draws.resampled.shape == (20, 2, 4)
+
+
+def test_a_planted_difference_is_found_and_ranked():
+    # A gap that both share would drown it: the strong one is right wherever the weak one is, and on 8 more of 200.
+    rng = np.random.default_rng(0)
+    weak = rng.random(200) < 0.6
+    strong = weak.copy()
+    strong[np.flatnonzero(~weak)[:8]] = True
+    draws = paired_bootstrap(
+        {"weak": [run(said("test", "test", weak))], "strong": [run(said("test", "test", strong))]}, n_resamples=2000
+    )
+    (row,) = draws.differences([("strong", "weak")]).to_dict("records")
+    assert row["difference"] == pytest.approx(0.04) and 0 < row["low"] < 0.04 < row["high"] and row["p"] < 0.01
+    alone = np.quantile(draws.resampled[:, 0, 0], (0.025, 0.975))
+    assert row["high"] - row["low"] < np.diff(alone)[0] / 2  # what pairing is for
+    ranks = draws.ranks().set_index("method")
+    assert ranks.loc["strong", "rank"] == 1 and ranks.loc["strong", "best"] > 0.99 and ranks.loc["weak", "low"] >= 1.5
+
+
+def test_lower_fpr_ranks_first():
+    draws = PairedDraws(("x", "y"), AXES, np.array([[0.5, 0.5, 0.5, 0.2], [0.6, 0.6, 0.6, 0.3]]), np.zeros((3, 2, 4)))
+    ranks = draws.ranks().pivot(index="method", columns="axis", values="rank")
+    assert ranks.loc["x"].to_dict() == {"fpr": 1, "auroc": 2, "id accuracy": 2, "shift accuracy": 2}
+
+
+def test_p_value_by_hand():
+    drawn = np.zeros((99, 2, 1))
+    drawn[:, 0, 0] = np.r_[np.full(97, 1.0), -1.0, 0.0]  # two of 99 at or below zero
+    draws = PairedDraws(("x", "y"), ("id accuracy",), np.array([[1.0], [0.0]]), drawn)
+    assert draws.differences()["p"].item() == pytest.approx(2 * 3 / 100)
+    with pytest.raises(UnknownName):
+        draws.differences([("x", "z")])
+
+
+def test_derived_sets_follow_the_test_pictures():
+    rng = np.random.default_rng(0)
+    right, other = rng.random(100) < 0.5, rng.random(100) < 0.5
+    repeated = said("dark", "shift", np.tile(right, 2), sources=np.tile(np.arange(100), 2), derived=True)
+    outputs = run(said("test", "test", right), repeated)
+    draws = paired_bootstrap({"x": [outputs], "y": [run(said("test", "test", other), repeated)]}, n_resamples=100)
+    np.testing.assert_allclose(draws.resampled[:, 0, 0], draws.resampled[:, 0, 1])
+    stray = said("dark", "shift", right, sources=np.arange(100) + 1, derived=True)
+    with pytest.raises(RPLibError, match="derived"):
+        paired_bootstrap(
+            {"x": [run(said("test", "test", right), stray)]} | {"y": [run(said("test", "test", right), stray)]}
+        )
+
+
+def test_clusters_widen_intervals():
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(20), 25)
+    a, b = (np.repeat(rng.random(20) < 0.6, 25) for _ in range(2))  # a designer is recognised or not
+    contest = {k: [run(said("test", "test", v, groups=groups))] for k, v in (("a", a), ("b", b))}
+    width = {}
+    for kind in ("sources", "groups"):
+        table = paired_bootstrap(contest, clusters=kind, n_resamples=400).differences()
+        width[kind] = (table["high"] - table["low"]).item()
+    assert width["groups"] > 3 * width["sources"]
+    with pytest.raises(RPLibError, match="one cluster"):
+        paired_bootstrap({k: [run(said("test", "test", a, groups=groups * 0))] for k in "ab"}, clusters="groups")
+
+
+def test_seeds_are_drawn_too():
+    fixed = run(said("test", "test", np.ones(50)), seed=9)
+    lucky = [run(said("test", "test", np.full(50, good)), seed=i) for i, good in enumerate((1, 1, 0))]
+    contest = {"one": [fixed], "three": lucky}
+    varied = paired_bootstrap(contest, n_resamples=500).differences()
+    assert (
+        varied["difference"].item() == pytest.approx(1 / 3)
+        and varied["low"].item() == 0
+        and varied["high"].item() > 0.9
+    )
+    kept = paired_bootstrap(contest, n_resamples=50, resample_seeds=False).differences()
+    assert kept["low"].item() == kept["high"].item() == pytest.approx(1 / 3)
+    with pytest.raises(RPLibError, match="same ones"):
+        paired_bootstrap({"x": lucky, "y": lucky[:2]})
+
+
+def test_intervals_cover_the_truth_about_as_often_as_they_say():
+    chance = lambda t: integrate.quad(lambda u: stats.norm.cdf((t - u) / 0.1), 0, 1)[0]  # noqa: E731
+    rng, hits, sims, gap = np.random.default_rng(0), 0, 200, chance(0.8) - chance(0.7)
+    for i in range(sims):
+        easy = rng.random(150)  # both methods find the same pictures easy
+        a, b = easy + 0.1 * rng.normal(size=150) < 0.8, easy + 0.1 * rng.normal(size=150) < 0.7
+        contest = {"a": [run(said("test", "test", a))], "b": [run(said("test", "test", b))]}
+        row = paired_bootstrap(contest, n_resamples=200, seed=i).differences().iloc[0]
+        hits += row["low"] <= gap <= row["high"]
+    assert 0.9 <= hits / sims <= 0.99
+
+
+def test_holm_against_a_worked_example():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.5, 0.9, 1.0]), 1.0)
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        holm([1.2])
+
+
+def test_what_cannot_be_compared_is_refused():
+    one = run(said("test", "test", np.ones(10)))
+    for contest in ({"x": [one]}, {"x": [one], "y": []}):
+        with pytest.raises(RPLibError, match="two methods"):
+            paired_bootstrap(contest)
+    with pytest.raises(RPLibError, match="different benchmarks"):
+        paired_bootstrap({"x": [one], "y": [run(*one.sets.values(), benchmark="c")]})
+    with pytest.raises(RPLibError, match="different image sets"):
+        paired_bootstrap({"x": [one], "y": [run(said("test", "test", np.ones(9)))]})
+    with pytest.raises(UnknownName):
+        paired_bootstrap({"x": [one], "y": [one]}, clusters="styles")
+
+
+def test_several_sets_and_blocks_give_what_each_gives_alone(monkeypatch):
+    from rp_lib import stats as resampling
+
+    rng = np.random.default_rng(0)
+    inside, sets = rng.normal(1, 1, 40).round(1), {k: rng.normal(0, 1, n).round(1) for k, n in (("a", 30), ("b", 7))}
+    w = bootstrap_weights(rng, 40, 23)
+    v = {k: bootstrap_weights(rng, len(s), 23) for k, s in sets.items()}
+    together = auroc_and_fpr_of_sets(inside, sets, w, v, 0.9)
+    for name, scores in sets.items():
+        np.testing.assert_array_equal(together[name], auroc_and_fpr(inside, scores, w, v[name], 0.9))
+    monkeypatch.setattr(resampling, "BLOCK", 5 * 40)  # blocks of five resamples
+    blocked = auroc_and_fpr_of_sets(inside, sets, w, v, 0.9)
+    assert BLOCK > 5 * 40 and all(np.array_equal(blocked[k], together[k]) for k in sets)
+
+
+def test_members_count_as_their_cluster():
+    weights = np.array([[2, 0, 1], [0, 3, 0]])
+    assert of_members(weights, np.array([0, 0, 2, 1])).tolist() == [[2, 2, 1, 0], [0, 0, 0, 3]]
+
+
+def test_shared_draws_in_blocks_are_the_same_and_go_on_where_they_stopped(monkeypatch):
+    from rp_lib import stats as resampling
+
+    def all_of(blocks):
+        blocks = list(blocks)
+        shared = np.concatenate([b[1] for b in blocks])
+        return len(blocks), shared, {k: np.concatenate([b[2][k] for b in blocks]) for k in blocks[0][2]}
+
+    one, whole, alone = all_of(shared_draws(3, 40, 9, (None, 5, 4)))
+    assert one == 1 and whole.shape == (40, 9) and (whole.sum(1) == 9).all()
+    assert {k: a.shape for k, a in alone.items()} == {1: (40, 5), 2: (40, 4)} and (alone[1].sum(1) == 5).all()
+    # The draws that resampling one by one would make.
+    rng = np.random.default_rng(3)
+    for row in range(40):
+        for counts, n in ((whole, 9), (alone[1], 5), (alone[2], 4)):
+            assert counts[row].tolist() == np.bincount(rng.integers(0, n, n), minlength=n).tolist()
+    monkeypatch.setattr(resampling, "BLOCK", 18 * 7)
+    many, again, others = all_of(shared_draws(3, 40, 9, (None, 5, 4)))
+    assert many == 6 and np.array_equal(again, whole) and all(np.array_equal(others[k], alone[k]) for k in alone)
+
+
+def test_the_mean_over_shifts_is_resampled_picture_by_picture():
+    rng = np.random.default_rng(0)
+    sources = np.r_[np.arange(3, 40), np.arange(3, 20)]  # not of all pictures, and of some twice
+    derived = said("dark", "shift", rng.random(len(sources)) < 0.5, sources=sources, derived=True)
+    alone = said("far", "shift", rng.random(30) < 0.7)
+    shifted = [((s.logits.argmax(1) == s.labels).numpy(), s) for s in (derived, alone)]
+    value, low, high = mean_accuracy_interval(shifted, seed=5, n_resamples=200)
+    g, means = np.random.default_rng(5), []
+    for _ in range(200):
+        drawn = np.bincount(g.integers(0, 40, 40), minlength=40)[sources]
+        means.append(((drawn * shifted[0][0]).sum() / drawn.sum() + shifted[1][0][g.integers(0, 30, 30)].mean()) / 2)
+    assert value == pytest.approx(np.mean([shifted[0][0].mean(), shifted[1][0].mean()]))
+    np.testing.assert_allclose((low, high), np.quantile(means, (0.025, 0.975)))
+
+
+def test_the_aggregate_is_the_mean_of_its_three_parts():
+    rng = np.random.default_rng(0)
+    draws = PairedDraws(("x", "y"), AXES, rng.random((2, 4)), rng.random((50, 2, 4)))
+    total = aggregate(draws)
+    assert total.axes == ("aggregate",) and total.values.shape == (2, 1) and total.resampled.shape == (50, 2, 1)
+    np.testing.assert_allclose(total.values[:, 0], draws.values[:, :3].mean(1))  # FPR is not in it
+    np.testing.assert_allclose(total.resampled[:, :, 0], draws.resampled[:, :, :3].mean(2))
+    assert PARTS == ("id accuracy", "shift accuracy", "auroc")
+    with pytest.raises(RPLibError, match="auroc was not measured"):
+        aggregate(PairedDraws(("x", "y"), AXES[:2], np.zeros((2, 2)), np.zeros((5, 2, 2))))
+
+
+def test_mean_ranks_by_hand():
+    values = np.array([[0.9, 0.9, 0.5, 0.0], [0.8, 0.9, 0.7, 0.0], [0.7, 0.1, 0.6, 0.0]])
+    draws = PairedDraws(("x", "y", "z"), AXES, values, np.stack([values, values[::-1]]))
+    found = mean_ranks(draws, confidence=0.5).set_index("method")
+    assert found["rank"].tolist() == pytest.approx([(1 + 1.5 + 3) / 3, (2 + 1.5 + 1) / 3, (3 + 3 + 2) / 3])
+    assert found["best"].tolist() == [0, 1, 0]
+    assert found.loc["x", "low"] < found.loc["x", "rank"] + 0.3 < found.loc["x", "high"]
+
+
+def test_estimates_and_some_of_the_methods():
+    rng = np.random.default_rng(0)
+    draws = PairedDraws(("x", "y", "z"), AXES[:2], rng.random((3, 2)), rng.random((99, 3, 2)))
+    found = draws.estimates(confidence=0.9).set_index(["method", "axis"])
+    assert found.loc[("z", "shift accuracy"), "value"] == draws.values[2, 1] and len(found) == 6
+    assert found.loc[("y", "id accuracy"), "low"] == pytest.approx(np.quantile(draws.resampled[:, 1, 0], 0.05))
+    some = draws.of(("z", "x"))
+    assert some.methods == ("z", "x") and np.array_equal(some.resampled, draws.resampled[:, [2, 0]])
+    assert some.ranks()["rank"].max() == 2
+    with pytest.raises(UnknownName):
+        draws.of(("w",))
+
+
+def test_large_counts_are_summed_in_double(monkeypatch):
+    rng = np.random.default_rng(0)
+    inside, outside = rng.normal(1, 1, 40).round(1), rng.normal(0, 1, 30).round(1)
+    w, v = bootstrap_weights(rng, 40, 30), bootstrap_weights(rng, 30, 30)
+    before = auroc_and_fpr(inside, outside, w, v, 0.9)
+    monkeypatch.setattr("rp_lib.stats.EXACT", 0)
+    assert np.array_equal(before, auroc_and_fpr(inside, outside, w, v, 0.9))
+    # Counts whose sum float32 cannot hold: 3001 and 6001 more than a multiple of what it resolves there.
+    monkeypatch.undo()
+    many = [np.full((1, n), k, np.float32) for n, k in ((3, 3001), (3, 6001))]
+    auroc, fpr = auroc_and_fpr(np.array([3.0, 2.0, 1.0]), np.array([2.5, 1.5, 0.5]), *many, 0.95)
+    assert auroc[0] == 6 / 9 and fpr[0] == 2 / 3
+
+
+def test_kept_weights_are_the_resamples_of_bootstrap_ci():
+    values = np.random.default_rng(1).random(30)
+    weights = kept_weights(5, 30, 400)
+    assert (weights[0] == 1).all() and weights is kept_weights(5, 30, 400)
+    with pytest.raises(ValueError, match="read-only"):
+        weights[0, 0] = 2
+    means = weights[1:] @ values / 30
+    assert tuple(np.quantile(means, (0.025, 0.975))) == pytest.approx(bootstrap_ci(values, n_resamples=400, seed=5)[1:])
+
+
+def test_one_methods_outputs_may_stand_under_two_names():
+    one = world(0.8, 1, seed=0)
+    named = {"msp": [one], "logit": [one]}
+    draws = paired_bootstrap(named, detector={"msp": "msp", "logit": "max-logit"}, n_resamples=20)
+    assert draws.values[0, 0] == draws.values[1, 0] and draws.values[0, 2] != draws.values[1, 2]
