@@ -195,7 +195,7 @@ def test_interrupted(table, capsys, monkeypatch, server):
     with monkeypatch.context() as patch:
         patch.setattr(data_cli._Bars, "update", stop)
         assert run("good") == 130
-    assert "goes on from there" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err
     assert run("good") == 0
 
 

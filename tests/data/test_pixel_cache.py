@@ -195,7 +195,7 @@ def test_pixels_stand_in_order_and_are_reused(paths, store, monkeypatch):
 
 
 def test_many_chunks_stay_in_order(tmp_path, store, monkeypatch):
-    monkeypatch.setattr(cache, "_CHUNK", 2)
+    monkeypatch.setattr(cache, "_AT_ONCE", 2)
     paths = photos(tmp_path / "many", 30)
     slow = random.Random(0)
     real = cache.decode
@@ -497,7 +497,7 @@ def test_leftovers_of_others_are_removed_unless_locked(paths, store):
 
 def test_memory_is_bounded(tmp_path, store, monkeypatch):
     """Not more than a few images for each worker are decoded ahead of what is on disk."""
-    monkeypatch.setattr(cache, "_CHUNK", 4)
+    monkeypatch.setattr(cache, "_AT_ONCE", 4)
     paths = photos(tmp_path / "many", 100, width=8, height=8)
     files, _ = cache.hash_files(paths, cache=store)
     real, ahead = cache._decode_file, []
