@@ -1,49 +1,47 @@
-"""Adapt CLIP without breaking it.
+"""Adapt CLIP without breaking it: model reprogramming (RP, RRP), other methods, and three axes to measure them on.
 
-Layers, from the bottom: errors, arrays, parallel, storage, distributed, device; data; text_tower, deep_towers,
-backbones, clip, programs; among, corruptions, benchmark, photos, features; metrics, objectives, schedule, checkpoints,
-trainer, presets, methods; intervals, resampling, intrusion; negative_words, outputs, inference; scores, detectors,
-threshold; judging, evaluation, paired, aggregate, records, figures; subsets, run, search, demo; cost, cost_of_methods,
-run_schema, run_config (what to run), tracks, run_plan; experiments, course (what the notebooks import),
-notebook_checks, notebooks, book, cli. Beside them mini, which made the mini world.
+Public names are imported when they are first used, so that ``import rp_lib`` needs no torch.
+
+>>> from rp_lib import Reprogrammer, mini
+>>> clip, data = mini.load()
+>>> rp = Reprogrammer(clip, data.class_names, data.templates).fit(data.train)  # doctest: +SKIP
 """
 
-from rp_lib._version import __version__
-from rp_lib.benchmark import Benchmark, ImageSet
-from rp_lib.clip import FrozenCLIP
-from rp_lib.comparison import paired_bootstrap
-from rp_lib.config import AS_RELEASED, PAPER, Reprogramming, preset
-from rp_lib.detectors import DETECTORS, Threshold
-from rp_lib.evaluation import Run, evaluate, evaluate_outputs, summarise
-from rp_lib.features import FeatureStore
-from rp_lib.methods import (
-    BASES,
-    FLYP,
-    L2SP,
-    LPFT,
-    METHODS,
-    CoOp,
-    DeepPrompts,
-    FineTune,
-    ImageReprogrammer,
-    LinearProbe,
-    LogitEnsemble,
-    Method,
-    Reprogrammer,
-    ResidualReprogrammer,
-    TextReprogrammer,
-    WiSEFT,
-    ZeroShot,
-    build_method,
-    load_method,
-)
-from rp_lib.outputs import compute_outputs, load_outputs, save_outputs
-from rp_lib.utils.errors import RPLibError
+from __future__ import annotations
 
-__all__ = [
-    "AS_RELEASED", "BASES", "DETECTORS", "FLYP", "L2SP", "LPFT", "METHODS", "PAPER", "Benchmark", "CoOp", "DeepPrompts",
-    "FeatureStore", "FineTune", "FrozenCLIP", "ImageReprogrammer", "ImageSet", "LinearProbe", "LogitEnsemble", "Method",
-    "RPLibError", "Reprogrammer", "Reprogramming", "ResidualReprogrammer", "Run", "TextReprogrammer", "Threshold",
-    "WiSEFT", "ZeroShot", "__version__", "build_method", "compute_outputs", "evaluate", "evaluate_outputs",
-    "load_method", "load_outputs", "paired_bootstrap", "preset", "save_outputs", "summarise",
-]  # fmt: skip
+import importlib
+
+from rp_lib._version import __version__ as __version__
+
+# Module -> the public names that it defines.
+_HOME = {
+    "benchmark": ("Benchmark", "ImageSet"),
+    "clip": ("FrozenCLIP",),
+    "comparison": ("paired_bootstrap",),
+    "config": ("AS_RELEASED", "PAPER", "Reprogramming", "preset"),
+    "data": ("from_folders",),
+    "detectors": ("DETECTORS", "Threshold"),
+    "evaluation": ("Run", "evaluate", "evaluate_outputs", "summarise"),
+    "features": ("FeatureStore",),
+    "methods": (
+        "BASES", "FLYP", "L2SP", "LPFT", "METHODS", "CoOp", "DeepPrompts", "FineTune", "ImageReprogrammer",
+        "LinearProbe", "LogitEnsemble", "Method", "Reprogrammer", "ResidualReprogrammer", "TextReprogrammer", "WiSEFT",
+        "ZeroShot", "build_method", "load_method",
+    ),
+    "outputs": ("compute_outputs", "load_outputs", "save_outputs"),
+    "utils.errors": ("RPLibError",),
+}  # fmt: skip
+_MODULE = {name: module for module, names in _HOME.items() for name in names}
+__all__ = sorted(["__version__", *_MODULE])
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
+    globals()[name] = value  # found at once from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -7,13 +7,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from rp_lib.mini.corruptions import RECIPE_VERSION, corrupt
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 if TYPE_CHECKING:
@@ -62,10 +60,6 @@ def check_among(among: Sequence[int], labels: Tensor | None, name: str) -> tuple
 
 ROLES = ("train", "val", "test", "shift", "near-ood", "far-ood")
 OOD_ROLES = ("near-ood", "far-ood")
-# The mini benchmark's derived shifts; images are drawn from its test set.
-MINI_CORRUPTIONS = ("gaussian_noise", "gaussian_blur", "contrast", "pixelate")
-MINI_SEVERITIES = (1, 3, 5)
-MINI_CORRUPTED_IMAGES = 300
 
 
 @dataclass(frozen=True, eq=False)
@@ -262,66 +256,10 @@ class Benchmark:
             ]
         )
 
-    @classmethod
-    def mini(cls, path: Path | str | None = None) -> Benchmark:
-        """The shipped benchmark of icons, or one that ``python -m rp_course mini benchmark`` wrote to ``path``.
-
-        ``dark`` (the test images inverted) and ``corrupted-SEVERITY`` (the same 300 test images under each of
-        :data:`MINI_CORRUPTIONS`) are derived here and not stored.
-
-        Raises:
-            RPLibError: a file is missing, truncated or altered.
-        """
-        from rp_lib.mini.icon_names import parse
-        from rp_lib.mini.sheets import FOLDER, read_benchmark
-
-        stored = read_benchmark(Path(path) if path is not None else FOLDER)
-        sets = {}
-        for name, s in stored.sets.items():
-            words = [parse(icon.split(":", 1)[1]).concept for icon in s.icons] if s.role == "near-ood" else None
-            sets[name] = ImageSet(name, s.role, s.images, s.labels, s.groups, s.styles, names=words)
-        train, val, test = (sets.pop(name) for name in ("train", "val", "test"))
-        shifts = {name: images for name, images in sets.items() if images.role == "shift"}
-        dark = f"255 - {test.fingerprint}"
-        shifts["dark"] = ImageSet(
-            "dark", "shift", 255 - test.images, test.labels, test.groups, test.styles, derived_from=dark
-        )
-        shifts |= {f"corrupted-{severity}": _corrupted(test, severity) for severity in MINI_SEVERITIES}
-        ood = {name: images for name, images in sets.items() if images.role in OOD_ROLES}
-        return cls("mini", stored.class_names, stored.templates, train, val, test, shifts, ood)
-
-    @classmethod
-    def from_folders(cls, name: str = "own", **options: Any) -> Benchmark:
-        """Your own photographs, folders with one subfolder for each class (:func:`rp_lib.data.from_folders`).
-
-        >>> Benchmark.from_folders(  # doctest: +SKIP
-        ...     train="pets/train", test="pets/test",
-        ...     shifts={"drawings": "pets/drawings"},
-        ...     ood={"textures": "textures"},
-        ... )
-        """
-        from rp_lib.data import from_folders
-
-        return from_folders(name, **options)
-
 
 def _content_at(content: str, index: Tensor) -> str:
     """The digest of a subset, from the digest of the whole and int64 positions (m,) from 0."""
     return hashlib.sha256(f"{content} at".encode() + index.contiguous().numpy().tobytes()).hexdigest()
-
-
-def _corrupted(test: ImageSet, severity: int) -> ImageSet:
-    """The same test images under each of the mini benchmark's corruptions, one after the other."""
-    chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:MINI_CORRUPTED_IMAGES].sort().values
-    clean = test.subset(chosen)
-    images = torch.cat([corrupt(clean.images, name, severity, seed=i) for i, name in enumerate(MINI_CORRUPTIONS)])
-    times = len(MINI_CORRUPTIONS)
-    styles = None if clean.styles is None else clean.styles * times
-    return ImageSet(
-        f"corrupted-{severity}", "shift", images, clean.labels.repeat(times), clean.groups.repeat(times), styles,
-        sources=chosen.repeat(times),
-        derived_from=f"{MINI_CORRUPTIONS} {RECIPE_VERSION} of {clean.fingerprint} at severity {severity}",
-    )  # fmt: skip
 
 
 # Even subsets of image sets, for a shorter look at the same thing.

@@ -534,13 +534,12 @@ def _backbone_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _load(args: argparse.Namespace) -> tuple:
-    from rp_lib.benchmark import Benchmark
-    from rp_lib.clip import FrozenCLIP
+    from rp_lib.mini import load_benchmark, load_clip
     from rp_lib.utils.device import autocast_dtype, pick_device
 
     device = pick_device(args.device)
     autocast_dtype(device, args.precision)  # refuses an unknown precision before anything is trained
-    return FrozenCLIP.mini(args.checkpoint, device), Benchmark.mini()
+    return load_clip(args.checkpoint, device), load_benchmark()
 
 
 def _demo(args: argparse.Namespace) -> None:

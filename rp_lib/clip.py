@@ -102,13 +102,6 @@ class FrozenCLIP:
             self.embed_dim = int(self.encode_tokens(self.tokenize(["a"])).shape[1])
 
     @classmethod
-    def mini(cls, checkpoint: str = "final", device: torch.device | str = "cpu") -> FrozenCLIP:
-        """The small CLIP that ships with the package (see ``rp_lib.mini.weights`` for its checkpoints)."""
-        from rp_lib.mini import weights
-
-        return weights.load(checkpoint, device)
-
-    @classmethod
     def open_clip(
         cls, name: str, pretrained: str | Path | None, device: torch.device | str = "cpu", **options: object
     ) -> FrozenCLIP:

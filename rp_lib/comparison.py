@@ -9,10 +9,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
-from scipy.stats import rankdata
 
 from rp_lib.detectors import build_detector, detection_scores
 from rp_lib.metrics import check_ood_options
@@ -20,6 +19,9 @@ from rp_lib.outputs import MethodOutputs, Outputs, check_comparable
 from rp_lib.stats import auroc_and_fpr_of_sets, bootstrap_weights, in_threads, of_members, with_the_data
 from rp_lib.utils.arrays import Array, floats
 from rp_lib.utils.errors import RPLibError, UnknownName
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 AXES = ("id accuracy", "shift accuracy", "auroc", "fpr")
 LOWER_IS_BETTER = frozenset({"fpr"})
@@ -53,6 +55,8 @@ class PairedDraws:
         Returns:
             One row per pair and axis: ``first, second, axis, difference, low, high, p, p_holm``.
         """
+        import pandas as pd
+
         rows, r = [], len(self.resampled)
         for first, second in itertools.combinations(self.methods, 2) if pairs is None else pairs:
             i, j = self._index(first), self._index(second)
@@ -67,6 +71,8 @@ class PairedDraws:
 
     def estimates(self, *, confidence: float = 0.95) -> pd.DataFrame:
         """Each method's number on each axis with its percentile interval: ``method, axis, value, low, high``."""
+        import pandas as pd
+
         low, high = np.quantile(self.resampled, ((1 - confidence) / 2, (1 + confidence) / 2), axis=0)
         rows = [
             (method, axis, self.values[i, j], low[i, j], high[i, j])
@@ -82,6 +88,9 @@ class PairedDraws:
             One row per method and axis: ``method, axis, rank, mean_rank, low, high, best``; ``best`` is the share of
             resamples in which no method is better, so shares sum to more than one where methods tie.
         """
+        import pandas as pd
+        from scipy.stats import rankdata
+
         sign = np.array([-1.0 if axis in LOWER_IS_BETTER else 1.0 for axis in self.axes])
         rows = []
         for axis, name in enumerate(self.axes):
@@ -293,6 +302,9 @@ def mean_ranks(draws: PairedDraws, *, confidence: float = 0.95) -> pd.DataFrame:
     Returns:
         One row per method: ``method, rank, low, high, best``; ``best`` as in :meth:`PairedDraws.ranks`.
     """
+    import pandas as pd
+    from scipy.stats import rankdata
+
     rank = rankdata(-_parts(draws, draws.values), axis=0).mean(1)
     drawn = rankdata(-_parts(draws, draws.resampled), axis=1).mean(2)
     low, high = np.quantile(drawn, ((1 - confidence) / 2, (1 + confidence) / 2), axis=0)

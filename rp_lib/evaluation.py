@@ -6,10 +6,9 @@ import functools
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from rp_lib.benchmark import OOD_ROLES, Benchmark
 from rp_lib.detectors import MEMBERS, Detector, NotApplicable, build_detector, detection_scores
@@ -29,6 +28,9 @@ from rp_lib.stats import (
     with_the_data,
 )
 from rp_lib.utils.errors import RPLibError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 COLUMNS = (
@@ -231,6 +233,8 @@ def evaluate(
         ``mean of shifts`` and ``mean of OOD sets`` weigh every set the same. A detector that is not defined for a
         method (say one by class similarity, for a linear probe) has no rows.
     """
+    import pandas as pd
+
     runs, store = list(runs), store or FeatureStore()
     judges = [build_detector(name) for name in detectors]
     needs = frozenset().union(*(judge.needs for judge in judges))
@@ -270,6 +274,8 @@ def evaluate_outputs(
     Raises:
         RPLibError: outputs of different benchmarks, or outputs that lack what a detector needs.
     """
+    import pandas as pd
+
     check_comparable(outputs)
     judges = [build_detector(name) for name in detectors]
     rows = [row for o in outputs for row in _judge(o, judges, metrics, tpr, convention, n_resamples)]
@@ -310,6 +316,8 @@ def summarise(records: pd.DataFrame) -> pd.DataFrame:
         One row per method, alpha, set, metric and detector: ``value, low, high, seeds, n, n_ood``. The interval is a
         normal approximation; with two or three seeds their part of it is rough.
     """
+    import pandas as pd
+
     # One method at two alphas, or with two detectors, is two rows, not two seeds.
     keys = ["method", "alpha", "set", "role", "metric", "detector"]
     image = np.square((records["high"] - records["low"]) / (2 * 1.96))

@@ -11,6 +11,7 @@ from rp_course.mini_world.classes import ID_WORDS
 from rp_course.mini_world.families import PRETRAINING
 
 from rp_lib.benchmark import Benchmark, ImageSet
+from rp_lib.mini import load_benchmark
 from rp_lib.mini.sheets import FOLDER, read_benchmark
 from rp_lib.utils.errors import RPLibError, UnknownName
 
@@ -33,7 +34,7 @@ def benchmark(**changes):
 
 @pytest.fixture(scope="module")
 def mini():
-    return Benchmark.mini()
+    return load_benchmark()
 
 
 @pytest.fixture(scope="module")
@@ -213,4 +214,4 @@ def test_damaged_files(tmp_path, damage):
     with pytest.raises(
         RPLibError, match=r"(missing|truncated or altered).*reinstall rp_lib, or .*python -m rp_course mini benchmark"
     ):
-        Benchmark.mini(folder)
+        load_benchmark(folder)

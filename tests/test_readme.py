@@ -8,10 +8,8 @@ import pandas as pd
 import pytest
 from rp_course.experiments import experiment, shipped_records
 
-from rp_lib.benchmark import Benchmark
-from rp_lib.clip import FrozenCLIP
 from rp_lib.evaluation import summarise
-from rp_lib.mini import weights
+from rp_lib.mini import load_benchmark, load_clip, weights
 from rp_lib.run.demo import CORE, markdown
 from rp_lib.run.report import load_records
 
@@ -31,8 +29,8 @@ def test_table_is_that_of_the_shipped_records(shipped):
 
 def test_shipped_records_belong_to_the_shipped_model_and_data(shipped):
     records, about = shipped
-    assert about["backbone_sha256"] == FrozenCLIP.mini().fingerprint
-    assert about["benchmark_sha256"] == Benchmark.mini().fingerprint
+    assert about["backbone_sha256"] == load_clip().fingerprint
+    assert about["benchmark_sha256"] == load_benchmark().fingerprint
     assert set(records["method"]) == set(CORE) and about["seeds"] >= 3
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rp_course.authoring.notebooks import add_notebooks_command
 from rp_lib.cli import Command, run_command
+from rp_lib.mini import load_benchmark
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 if TYPE_CHECKING:  # the command line starts fast
@@ -106,7 +107,6 @@ def _add(parts: list[dict], quick: bool, agreement: Agreement | None) -> None:
 
 def _world(args: argparse.Namespace):
     from rp_course.experiments import World
-    from rp_lib.benchmark import Benchmark
     from rp_lib.run.demo import tuned_settings
     from rp_lib.utils.device import autocast_dtype, pick_device
 
@@ -115,7 +115,7 @@ def _world(args: argparse.Namespace):
     device = pick_device(args.device)
     autocast_dtype(device, args.precision)  # refuse an unknown precision before anything is trained
     seeds = tuple(range(1, args.seeds + 1))
-    return World(Benchmark.mini(), tuned_settings(), seeds, args.quick, args.precision, device, progress=not args.quiet)
+    return World(load_benchmark(), tuned_settings(), seeds, args.quick, args.precision, device, progress=not args.quiet)
 
 
 def _say(question: str, verdicts: list) -> None:

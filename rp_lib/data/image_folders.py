@@ -9,9 +9,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from rp_lib.utils.errors import RPLibError
+
+# Those of torchvision's ImageFolder.
+IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 # Pictures all the same, but not of a kind that is read here: to ignore them would lose images silently.
 UNREAD = frozenset(".avif .cr2 .dng .eps .gif .heic .heif .j2k .jfif .jp2 .jxl .nef .psd .svg .tga".split())

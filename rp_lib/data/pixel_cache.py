@@ -32,8 +32,6 @@ import torch
 from filelock import FileLock, Timeout
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import functional as TF
 from tqdm import tqdm
 
 from rp_lib.data.download import RESERVE, free_bytes, human
@@ -188,6 +186,9 @@ def decode(data: bytes, size: int) -> Decoded:
     Raises:
         BrokenImage: it is empty, truncated, no image, or larger than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as TF
+
     if not data:
         raise BrokenImage("an empty file")
     try:

@@ -12,7 +12,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from rp_lib.utils.errors import RPLibError, UnknownName
 
@@ -24,8 +23,6 @@ _NOISE = (0.08, 0.14, 0.20, 0.28, 0.38)  # standard deviation, of the range 0 to
 _BLUR = (0.010, 0.016, 0.023, 0.031, 0.042)  # standard deviation of the kernel
 _CONTRAST = (0.5, 0.35, 0.25, 0.16, 0.09)  # share of the contrast that is left
 _PIXELATE = (0.62, 0.50, 0.38, 0.30, 0.24)  # resolution that is left
-_JPEG = (25, 15, 10, 6, 3)  # quality, of 100
-_OCCLUSION = (0.20, 0.28, 0.36, 0.44, 0.52)  # side of the square
 
 
 def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
@@ -35,7 +32,7 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
         images: uint8 (n, 3, h, w), 0 to 255, of at least 8 by 8 pixels.
         name: one of :data:`CORRUPTIONS`.
         severity: 1 (mild) to 5 (severe).
-        seed: of the noise and the positions; the same seed gives the same pictures.
+        seed: of the noise; the same seed gives the same pictures.
 
     Returns:
         A new uint8 (n, 3, h, w) tensor; ``images`` is left as it was.
@@ -101,23 +98,6 @@ def pixelate(images: Tensor, level: int, generator: torch.Generator) -> Tensor:
     return _to_uint8(F.interpolate(pixels, size=size, mode="nearest-exact"))
 
 
-def jpeg(images: Tensor, level: int, generator: torch.Generator) -> Tensor:
-    """Store as JPEG of low quality and read back."""
-    stored = [encode_jpeg(image.contiguous(), quality=_JPEG[level]) for image in images]
-    return torch.stack([decode_jpeg(data, mode=ImageReadMode.RGB) for data in stored])
-
-
-def occlusion(images: Tensor, level: int, generator: torch.Generator) -> Tensor:
-    """Cover a square at a random place with mid-grey."""
-    n, _, height, width = images.shape
-    side = max(1, round(_OCCLUSION[level] * min(height, width)))
-    top = torch.randint(height - side + 1, (n, 1), generator=generator)
-    left = torch.randint(width - side + 1, (n, 1), generator=generator)
-    rows, columns = torch.arange(height)[None], torch.arange(width)[None]
-    inside = ((rows >= top) & (rows < top + side))[:, :, None] & ((columns >= left) & (columns < left + side))[:, None]
-    return images.masked_fill(inside[:, None], 128)
-
-
 Corruption = Callable[[Tensor, int, torch.Generator], Tensor]
 # Each takes uint8 (n, 3, h, w), the severity counted from 0, and a generator; :func:`corrupt` checks them.
 CORRUPTIONS: dict[str, Corruption] = {
@@ -125,6 +105,4 @@ CORRUPTIONS: dict[str, Corruption] = {
     "gaussian_blur": gaussian_blur,
     "contrast": contrast,
     "pixelate": pixelate,
-    "jpeg": jpeg,
-    "occlusion": occlusion,
 }

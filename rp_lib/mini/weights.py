@@ -59,7 +59,7 @@ def export(state: dict[str, Any], config: dict[str, Any], path: Path, keep_token
     save_tensors(path, tensors, {"config": config, "step": state["step"]})
 
 
-def load(checkpoint: str = "final", device: torch.device | str = "cpu", folder: Path = FOLDER) -> FrozenCLIP:
+def load_clip(checkpoint: str = "final", device: torch.device | str = "cpu", folder: Path = FOLDER) -> FrozenCLIP:
     """Load a checkpoint by name, or from a file that :func:`export` wrote.
 
     Raises:

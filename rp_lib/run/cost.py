@@ -455,9 +455,9 @@ def task_size(data: Mapping[str, Any], backbone: str = "") -> TaskSize:
     """
     name = data["id"]
     if name == "mini":
-        from rp_lib.benchmark import Benchmark
+        from rp_lib.mini import load_benchmark
 
-        mini = Benchmark.mini(data.get("root"))
+        mini = load_benchmark(data.get("root"))
         judged = sum(len(s) for s in mini.sets if s.role not in ("train", "val"))
         tokens = _longest(mini.class_names, mini.templates)
         return TaskSize(len(mini.train), len(mini.val), judged, len(mini.class_names), len(mini.templates), tokens)
@@ -551,9 +551,9 @@ def _estimate(config: RunConfig, gpu: str, utilisation: float) -> list[str]:
 def _towers(name: str) -> TowerCosts:
     if name != "mini":
         return TowerCosts.open_clip(name.replace("/", "-"))
-    from rp_lib.clip import FrozenCLIP
+    from rp_lib.mini import load_clip
 
-    mini = FrozenCLIP.mini()
+    mini = load_clip()
     return TowerCosts(mini.model, mini.image_size, "mini")
 
 

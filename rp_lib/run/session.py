@@ -25,6 +25,8 @@ import torch
 from rp_lib.backbones import SCHEMAS
 from rp_lib.benchmark import Benchmark, lighten
 from rp_lib.clip import FrozenCLIP
+from rp_lib.data import from_folders
+from rp_lib.mini import load_benchmark, load_clip
 from rp_lib.utils.device import pick_device
 from rp_lib.utils.errors import RPLibError, UnknownName
 
@@ -133,7 +135,7 @@ def open_backbone(backbone: Mapping[str, Any], device: torch.device | str = "cpu
     """
     name, pretrained = backbone["name"], backbone.get("pretrained")
     if name == "mini":
-        return FrozenCLIP.mini(pretrained or "final", device)
+        return load_clip(pretrained or "final", device)
     options = {key: backbone[key] for key in ("channels_last", "compile") if key in backbone}
     if pretrained is None and not name.startswith(SCHEMAS):
         raise RPLibError(f"[backbone] {name} needs pretrained: a tag such as openai, a file of weights, or {RANDOM}")
@@ -200,9 +202,9 @@ def open_benchmark(data: Mapping[str, Any], preset: str = "paper", progress: boo
         if key in options:
             options[key] = Path(options[key]).expanduser()
     if data["id"] == "mini":
-        return Benchmark.mini(options.get("root"))
+        return load_benchmark(options.get("root"))
     if data["id"] == "folders":
-        return Benchmark.from_folders(**placed(options), progress=progress)
+        return from_folders(**placed(options), progress=progress)
     from rp_lib.data.cifar import cifar10_benchmark, cifar10_from_folders
     from rp_lib.data.class_names import DATA_SWITCHES
     from rp_lib.data.imagenet import imagenet_benchmark

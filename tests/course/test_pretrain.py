@@ -118,7 +118,7 @@ def test_exported_checkpoint_gives_the_trained_model(corpus, tmp_path):
     pretrain(corpus, tmp_path / "run", RECIPE)
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
     weights.export(state, CONFIG, tmp_path / "m.safetensors")
-    clip = weights.load(str(tmp_path / "m.safetensors"))
+    clip = weights.load_clip(str(tmp_path / "m.safetensors"))
     for name, value in state["model"].items():
         if name != "token_embedding.weight":
             torch.testing.assert_close(clip.model.state_dict()[name], value.half().float(), msg=name)
@@ -127,7 +127,7 @@ def test_exported_checkpoint_gives_the_trained_model(corpus, tmp_path):
     torch.testing.assert_close(table[ids], state["model"]["token_embedding.weight"].half().float())
     few = ids[:5]
     weights.export(state, CONFIG, tmp_path / "few.safetensors", keep_tokens=few)
-    table = weights.load(str(tmp_path / "few.safetensors")).model.token_embedding.weight
+    table = weights.load_clip(str(tmp_path / "few.safetensors")).model.token_embedding.weight
     torch.testing.assert_close(table[few], state["model"]["token_embedding.weight"][:5].half().float())
     assert torch.equal(table[ids[6]], table[ids[7]])
 

@@ -9,8 +9,8 @@ from rp_course.mini_world.pretrain import config, pretrain
 from rp_course.mini_world.release import release
 from test_pretrain import RECIPE, corpus  # noqa: F401  the fixture
 
-from rp_lib.benchmark import Benchmark, lighten
-from rp_lib.mini import weights
+from rp_lib.benchmark import lighten
+from rp_lib.mini import load_benchmark, weights
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.io import StorageError, load_tensors
 
@@ -19,9 +19,9 @@ from rp_lib.utils.io import StorageError, load_tensors
 def released(corpus, tmp_path_factory):  # noqa: F811
     """Two releases: one run from scratch, and a second stage that goes on from the first release's weights."""
     root = tmp_path_factory.mktemp("release")
-    few = lighten(Benchmark.mini(), 40, 20)  # the cards measure every checkpoint on every set
+    few = lighten(load_benchmark(), 40, 20)  # the cards measure every checkpoint on every set
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Benchmark, "mini", lambda: few)
+        patch.setattr("rp_course.mini_world.release.load_benchmark", lambda: few)
         pretrain(corpus, root / "one", RECIPE)
         release((root / "one",), root / "first", (0.5,))
         second = replace(RECIPE, steps=3, seed=9, restyle=1.0, shared=0.7, augment_over=0.0)
@@ -52,7 +52,7 @@ def test_earlier_weights_ship_again_unchanged(released):
     assert len(new["token_ids"]) and all(
         torch.equal(rows[i], r) for i, r in zip(new["token_ids"].tolist(), new["token_rows"], strict=True)
     )
-    assert weights.load("final", folder=released / "second").image_size == 64
+    assert weights.load_clip("final", folder=released / "second").image_size == 64
 
 
 def test_second_stage_begins_with_the_released_weights(released, corpus, tmp_path):  # noqa: F811
@@ -86,14 +86,14 @@ def test_a_refused_release_leaves_the_folder_as_it_was(released, tmp_path):
 
 
 def test_another_size_is_exported_with_a_card(corpus, tmp_path):  # noqa: F811
-    few = lighten(Benchmark.mini(), 40, 20)
+    few = lighten(load_benchmark(), 40, 20)
     pretrain(corpus, tmp_path / "narrow", replace(RECIPE, width=96, steps=3, keep_at=()))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Benchmark, "mini", lambda: few)
+        patch.setattr("rp_course.mini_world.other_size.load_benchmark", lambda: few)
         release_size(tmp_path / "narrow", tmp_path / "out", "half-width")
         release((tmp_path / "narrow",), tmp_path / "other", ())  # of this width alone
-    small, large = weights.load(str(tmp_path / "out" / "half-width.safetensors")), weights.load("final")
-    assert weights.load("final", folder=tmp_path / "other").model.visual.conv1.out_channels == 96
+    small, large = weights.load_clip(str(tmp_path / "out" / "half-width.safetensors")), weights.load_clip("final")
+    assert weights.load_clip("final", folder=tmp_path / "other").model.visual.conv1.out_channels == 96
     assert small.model.visual.conv1.out_channels == 96 and large.model.visual.conv1.out_channels == 192
     heads = [clip.model.visual.transformer.resblocks[0].attn.num_heads for clip in (small, large)]
     assert heads[0] == heads[1] == 3 and small.embed_dim == large.embed_dim

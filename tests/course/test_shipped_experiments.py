@@ -4,8 +4,7 @@ import pytest
 from rp_course.experiments import EXPERIMENTS, experiment, shipped_records
 from rp_course.experiments.base import COLUMNS, SHIPPED
 
-from rp_lib.benchmark import Benchmark
-from rp_lib.clip import FrozenCLIP
+from rp_lib.mini import load_benchmark, load_clip
 from rp_lib.run.demo import tuned_settings
 from rp_lib.run.report import load_records
 from rp_lib.utils.io import file_sha256
@@ -24,8 +23,8 @@ def test_records_are_of_what_ships_and_say_what_they_said(name):
     e = experiment(name)
     assert list(records.columns) == [*e.factors, *COLUMNS]
     assert about["records_sha256"] == file_sha256(SHIPPED / f"{name}.csv")
-    assert about["backbone_sha256"] == FrozenCLIP.mini().fingerprint
-    assert about["benchmark_sha256"] == Benchmark.mini().fingerprint
+    assert about["backbone_sha256"] == load_clip().fingerprint
+    assert about["benchmark_sha256"] == load_benchmark().fingerprint
     assert not about["quick"] and len(about["seeds"]) >= 3
     assert about["settings"] == {k: _plain(v) for k, v in tuned_settings().items()}
     assert [vars(v) for v in e.judge(shipped_records(name))] == about["verdicts"]

@@ -18,6 +18,7 @@ from rp_lib.data import (
     BrokenImages,
     FolderError,
     SharedImages,
+    from_folders,
     image_files,
     image_folder,
     load_images,
@@ -60,7 +61,7 @@ def make(world, *, drop=(), **changes) -> Benchmark:
         "train": world["train"], "test": world["test"], "val": world["val"], "shifts": {"sketch": world["sketch"]},
         "ood": {"textures": world["textures"]}, "size": 16, "cache": world["cache"], "progress": False,
     } | changes  # fmt: skip
-    return Benchmark.from_folders("pets", **{key: value for key, value in options.items() if key not in drop})
+    return from_folders("pets", **{key: value for key, value in options.items() if key not in drop})
 
 
 # Listing
@@ -158,7 +159,7 @@ def test_everything_in_its_place(world):
 
 def test_as_many_lines_as_promised(world, monkeypatch):
     monkeypatch.setenv("RP_CACHE", str(world["cache"]))
-    found = Benchmark.from_folders(
+    found = from_folders(
         train=world["train"],
         shifts={"sketch": world["sketch"]},
         ood={"textures": world["textures"]},

@@ -27,9 +27,8 @@ def test_keeps_shape_and_input_and_grows_with_severity(name):
     assert damage == sorted(damage) and len(set(damage)) == len(damage), damage
 
 
-@pytest.mark.parametrize("name", ["gaussian_noise", "occlusion"])
-def test_another_seed_gives_another_picture(name):
-    assert not torch.equal(corrupt(IMAGES, name, 3, seed=0), corrupt(IMAGES, name, 3, seed=1))
+def test_another_seed_gives_another_picture():
+    assert not torch.equal(corrupt(IMAGES, "gaussian_noise", 3), corrupt(IMAGES, "gaussian_noise", 3, seed=1))
 
 
 def test_noise_has_the_stated_strength():
@@ -57,12 +56,6 @@ def test_blur_keeps_flat_pictures_and_is_a_normal_kernel_along_both_axes():
 def test_pixelate_makes_blocks():
     out = corrupt(IMAGES[..., :48, :48], "pixelate", 2)
     assert torch.equal(out[..., ::2, ::2], out[..., 1::2, 1::2])
-
-
-def test_occlusion_covers_one_grey_square():
-    black = torch.zeros(4, 3, 50, 50, dtype=torch.uint8)
-    out = corrupt(black, "occlusion", 5)
-    assert ((out == 128).sum((1, 2, 3)) == 3 * 26 * 26).all()
 
 
 def test_no_images_stay_no_images():

@@ -3,11 +3,9 @@ import shutil
 import pytest
 import torch
 
-from rp_lib.benchmark import Benchmark
-from rp_lib.clip import FrozenCLIP
 from rp_lib.features import FeatureStore
 from rp_lib.methods import ZeroShot
-from rp_lib.mini import weights
+from rp_lib.mini import load_benchmark, load_clip, weights
 from rp_lib.stats import wilson_interval
 from rp_lib.utils.errors import UnknownName
 from rp_lib.utils.io import StorageError, load_tensors
@@ -26,7 +24,7 @@ def test_shipped_weights_are_small_float16_and_whole():
 
 def test_the_mini_clip_is_a_real_zero_shot_model():
     """Class prompts alone: at least 85 % on unseen monochrome sets and 65 % on unseen emoji vendors."""
-    clip, benchmark, store = FrozenCLIP.mini(), Benchmark.mini(), FeatureStore()
+    clip, benchmark, store = load_clip(), load_benchmark(), FeatureStore()
     method = ZeroShot(clip, benchmark.class_names, benchmark.templates)
     assert len(benchmark.class_names) >= 25
     assert method.accuracy(benchmark.test, store) >= 0.85
@@ -34,11 +32,11 @@ def test_the_mini_clip_is_a_real_zero_shot_model():
 
 
 def test_accuracy_grows_with_pre_training():
-    benchmark = Benchmark.mini()
+    benchmark = load_benchmark()
     some = benchmark.test.subset(torch.arange(0, len(benchmark.test), 4))
     accuracies = []
     for name in weights.names():
-        method = ZeroShot(FrozenCLIP.mini(name), benchmark.class_names, benchmark.templates)
+        method = ZeroShot(load_clip(name), benchmark.class_names, benchmark.templates)
         accuracies.append(method.accuracy(some))
     assert accuracies == sorted(accuracies)
     assert accuracies[0] < wilson_interval(round(accuracies[-1] * len(some)), len(some)).low
@@ -55,7 +53,7 @@ def test_damaged_weights_are_refused(tmp_path, damage):
         data[-100] ^= 1
         file.write_bytes(bytes(data) if damage == "altered" else bytes(data[:-500]))
     with pytest.raises(StorageError, match="install rp_lib again"):
-        weights.load("final", folder=tmp_path / "clip")
+        weights.load_clip("final", folder=tmp_path / "clip")
     with pytest.raises(StorageError, match="install rp_lib again"):
         weights.index(tmp_path / "nowhere")
     weights.index.cache_clear()
@@ -66,11 +64,11 @@ def test_damaged_weights_are_refused(tmp_path, damage):
 
 def test_unknown_checkpoint_names_the_nearest():
     with pytest.raises(UnknownName, match="did you mean final"):
-        FrozenCLIP.mini("finale")
+        load_clip("finale")
 
 
 def test_untrained_words_share_one_row():
-    clip = FrozenCLIP.mini()
+    clip = load_clip()
     table = clip.model.token_embedding.weight
     trained = load_tensors(weights.FOLDER / weights.index()["final"]["file"])[0]["token_ids"].long()
     others = torch.ones(len(table), dtype=torch.bool)

@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rp_lib import cli
 from rp_lib.config import AS_RELEASED, PAPER
 from rp_lib.methods import METHODS, build_method
+from rp_lib.mini import load_benchmark
 from rp_lib.run import cost
 from rp_lib.run.config import read_config
 from rp_lib.run.cost import (
@@ -238,9 +239,8 @@ def test_sizes_of_the_published_benchmarks():
 
 
 def test_sizes_of_the_mini_benchmark_are_counted():
-    from rp_lib import Benchmark
 
-    mini, size = Benchmark.mini(), task_size({"id": "mini"})
+    mini, size = load_benchmark(), task_size({"id": "mini"})
     assert (size.train, size.val, size.classes) == (len(mini.train), len(mini.val), 40)
     assert size.judged == sum(len(s) for s in mini.sets) - size.train - size.val
     tokens = make_clip().tokenize([t.format(c) for c in mini.class_names for t in mini.templates])

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from rp_lib.benchmark import Benchmark
 from rp_lib.clip import FrozenCLIP
 from rp_lib.config import PAPER
 from rp_lib.data import NotThere
 from rp_lib.methods import METHODS, build_method
+from rp_lib.mini import load_benchmark, load_clip
 from rp_lib.run import session as tracks
 from rp_lib.run.demo import tuned_settings
 from rp_lib.run.session import open_track
@@ -44,8 +44,8 @@ def opened(monkeypatch, tiny_clip, tiny_benchmark):
 def test_the_mini_track_is_the_shipped_one():
     track = open_track()
     assert track.name == "mini" and track.device == torch.device("cpu")
-    assert track.data.fingerprint == Benchmark.mini().fingerprint
-    assert track.clip.fingerprint == FrozenCLIP.mini().fingerprint
+    assert track.data.fingerprint == load_benchmark().fingerprint
+    assert track.clip.fingerprint == load_clip().fingerprint
     assert track.settings == tuned_settings() and set(track.settings) == set(METHODS)
     assert track.task == (track.clip, track.data.class_names, track.data.templates)
 

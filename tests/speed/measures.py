@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rp_lib import FineTune, FrozenCLIP, ImageSet, LinearProbe, Reprogrammer, ResidualReprogrammer, preset
 from rp_lib.clip import resize, to_unit_range
 from rp_lib.features import FeatureStore, encode_all
+from rp_lib.mini import load_clip
 from rp_lib.utils.device import autocast_dtype, computing
 from tests.speed.plain import TEMPLATE, Plain, prepare
 
@@ -36,7 +37,7 @@ class Setting:
 
     def clip(self) -> FrozenCLIP:
         """The backbone, with random weights unless it is the mini CLIP: speed does not depend on them."""
-        return FrozenCLIP.mini() if self.backbone == "mini" else FrozenCLIP.open_clip(self.backbone, None)
+        return load_clip() if self.backbone == "mini" else FrozenCLIP.open_clip(self.backbone, None)
 
     def data(self, n: int | None = None, role: str = "train") -> ImageSet:
         """Random images of CIFAR's size, every class in turn."""

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rp_lib import FrozenCLIP, ZeroShot
+from rp_lib import ZeroShot
+from rp_lib.mini import load_clip
 from tests.speed import measures
 from tests.speed.__main__ import STEP_RATIOS, table
 from tests.speed.plain import TEMPLATE, Plain
@@ -19,7 +20,7 @@ CLASSES = measures.CLASSES
 
 @pytest.fixture
 def plain():
-    made = Plain(FrozenCLIP.mini(), CLASSES, None)
+    made = Plain(load_clip(), CLASSES, None)
     with torch.no_grad():
         made.W.zero_()  # tanh(0): no border
     return made
@@ -32,7 +33,7 @@ def data():
 
 def test_the_plain_pattern_judges_as_ours(plain, data):
     """Without programs its residual is zero-shot, at any alpha; images go through PIL, so to 8 bits."""
-    clip = FrozenCLIP.mini()
+    clip = load_clip()
     exact = ZeroShot(clip, CLASSES, (TEMPLATE,)).logits(data.images)
     for alpha in (0.0, 0.4, 1.0):
         torch.testing.assert_close(plain.residual(data.images, alpha, batch=7), exact, atol=0.35, rtol=0)
@@ -41,7 +42,7 @@ def test_the_plain_pattern_judges_as_ours(plain, data):
 
 def test_the_plain_pattern_trains_what_is_reprogrammed(plain, data):
     """Its first loss is the contrastive loss of zero-shot features, and a step moves the three programs alone."""
-    clip = FrozenCLIP.mini()
+    clip = load_clip()
     text = F.normalize(clip.encode_tokens(clip.tokenize([TEMPLATE.format(c) for c in CLASSES])), dim=1)
     logits = clip.logit_scale * clip.encode(data.images) @ text[data.labels].T
     target = torch.arange(len(data))

@@ -17,6 +17,7 @@ from rp_lib.benchmark import Benchmark, ImageSet, lighten
 from rp_lib.clip import FrozenCLIP
 from rp_lib.features import FeatureStore
 from rp_lib.methods import Method, build_method, made_of
+from rp_lib.mini import load_clip
 from rp_lib.outputs import MethodOutputs, compute_outputs
 from rp_lib.utils.errors import RPLibError
 
@@ -66,7 +67,7 @@ class World:
         if self.clip is not None:
             return self.clip
         if checkpoint not in self._shipped:
-            self._shipped[checkpoint] = FrozenCLIP.mini(checkpoint, self.device)
+            self._shipped[checkpoint] = load_clip(checkpoint, self.device)
         return self._shipped[checkpoint]
 
     def store(self, clip: FrozenCLIP) -> FeatureStore:

@@ -12,11 +12,9 @@ import torch
 
 from rp_course.mini_world.pretrain import config
 from rp_course.mini_world.release import accuracy_cell, benchmark_tokens, read_stage, stage_text
-from rp_lib.benchmark import Benchmark
-from rp_lib.clip import FrozenCLIP
 from rp_lib.features import FeatureStore
 from rp_lib.methods import ZeroShot
-from rp_lib.mini import weights
+from rp_lib.mini import load_benchmark, load_clip, weights
 from rp_lib.utils.io import write_atomically
 
 
@@ -31,11 +29,11 @@ def release_size(run: Path, out: Path, name: str) -> None:
     """
     stage = read_stage(run)
     state = torch.load(run / "state.pt", weights_only=True)
-    benchmark = Benchmark.mini()
+    benchmark = load_benchmark()
     path = out / f"{name}.safetensors"
     out.mkdir(parents=True, exist_ok=True)
-    weights.export(state, config(stage["width"]), path, benchmark_tokens(FrozenCLIP.mini(), benchmark))
-    clip = weights.load(str(path))
+    weights.export(state, config(stage["width"]), path, benchmark_tokens(load_clip(), benchmark))
+    clip = weights.load_clip(str(path))
     method, store = ZeroShot(clip, benchmark.class_names, benchmark.templates), FeatureStore()
     sets = [benchmark.test, *benchmark.shifts.values()]
     rows = [f"| {s.name} | {len(s):,} | {accuracy_cell(method, s, store)} |" for s in sets]

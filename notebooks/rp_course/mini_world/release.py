@@ -17,7 +17,7 @@ from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
 from rp_lib.features import FeatureStore
 from rp_lib.methods import ZeroShot
-from rp_lib.mini import weights
+from rp_lib.mini import load_benchmark, weights
 from rp_lib.stats import wilson_interval
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.io import file_sha256, load_tensors, write_atomically
@@ -50,7 +50,7 @@ def release(
     told = _read_training(after) if after is not None else []
     stages = [*told, *(read_stage(run) for run in runs)]
     before, total = sum(stage["steps"] for stage in told), sum(stage["steps"] for stage in stages)
-    benchmark = Benchmark.mini()
+    benchmark = load_benchmark()
     earlier = _earlier_states(after, keep_after) if after is not None else []  # read before out, its folder or not
     states = [(state, fraction * before / total) for state, fraction in earlier]
     states += [(state, (before + state["step"]) / total) for state in _kept_states(runs[0], keep)]
@@ -69,7 +69,7 @@ def release(
         entries[name] = {"file": path.name, "sha256": file_sha256(path), "fraction": fraction}
 
     add("final", final, 1.0, None)
-    words = benchmark_tokens(weights.load(str(out / "final.safetensors")), benchmark)
+    words = benchmark_tokens(weights.load_clip(str(out / "final.safetensors")), benchmark)
     for state, fraction in states:
         add(_name(fraction), state, fraction, words)
     for path in out.glob("*.safetensors"):  # of an earlier release in the same folder
@@ -199,7 +199,7 @@ def _card(stages: list[dict[str, Any]], entries: dict[str, Any], out: Path, benc
     sets = [benchmark.test, *benchmark.shifts.values()]
     table = []
     for name in names:
-        clip = weights.load(str(out / f"{name}.safetensors"))
+        clip = weights.load_clip(str(out / f"{name}.safetensors"))
         method, store = ZeroShot(clip, benchmark.class_names, benchmark.templates), FeatureStore()
         table.append(
             f"| {name} | {entries[name]['fraction']:.0%} | "

@@ -1,0 +1,59 @@
+"""The mini benchmark: its stored image sets, and the shifts that are derived from its test images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from rp_lib.benchmark import OOD_ROLES, Benchmark, ImageSet
+from rp_lib.mini.corruptions import RECIPE_VERSION, corrupt
+from rp_lib.mini.icon_names import parse
+from rp_lib.mini.sheets import FOLDER, read_benchmark
+
+# The derived shifts ``corrupted-SEVERITY`` show the same test images under each of these.
+CORRUPTED_BY = ("gaussian_noise", "gaussian_blur", "contrast", "pixelate")
+CORRUPTED_SEVERITIES = (1, 3, 5)
+CORRUPTED_IMAGES = 300
+
+
+def load_benchmark(path: Path | str | None = None) -> Benchmark:
+    """Load the benchmark of icons that ships with the package.
+
+    Its shifts ``dark`` (the test images inverted) and ``corrupted-1``, ``-3`` and ``-5`` (300 test images under each
+    of four corruptions) are computed here and not stored.
+
+    Args:
+        path: Folder that ``python -m rp_course mini benchmark`` wrote. None: the one that ships.
+
+    Raises:
+        RPLibError: A file is missing, truncated or altered.
+    """
+    stored = read_benchmark(Path(path) if path is not None else FOLDER)
+    sets = {}
+    for name, s in stored.sets.items():
+        words = [parse(icon.split(":", 1)[1]).concept for icon in s.icons] if s.role == "near-ood" else None
+        sets[name] = ImageSet(name, s.role, s.images, s.labels, s.groups, s.styles, names=words)
+    train, val, test = (sets.pop(name) for name in ("train", "val", "test"))
+    shifts = {name: images for name, images in sets.items() if images.role == "shift"}
+    ood = {name: images for name, images in sets.items() if images.role in OOD_ROLES}
+    shifts["dark"] = ImageSet(
+        "dark", "shift", 255 - test.images, test.labels, test.groups, test.styles,
+        derived_from=f"255 - {test.fingerprint}",
+    )  # fmt: skip
+    shifts |= {f"corrupted-{severity}": _corrupted(test, severity) for severity in CORRUPTED_SEVERITIES}
+    return Benchmark("mini", stored.class_names, stored.templates, train, val, test, shifts, ood)
+
+
+def _corrupted(test: ImageSet, severity: int) -> ImageSet:
+    """The same test images under each corruption, one corruption after the other."""
+    chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:CORRUPTED_IMAGES].sort().values
+    clean = test.subset(chosen)
+    images = torch.cat([corrupt(clean.images, name, severity, seed=i) for i, name in enumerate(CORRUPTED_BY)])
+    times = len(CORRUPTED_BY)
+    styles = None if clean.styles is None else clean.styles * times
+    return ImageSet(
+        f"corrupted-{severity}", "shift", images, clean.labels.repeat(times), clean.groups.repeat(times), styles,
+        sources=chosen.repeat(times),
+        derived_from=f"{CORRUPTED_BY} {RECIPE_VERSION} of {clean.fingerprint} at severity {severity}",
+    )  # fmt: skip
