@@ -1,11 +1,15 @@
-"""Predictions among some of the classes: for image sets that show some only and are scored over these."""
+"""Image sets and benchmarks: what methods are trained and evaluated on.
+
+A benchmark has the three axes of the paper: ID classification (train, val, test), the same classes under covariate
+shift (``shifts``), and out-of-distribution images that show none of the classes (``ood``).
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -16,76 +20,61 @@ from rp_lib.utils.errors import RPLibError, UnknownName
 
 if TYPE_CHECKING:
     import pandas as pd
-from dataclasses import replace
-
-
-def among_only(logits: Tensor, among: tuple[int, ...] | None) -> Tensor:
-    """Logits (n, C) with those outside the class numbers ``among`` at minus infinity; None changes nothing.
-
-    Softmax over the result is softmax over these classes, and the largest logit is the largest of theirs.
-
-    Raises:
-        RPLibError: a class number without a logit.
-    """
-    if among is None:
-        return logits
-    if among[-1] >= logits.shape[1]:
-        raise RPLibError(f"there are {logits.shape[1]} logits, none of class {among[-1]} that is to be scored")
-    kept = torch.full_like(logits, -torch.inf)
-    kept[:, list(among)] = logits[:, list(among)]
-    return kept
-
-
-def check_among(among: Sequence[int], labels: Tensor | None, name: str) -> tuple[int, ...]:
-    """Class numbers in ascending order, for an image set ``name`` with int64 ``labels`` (n,).
-
-    Raises:
-        RPLibError: a set without labels, no numbers, one twice or below 0, or a label that is not among them.
-    """
-    numbers = tuple(sorted(int(c) for c in among))
-    if labels is None:
-        raise RPLibError(f"{name!r} has no labels, so no prediction is made among classes")
-    if not numbers or numbers[0] < 0 or len(set(numbers)) != len(numbers):
-        raise RPLibError(f"{name!r} must be scored among distinct class numbers from 0, at least one")
-    outside = sorted(set(labels.unique().tolist()) - set(numbers))
-    if outside:
-        raise RPLibError(f"{name!r} has the label {outside[0]}, which is not among the classes it is scored over")
-    return numbers
-
-
-# What methods are trained and judged on: image sets with a role, and a benchmark made of them.
-#
-# A benchmark has the three axes of the paper: ID classification (train, val, test), the same classes under
-# covariate shift (``shifts``), and semantic OOD pictures that show none of the classes (``ood``).
 
 ROLES = ("train", "val", "test", "shift", "near-ood", "far-ood")
 OOD_ROLES = ("near-ood", "far-ood")
 
 
-@dataclass(frozen=True, eq=False)
-class ImageSet:
-    """Images of one role.
+def mask_logits(logits: Tensor, class_subset: tuple[int, ...] | None) -> Tensor:
+    """Set the logits of classes outside a subset to minus infinity.
 
-    Attributes:
-        name: what records and figures call it.
-        role: one of :data:`ROLES`.
-        images: uint8 (n, 3, h, w), 0 to 255.
-        labels: int64 (n,) class numbers; None for OOD sets.
-        groups: int64 (n,), which images are not independent (here: the family of designers that drew them), for
-            clustered intervals; by default every image is a group of its own.
-        styles: how each image is drawn, length n, or None where that is not known.
-        sources: int64 (n,), which images show the same picture: a set derived from another (inverted, corrupted)
-            says from which of its images; by default every image is its own. Intervals resample sources.
-        names: what each image shows in words, length n, where the task's classes do not say it (near OOD), or None.
-        content: hex digest of pixels that are too many to be hashed at every use (a memory-mapped cache, verified
-            when it was made and opened). It stands for them in the fingerprint.
-        derived_from: recipe of a derived set. It stands for the pixels in the fingerprint, because the last bit of
-            computed pixels differs between processors.
-        among: class numbers among which a prediction is made, for a set that shows some of the classes only and is
-            scored over these (200 of 1000 in ImageNet-A and -R); kept sorted. None: among all classes.
+    Softmax over the result is softmax over the subset, and its largest logit is the largest of the subset.
+
+    Args:
+        logits: Float, shape (n, C).
+        class_subset: Class numbers in ascending order; None returns ``logits`` unchanged.
 
     Raises:
-        RPLibError: a shape, dtype, role or length that does not fit.
+        RPLibError: A class number without a logit.
+    """
+    if class_subset is None:
+        return logits
+    if class_subset[-1] >= logits.shape[1]:
+        raise RPLibError(f"there are {logits.shape[1]} logits, none of class {class_subset[-1]} that is to be scored")
+    kept = torch.full_like(logits, -torch.inf)
+    kept[:, list(class_subset)] = logits[:, list(class_subset)]
+    return kept
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images of one role, with labels and with what intervals need to know about them.
+
+    Args:
+        name: What records and figures call the set.
+        role: One of :data:`ROLES`.
+        images: uint8, shape (n, 3, h, w), 0 to 255.
+        labels: Class numbers, int64, shape (n,); None for OOD sets.
+        groups: Which images are not independent (in the mini benchmark: the designers that drew them), int64, shape
+            (n,). Clustered intervals resample groups. By default every image is a group of its own.
+        styles: How each image is drawn, length n; None where that is not known.
+        sources: Which images show the same picture, int64, shape (n,): an inverted or corrupted set says from which
+            test image each of its images is made. Intervals resample sources. By default every image is its own.
+        derived_from: How a derived set was computed. It stands for the pixels in the fingerprint, because the last
+            bit of computed pixels differs between processors.
+        names: What each image shows, in words, length n, where the classes do not say it (near OOD); or None.
+        content: Hex digest of pixels that are too many to be hashed at each use (a memory-mapped cache, verified when
+            it was made and opened). It stands for the pixels in the fingerprint.
+        class_subset: Class numbers that predictions choose from, for a set that shows some of the classes only and
+            is scored over these (200 of 1000 in ImageNet-A and -R). Kept sorted. None: all classes.
+
+    Raises:
+        RPLibError: A shape, dtype, role or length that does not fit.
+
+    Example:
+        >>> images = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+        >>> ImageSet("sketches", "shift", images, labels=torch.tensor([0, 1, 0, 1]))
+        ImageSet('sketches', role='shift', 4 images of 32 x 32 pixels, 2 classes)
     """
 
     name: str
@@ -98,7 +87,7 @@ class ImageSet:
     derived_from: str | None = None
     names: list[str] | None = None
     content: str | None = None
-    among: tuple[int, ...] | None = None
+    class_subset: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -109,10 +98,9 @@ class ImageSet:
                 f"the images of {self.name!r} must be uint8 of shape (n, 3, h, w), got "
                 f"{str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
             )
-        if self.groups is None:
-            object.__setattr__(self, "groups", torch.arange(n))
-        if self.sources is None:
-            object.__setattr__(self, "sources", torch.arange(n))
+        for own in ("groups", "sources"):
+            if getattr(self, own) is None:
+                object.__setattr__(self, own, torch.arange(n))
         if self.labels is None and self.role not in OOD_ROLES:
             raise RPLibError(f"{self.name!r} has the role {self.role!r} and needs labels")
         if self.labels is not None and self.role in OOD_ROLES:
@@ -126,33 +114,48 @@ class ImageSet:
         for what, words in (("styles", self.styles), ("names", self.names)):
             if words is not None and len(words) != n:
                 raise RPLibError(f"{self.name!r} has {n} images but {len(words)} {what}")
-        if self.among is not None:
-            object.__setattr__(self, "among", check_among(self.among, self.labels, self.name))
+        if self.class_subset is not None:
+            object.__setattr__(self, "class_subset", _check_class_subset(self.class_subset, self.labels, self.name))
 
     def __len__(self) -> int:
         return len(self.images)
 
+    def __repr__(self) -> str:
+        height, width = self.images.shape[2:]
+        classes = "" if self.labels is None else f", {len(self.labels.unique())} classes"
+        return f"ImageSet({self.name!r}, role={self.role!r}, {len(self)} images of {height} x {width} pixels{classes})"
+
     def subset(self, index: Tensor | Sequence[int], name: str | None = None) -> ImageSet:
-        """The images at ``index``: int64 positions (m,) or a bool mask (n,)."""
+        """Select images by position or by mask.
+
+        Args:
+            index: int64 positions, shape (m,), or a bool mask, shape (n,).
+            name: Of the new set; by default that of this one.
+        """
         index = torch.as_tensor(index)
         if index.dtype == torch.bool:
             if index.shape != (len(self),):
                 raise RPLibError(f"a mask for {self.name!r} must have shape ({len(self)},), got {tuple(index.shape)}")
             index = index.nonzero()[:, 0]
         index = index.long()
-        return ImageSet(
+        positions = index.tolist()
+        return replace(
+            self,
             name=name or self.name,
-            role=self.role,
             images=self.images[index],
             labels=None if self.labels is None else self.labels[index],
             groups=self.groups[index],
-            styles=None if self.styles is None else [self.styles[i] for i in index.tolist()],
+            styles=None if self.styles is None else [self.styles[i] for i in positions],
             sources=self.sources[index],
-            derived_from=None if self.derived_from is None else f"{self.derived_from} at {index.tolist()}",
-            names=None if self.names is None else [self.names[i] for i in index.tolist()],
+            derived_from=None if self.derived_from is None else f"{self.derived_from} at {positions}",
+            names=None if self.names is None else [self.names[i] for i in positions],
             content=None if self.content is None else _content_at(self.content, index % max(len(self), 1)),
-            among=self.among,
         )
+
+    def subsample(self, n: int) -> ImageSet:
+        """Select ``n`` evenly spaced images; all of them if there are no more."""
+        every = torch.arange(len(self)) if n >= len(self) else (torch.arange(n) * len(self)) // n
+        return self.subset(every)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -168,8 +171,8 @@ class ImageSet:
                 continue
             digest.update(f"{values.dtype} {tuple(values.shape)}".encode())
             digest.update(values.contiguous().numpy().data)
-        if self.among is not None:
-            digest.update(f"among {self.among}".encode())
+        if self.class_subset is not None:
+            digest.update(f"among {self.class_subset}".encode())  # the word is part of saved fingerprints
         return digest.hexdigest()
 
 
@@ -177,16 +180,24 @@ class ImageSet:
 class Benchmark:
     """Classes, their prompts, and the image sets of all three axes.
 
-    Attributes:
-        name: e.g. ``"mini"``.
-        class_names: as they stand in prompts; no two alike.
-        templates: prompts with one ``{}`` for the class name; several are averaged.
-        train, val, test: ID image sets.
-        shifts: the same classes, drawn, coloured or stored differently; by name.
-        ood: images that show none of the classes; by name.
+    Args:
+        name: Such as ``"mini"``.
+        class_names: As they stand in prompts; no two alike.
+        templates: Prompts with one ``{}`` for the class name. The embeddings of several are averaged.
+        train: ID images to learn from; every class has at least one.
+        val: ID images to choose settings with.
+        test: ID images to evaluate on.
+        shifts: By name, image sets of the same classes, drawn, coloured or stored differently.
+        ood: By name, image sets that show none of the classes.
 
     Raises:
-        RPLibError: a class twice or without training images, a label out of range, a set in the wrong place.
+        RPLibError: A class twice or without training images, a label out of range, a set in the wrong place.
+
+    Example:
+        >>> from rp_lib import mini
+        >>> data = mini.load_benchmark()
+        >>> data.subsample(test=100, other=50).shifts["emoji"]
+        ImageSet('emoji', role='shift', 50 images of 64 x 64 pixels, 30 classes)
     """
 
     name: str
@@ -207,6 +218,7 @@ class Benchmark:
         places = [("train", self.train, ("train",)), ("val", self.val, ("val",)), ("test", self.test, ("test",))]
         places += [(name, images, ("shift",)) for name, images in self.shifts.items()]
         places += [(name, images, OOD_ROLES) for name, images in self.ood.items()]
+        total = len(self.class_names)
         for place, images, roles in places:
             if images.role not in roles:
                 raise RPLibError(
@@ -214,19 +226,20 @@ class Benchmark:
                 )
             if images.labels is not None and len(images):
                 low, high = int(images.labels.min()), int(images.labels.max())
-                if low < 0 or high >= len(self.class_names):
-                    raise RPLibError(
-                        f"{images.name!r} has labels {low} to {high} but there are only {len(self.class_names)} classes"
-                    )
-            if images.among is not None and images.among[-1] >= len(self.class_names):
-                raise RPLibError(
-                    f"{images.name!r} is scored among classes up to {images.among[-1]} but there are only "
-                    f"{len(self.class_names)}"
-                )
-        counts = torch.bincount(self.train.labels, minlength=len(self.class_names))
+                if low < 0 or high >= total:
+                    raise RPLibError(f"{images.name!r} has labels {low} to {high} but there are only {total} classes")
+            if images.class_subset is not None and (highest := images.class_subset[-1]) >= total:
+                raise RPLibError(f"{images.name!r} is scored among classes up to {highest} but there are only {total}")
+        counts = torch.bincount(self.train.labels, minlength=total)
         for name, count in zip(self.class_names, counts.tolist(), strict=True):
             if not count:
                 raise RPLibError(f"class {name!r} of benchmark {self.name!r} has no training image")
+
+    def __repr__(self) -> str:
+        prompts = f"{self.templates[0]!r}" + (f" and {n} more" if (n := len(self.templates) - 1) else "")
+        width = max(len(images.name) for images in self.sets)
+        rows = [f"  {images.role:8}  {images.name:{width}}  {len(images):>7,}" for images in self.sets]
+        return "\n".join([f"Benchmark {self.name!r}: {len(self.class_names)} classes, prompts {prompts}", *rows])
 
     @property
     def sets(self) -> tuple[ImageSet, ...]:
@@ -240,7 +253,7 @@ class Benchmark:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def describe(self) -> pd.DataFrame:
-        """One row per image set: set, role, n, classes (present; 0 for OOD), families (groups)."""
+        """One row an image set: set, role, n, classes (present; 0 for OOD), families (groups)."""
         import pandas as pd
 
         return pd.DataFrame(
@@ -256,34 +269,43 @@ class Benchmark:
             ]
         )
 
+    def subsample(self, test: int, other: int) -> Benchmark:
+        """Keep fewer images to evaluate on, evenly spaced; train and val stay.
+
+        Sets derived from test images keep those whose source is kept, so that paired comparisons stay paired.
+
+        Args:
+            test: Test images to keep, at most.
+            other: Images to keep of each shifted and each OOD set, at most.
+        """
+        kept = self.test.subsample(test)
+
+        def fewer(images: ImageSet) -> ImageSet:
+            if images.derived_from:
+                return images.subset(torch.isin(images.sources, kept.sources))
+            return images.subsample(other)
+
+        return replace(
+            self,
+            test=kept,
+            shifts={name: fewer(images) for name, images in self.shifts.items()},
+            ood={name: fewer(images) for name, images in self.ood.items()},
+        )
+
+
+def _check_class_subset(subset: Sequence[int], labels: Tensor | None, name: str) -> tuple[int, ...]:
+    """Class numbers in ascending order, for an image set ``name`` with int64 ``labels`` (n,)."""
+    numbers = tuple(sorted(int(c) for c in subset))
+    if labels is None:
+        raise RPLibError(f"{name!r} has no labels, so no prediction is made among classes")
+    if not numbers or numbers[0] < 0 or len(set(numbers)) != len(numbers):
+        raise RPLibError(f"{name!r} must be scored among distinct class numbers from 0, at least one")
+    outside = sorted(set(labels.unique().tolist()) - set(numbers))
+    if outside:
+        raise RPLibError(f"{name!r} has the label {outside[0]}, which is not among the classes it is scored over")
+    return numbers
+
 
 def _content_at(content: str, index: Tensor) -> str:
-    """The digest of a subset, from the digest of the whole and int64 positions (m,) from 0."""
+    """The digest of a subset, from the digest of all pixels and int64 positions (m,) from 0."""
     return hashlib.sha256(f"{content} at".encode() + index.contiguous().numpy().tobytes()).hexdigest()
-
-
-# Even subsets of image sets, for a shorter look at the same thing.
-
-def evenly(n: int, wanted: int) -> Tensor:
-    """int64 positions of ``wanted`` of ``n`` items, evenly spaced; all if there are no more."""
-    return torch.arange(n) if wanted >= n else (torch.arange(wanted) * n) // wanted
-
-
-def lighten(benchmark: Benchmark, test: int, other: int) -> Benchmark:
-    """A benchmark with at most ``test`` test images and ``other`` of each shifted and OOD set, evenly spaced.
-
-    Sets derived from test images keep those whose source is kept, so that paired comparisons stay paired.
-    """
-    kept = benchmark.test.subset(evenly(len(benchmark.test), test))
-
-    def fewer(images: ImageSet) -> ImageSet:
-        if images.derived_from:
-            return images.subset(torch.isin(images.sources, kept.sources))
-        return images.subset(evenly(len(images), other))
-
-    return replace(
-        benchmark,
-        test=kept,
-        shifts={name: fewer(images) for name, images in benchmark.shifts.items()},
-        ood={name: fewer(images) for name, images in benchmark.ood.items()},
-    )

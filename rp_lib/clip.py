@@ -21,7 +21,7 @@ from rp_lib.towers import encode_tokens
 from rp_lib.utils import distributed
 from rp_lib.utils.device import compile_in_place, computing, evaluating
 from rp_lib.utils.errors import RPLibError
-from rp_lib.utils.frozen_layers import hasten
+from rp_lib.utils.frozen_layers import speed_up_frozen_layers
 from rp_lib.utils.io import tensors_sha256
 
 
@@ -90,7 +90,7 @@ class FrozenCLIP:
         self.device = torch.device(device)
         self.channels_last, self.compiled = channels_last, compile
         # No gradient is ever computed for a frozen weight: that is a third of a training step saved.
-        self.model = hasten(model.to(self.device).eval().requires_grad_(False))
+        self.model = speed_up_frozen_layers(model.to(self.device).eval().requires_grad_(False))
         self.arrange(self.model.visual)
         self.tokenizer = tokenizer
         self.name = name
@@ -160,7 +160,7 @@ class FrozenCLIP:
             features = self.encode_tokens(self.tokenize(prompts)).view(len(class_names), len(templates), -1)
         return F.normalize(features.mean(1), dim=-1)
 
-    def normalise(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Map float (n, 3, H, H) in [0, 1] to what the image tower expects."""
         pixels = (images - self._mean) / self._std
         return pixels.contiguous(memory_format=torch.channels_last) if self.channels_last else pixels
@@ -168,7 +168,7 @@ class FrozenCLIP:
     def encode_pixels(self, images: Tensor) -> Tensor:
         """Unit float32 (n, d) features of float (n, 3, H, H) in [0, 1]; gradients reach the pixels."""
         with computing(self.device):
-            return F.normalize(self.model.visual(self.normalise(images)).float(), dim=-1)
+            return F.normalize(self.model.visual(self.normalize(images)).float(), dim=-1)
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 or float images (n, 3, h, w) -> float32 (n, 3, H, H) in [0, 1] on this model's device."""

@@ -17,7 +17,7 @@ from rp_lib.detectors import build_detector, detection_scores
 from rp_lib.metrics import check_ood_options
 from rp_lib.outputs import MethodOutputs, Outputs, check_comparable
 from rp_lib.stats import auroc_and_fpr_of_sets, bootstrap_weights, in_threads, of_members, with_the_data
-from rp_lib.utils.arrays import Array, floats
+from rp_lib.utils.arrays import Array, check_array
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 if TYPE_CHECKING:
@@ -202,7 +202,7 @@ def holm(p: Sequence[float] | Array) -> Array:
     Raises:
         ValueError: no p-values, NaN, or one outside [0, 1].
     """
-    p = floats(p, "p")
+    p = check_array(p, "p")
     if p.min() < 0 or p.max() > 1:
         raise ValueError("p-values must be in [0, 1]")
     order, m = np.argsort(p, kind="stable"), len(p)

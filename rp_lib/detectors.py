@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rp_lib.outputs import MethodOutputs, Outputs
 from rp_lib.stats import Interval, wilson_interval
-from rp_lib.utils.arrays import Array, floats
+from rp_lib.utils.arrays import Array, check_array
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 
@@ -540,7 +540,7 @@ class Threshold:
         Raises:
             ValueError: no scores, or NaN. RPLibError: ``tpr`` outside (0, 1], or the threshold would be infinite.
         """
-        scores = floats(id_validation_scores, "id_validation_scores")
+        scores = check_array(id_validation_scores, "id_validation_scores")
         if not 0 < tpr <= 1:
             raise RPLibError(f"tpr must be a fraction in (0, 1], got {tpr}: write 0.95 for 95 %")
         descending, n = np.sort(scores)[::-1], len(scores)
@@ -550,7 +550,7 @@ class Threshold:
 
     def accept(self, scores: Any) -> Array:
         """Bool (n,): which scores count as ID; NaN raises ``ValueError``."""
-        return floats(scores, "scores") >= self.value
+        return check_array(scores, "scores") >= self.value
 
     def report(self, test_scores: Any, ood_scores: Any) -> ThresholdReport:
         """TPR reached on ID test scores (n,) and FPR on OOD scores (m,), with intervals."""

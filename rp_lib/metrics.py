@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rp_lib.utils.arrays import Array, floats, labels_in_range, same_length
+from rp_lib.utils.arrays import Array, check_array, labels_in_range, same_length
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 CONVENTIONS: dict[str, str] = {
@@ -39,8 +39,8 @@ def accuracy(logits_or_predictions: Any, labels: Any) -> float:
     Raises:
         ValueError: empty input, NaN, shapes that do not fit, or a label that is no column of the logits.
     """
-    predictions = floats(logits_or_predictions, "logits_or_predictions", ndim=(1, 2))
-    labels = floats(labels, "labels")
+    predictions = check_array(logits_or_predictions, "logits_or_predictions", ndim=(1, 2))
+    labels = check_array(labels, "labels")
     same_length(predictions, labels)
     if predictions.ndim == 2:
         labels_in_range(labels, predictions.shape[1])
@@ -79,7 +79,7 @@ def ood_metrics(
         UnknownName: the convention is not known.
     """
     check_ood_options(tpr, convention)
-    return ood_metrics_of(floats(id_scores, "id_scores"), floats(ood_scores, "ood_scores"), tpr, convention)
+    return ood_metrics_of(check_array(id_scores, "id_scores"), check_array(ood_scores, "ood_scores"), tpr, convention)
 
 
 def expected_calibration_error(probabilities: Any, labels: Any, *, bins: int = 15) -> float:
@@ -106,8 +106,8 @@ def calibration_gaps(probabilities: Any, labels: Any, *, bins: int = 15) -> tupl
 
     A resample of samples is a resample of these pairs, so bootstrapping needs the probabilities only once.
     """
-    probabilities = floats(probabilities, "probabilities", ndim=(2,))
-    labels = floats(labels, "labels")
+    probabilities = check_array(probabilities, "probabilities", ndim=(2,))
+    labels = check_array(labels, "labels")
     same_length(probabilities, labels)
     labels_in_range(labels, probabilities.shape[1])
     if bins < 1:
@@ -237,7 +237,7 @@ def cosine_drift(first: Tensor, second: Tensor) -> np.ndarray:
     return (1 - F.cosine_similarity(first.double(), second.double(), dim=1)).numpy()
 
 
-def cluster_tightness(features: Tensor, labels: Tensor) -> tuple[float, float]:
+def class_spread(features: Tensor, labels: Tensor) -> tuple[float, float]:
     """Mean squared distance of unit features to their class mean, and of the class means to their mean.
 
     Args:

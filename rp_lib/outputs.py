@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rp_lib.benchmark import OOD_ROLES, Benchmark, ImageSet, among_only
+from rp_lib.benchmark import OOD_ROLES, Benchmark, ImageSet, mask_logits
 from rp_lib.features import FeatureStore
 from rp_lib.methods import Method, ResidualReprogrammer
 from rp_lib.negative_labels import NegativeWords
@@ -70,7 +70,7 @@ class Outputs:
         derived: whether the images are test images changed; ``sources`` then says of which.
         reported_logits: float32 (n, C) that accuracy is reported of, where a switch makes it another's.
         others: by name of the method, float32 (n, C) logits of other methods for the same images.
-        among: ascending class numbers among which a prediction is made, see :class:`rp_lib.benchmark.ImageSet`.
+        class_subset: ascending class numbers that predictions choose from, see :class:`rp_lib.benchmark.ImageSet`.
 
     Raises:
         RPLibError: shapes that do not fit.
@@ -87,7 +87,7 @@ class Outputs:
     derived: bool = False
     reported_logits: Tensor | None = None
     others: Mapping[str, Tensor] = field(default_factory=dict)
-    among: tuple[int, ...] | None = None
+    class_subset: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.features)
@@ -103,8 +103,8 @@ class Outputs:
 
     @property
     def reported(self) -> Tensor:
-        """float32 (n, C) logits that accuracy and calibration are reported of; -inf for classes not in ``among``."""
-        return among_only(self.logits if self.reported_logits is None else self.reported_logits, self.among)
+        """float32 (n, C) logits that accuracy and calibration are reported of; -inf outside ``class_subset``."""
+        return mask_logits(self.logits if self.reported_logits is None else self.reported_logits, self.class_subset)
 
     @property
     def cosines(self) -> Tensor | None:
@@ -194,7 +194,7 @@ def save_outputs(path: str | Path, outputs: MethodOutputs) -> None:
     # Sets that share a tensor (a derived one has the labels of the test set) are stored on their own.
     tensors = {key: t.clone() for key, t in tensors.items() if t is not None}
     sets = [
-        {"name": s.name, "role": s.role, "n": len(s), "derived": s.derived, "among": s.among}
+        {"name": s.name, "role": s.role, "n": len(s), "derived": s.derived, "among": s.class_subset}
         for s in outputs.sets.values()
     ]
     about = json.loads(json.dumps({**outputs.about, "sets": sets}))
@@ -228,10 +228,10 @@ def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> Method
         name = stored["name"]
         parts = {k: tensors.get(f"{name}/{k}") for k in ("features", "logits", "labels", "sources", "groups")}
         others = {other: tensors[f"{name}/others/{other}"] for other in about["others"]}
-        among = stored.get("among")  # absent in files of before it existed
+        subset = stored.get("among")  # absent in files of before it existed
         sets[name] = Outputs(name, stored["role"], **parts, head=head, derived=stored["derived"],
                              reported_logits=tensors.get(f"{name}/reported_logits"), others=others,
-                             among=None if among is None else tuple(among))  # fmt: skip
+                             class_subset=None if subset is None else tuple(subset))  # fmt: skip
     return MethodOutputs(about, sets)
 
 
@@ -296,7 +296,8 @@ def compute_outputs(
         sets[data.name] = Outputs(
             data.name, data.role, *features[data.name], data.labels, data.sources, data.groups, head,
             derived=data.derived_from is not None, reported_logits=reported,
-            others={name: said(other, data)[1] for name, other in (others or {}).items()}, among=data.among,
+            others={name: said(other, data)[1] for name, other in (others or {}).items()},
+            class_subset=data.class_subset,
         )  # fmt: skip
     if seen is not method:
         for encoder in seen.encoders:

@@ -15,7 +15,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from rp_lib.metrics import OOD_METRICS, check_ood_options, ood_metrics_of
-from rp_lib.utils.arrays import Array, floats, numbers, same_length
+from rp_lib.utils.arrays import Array, check_array, same_length
 from rp_lib.utils.errors import UnknownName
 
 # Each worker holds some blocks of resamples (see :data:`rp_lib.stats.BLOCK`): more of them cost memory.
@@ -108,7 +108,8 @@ def bootstrap_ci(
     """
     quantiles = _quantiles(n_resamples, confidence)
     several = isinstance(values_or_arrays, tuple) and len(values_or_arrays) > 0 and np.ndim(values_or_arrays[0]) > 0
-    arrays = [numbers(a, "values_or_arrays") for a in (values_or_arrays if several else (values_or_arrays,))]
+    given = values_or_arrays if several else (values_or_arrays,)
+    arrays = [check_array(a, "values_or_arrays", ndim=None) for a in given]
     for array in arrays[1:]:
         same_length(arrays[0], array)
     n, rng = len(arrays[0]), np.random.default_rng(seed)
@@ -205,8 +206,8 @@ def bootstrap_ood_sets_ci(
             raise UnknownName("metric", str(name), OOD_METRICS)
     if not ood_sets:
         raise ValueError("there is no OOD set: pass at least one")
-    id_scores = floats(id_scores, "id_scores")
-    sets = {name: floats(scores, f"ood_scores of {name}") for name, scores in ood_sets.items()}
+    id_scores = check_array(id_scores, "id_scores")
+    sets = {name: check_array(scores, f"ood_scores of {name}") for name, scores in ood_sets.items()}
 
     def measure(id_sample: Array, samples: Iterable[Array]) -> Array:
         rows = (ood_metrics_of(id_sample, sample, tpr, convention) for sample in samples)
@@ -233,7 +234,7 @@ def _row(names: Sequence[str], value: Array, low: Array, high: Array) -> dict[st
 
 
 def _groups(clusters: Any, n: int) -> Array:
-    ids = floats(clusters, "clusters")
+    ids = check_array(clusters, "clusters")
     same_length(np.empty(n), ids)
     distinct, group = np.unique(ids, return_inverse=True)
     if len(distinct) < 2:

@@ -86,7 +86,7 @@ def test_openais_own_file_gets_quick_gelu(names: Path, name: str, suffix: str, c
     assert model_hash(clip.model) == model_hash(reference)
     images = make_set(3).images
     with torch.no_grad():
-        theirs = reference.encode_image(clip.normalise(clip.prepare(images)), normalize=True)
+        theirs = reference.encode_image(clip.normalize(clip.prepare(images)), normalize=True)
     assert (clip.encode(images) - theirs).abs().max() < 1e-6
 
 

@@ -54,6 +54,11 @@ def test_subset_keeps_everything_together():
         images.subset(torch.ones(3, dtype=torch.bool))
 
 
+def test_subsamples_are_evenly_spaced():
+    assert image_set().subsample(3).groups.tolist() == [0, 2, 4]
+    assert image_set().subsample(4).groups.tolist() == [0, 1, 3, 4] and len(image_set().subsample(7)) == 6
+
+
 def test_every_image_is_its_own_group_by_default():
     assert image_set().groups.tolist() == [0, 1, 2, 3, 4, 5]
 
@@ -120,6 +125,14 @@ def test_describe():
     assert list(table["set"]) == ["train", "val", "test", "shift", "far-ood"]
     assert list(table.loc[2, ["n", "classes", "families"]]) == [6, 3, 3]
     assert table.loc[4, "classes"] == 0
+
+
+def test_it_prints_as_a_card_of_its_sets():
+    card = repr(benchmark(templates=("a {}", "the {}"))).splitlines()
+    assert card[0] == "Benchmark 'toy': 3 classes, prompts 'a {}' and 1 more"
+    assert [line.split() for line in card[1:4]] == [[r, r, "6"] for r in ("train", "val", "test")]
+    assert card[-1].split() == ["far-ood", "far-ood", "6"] and len(card) == 6
+    assert repr(image_set("far-ood")) == "ImageSet('far-ood', role='far-ood', 6 images of 8 x 8 pixels)"
 
 
 def test_shipped_sizes(mini):

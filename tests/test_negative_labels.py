@@ -26,7 +26,7 @@ def test_of_the_tasks_own_names_they_are_the_classifier(name, tiny_clip, tiny_be
     templates = tiny_benchmark.templates[:1]  # CoOp knows one
     method = build_method(name, tiny_clip, tiny_benchmark.class_names, templates, SETTINGS[name])
     method.fit(tiny_benchmark.train)
-    words = method.word_embeddings(tiny_benchmark.class_names)
+    words = method.encode_classes(tiny_benchmark.class_names)
     features = method.combine(*(e.encode(tiny_benchmark.test.images).detach() for e in method.encoders))
     assert words.shape == (3, features.shape[1])
     torch.testing.assert_close(words.norm(dim=1), torch.ones(3))
@@ -45,6 +45,6 @@ def test_other_words_go_through_what_was_trained(name, tiny_clip, tiny_benchmark
     method = build_method(name, tiny_clip, tiny_benchmark.class_names, templates, SETTINGS[name])
     before = tiny_clip.class_embeddings(OTHERS, templates)
     method.fit(tiny_benchmark.train)
-    after = method.word_embeddings(OTHERS)
+    after = method.encode_classes(OTHERS)
     assert (after - before).abs().max() > 1e-3
-    torch.testing.assert_close(method.word_embeddings(OTHERS[1:]), after[1:], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(method.encode_classes(OTHERS[1:]), after[1:], atol=1e-5, rtol=1e-5)

@@ -29,7 +29,7 @@ from rp_course.show import DPI
 from rp_lib.figures import AXES, STYLE
 from rp_lib.metrics import ood_metrics
 from rp_lib.programs import ImageProgram
-from rp_lib.utils.arrays import floats
+from rp_lib.utils.arrays import check_array
 
 Facts = dict[str, Any]
 BEFOREHAND = 40  # up to so many frames are drawn when the widget is made
@@ -552,7 +552,7 @@ def threshold_widget(id_scores: Any, ood_scores: Any, score: str = "confidence")
     Raises:
         ValueError: empty or NaN scores.
     """
-    known, alien = floats(id_scores, "id_scores"), floats(ood_scores, "ood_scores")
+    known, alien = check_array(id_scores, "id_scores"), check_array(ood_scores, "ood_scores")
     found = {stop: ood_metrics(known, alien, tpr=stop) for stop in STOPS}
     figure = Figure(figsize=(7, 3))
     panel = figure.add_axes((0.09, 0.16, 0.88, 0.7))

@@ -92,8 +92,8 @@ def imagenet_benchmark(
     test = make.of_files("test", "test", judged.paths, judged_labels, subset=subset)
     shifts = {}
     for name, (paths, numbers) in shifted.items():
-        among = tuple(numbers.unique().tolist()) if name in OF_200 and not score_among_all_classes else None
-        shifts[name] = make.of_files(name, "shift", paths, numbers, subset=subset, among=among)
+        class_subset = tuple(numbers.unique().tolist()) if name in OF_200 and not score_among_all_classes else None
+        shifts[name] = make.of_files(name, "shift", paths, numbers, subset=subset, class_subset=class_subset)
     ood = {name: make.of_files(name, "far-ood", paths, subset=subset) for name, paths in other.items()}
     return Benchmark("imagenet", names, prompts, train, val, test, shifts, ood)
 

@@ -150,8 +150,9 @@ def from_folders(
             raise FolderError(f"{s.name!r} has no image of {listed([names[c] for c in sorted(lost)])} but copies")
     made = {}
     for s in sets:
-        among = _among(s, len(folders)) if missing == "among" else None  # of the whole set, whatever is drawn of it
-        made[s.name] = _image_set(_drawn(s, subset, per_class, seed, load), ood.get(s.name, ()), among)
+        # Of all images of the set, whatever is drawn of it.
+        class_subset = _among(s, len(folders)) if missing == "among" else None
+        made[s.name] = _image_set(_drawn(s, subset, per_class, seed, load), ood.get(s.name, ()), class_subset)
     return Benchmark(
         name, names, templates, made["train"], made["val"], made["test"],
         {key: made[key] for key in shifts}, {key: made[key] for key in ood},
@@ -226,11 +227,12 @@ def _among(s: Loaded, classes: int) -> tuple[int, ...] | None:
     return present if 0 < len(present) < classes else None
 
 
-def _image_set(s: Loaded, roots: Sequence[Path], among: tuple[int, ...] | None) -> ImageSet:
+def _image_set(s: Loaded, roots: Sequence[Path], class_subset: tuple[int, ...] | None) -> ImageSet:
     first: dict[bytes, int] = {}
     groups = torch.tensor([first.setdefault(identity, i) for i, identity in enumerate(s.identities)])
     made = ImageSet(
-        s.name, s.role, s.cached.images, s.labels, groups, sources=groups, content=s.cached.content, among=among
+        s.name, s.role, s.cached.images, s.labels, groups, sources=groups, content=s.cached.content,
+        class_subset=class_subset,
     )
     if s.role == "near-ood":
         bases = roots if len(roots) == 1 else [root.parent for root in roots]  # of several, each shows one thing

@@ -357,7 +357,7 @@ class Maker:
         labels: Tensor | None = None,
         *,
         subset: int | None = None,
-        among: tuple[int, ...] | None = None,
+        class_subset: tuple[int, ...] | None = None,
     ) -> ImageSet:
         """At most ``subset`` of these files, decoded once into the cache and mapped into memory."""
         index = draw(labels, len(paths), subset, self.seed)
@@ -366,7 +366,7 @@ class Maker:
             progress=name if self.progress else None,
         )  # fmt: skip
         labels = None if labels is None else labels[index]
-        return ImageSet(name, role, cached.images, labels, content=cached.content, among=among)
+        return ImageSet(name, role, cached.images, labels, content=cached.content, class_subset=class_subset)
 
     def of_pixels(
         self, name: str, role: str, pixels: np.ndarray, labels: Tensor | None = None, *, subset: int | None = None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rp_lib._version import __version__
-from rp_lib.benchmark import ImageSet, among_only
+from rp_lib.benchmark import ImageSet, mask_logits
 from rp_lib.clip import FrozenCLIP
 from rp_lib.features import Encoder, FeatureStore, encode_all
 from rp_lib.trainer import Checkpoint, History
@@ -92,7 +92,7 @@ class Method(ABC):
         """Inverse of :meth:`trained`."""
 
     @torch.no_grad()
-    def word_embeddings(self, words: Sequence[str]) -> Tensor:
+    def encode_classes(self, words: Sequence[str]) -> Tensor:
         """Unit float32 (k, d), on the CPU: what this method's images are compared with for any other class names.
 
         Open-vocabulary use (Radford et al. 2021): by default CLIP's own embeddings under the task's prompts; a
@@ -126,7 +126,7 @@ class Method(ABC):
         """Top-1 accuracy on labelled data, as a fraction; among the classes that the set is scored over."""
         store = store or FeatureStore()
         logits = self.logits_from(self.combine(*(store.get(e, data) for e in self.encoders)))
-        return float((among_only(logits, data.among).argmax(1) == data.labels).float().mean())
+        return float((mask_logits(logits, data.class_subset).argmax(1) == data.labels).float().mean())
 
     def metadata(self) -> dict[str, object]:
         """What a saved file says about itself."""

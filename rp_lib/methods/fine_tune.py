@@ -114,7 +114,7 @@ class FineTune(Method):
 
     def encode_with(self, tower: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Unit float32 (n, d) features of uint8 or float images by a tower of this backbone's kind."""
-        pixels = self.clip.normalise(self.clip.prepare(images))
+        pixels = self.clip.normalize(self.clip.prepare(images))
         with computing(self.clip.device):
             return F.normalize(tower(pixels).float(), dim=-1)
 

@@ -99,7 +99,7 @@ class Reprogrammer(Method):
         check_images(images)
         pixels = to_unit_range(images.to(self.clip.device))
         if self.as_detector and self.config.wrap_around_detection:
-            pixels = _wrap_to_8_bits(self.clip.normalise(pixels))
+            pixels = _wrap_to_8_bits(self.clip.normalize(pixels))
         return self.image_program(pixels)
 
     def encode(self, images: Tensor) -> Tensor:
@@ -120,10 +120,10 @@ class Reprogrammer(Method):
         return self.clip.class_embeddings(self.class_names, self.templates)
 
     @torch.no_grad()
-    def word_embeddings(self, words: Sequence[str]) -> Tensor:
+    def encode_classes(self, words: Sequence[str]) -> Tensor:
         """Programmed embeddings of any class names: words of the task's prompts have moved, others have not."""
         if not self.config.use_text_program:
-            return super().word_embeddings(words)
+            return super().encode_classes(words)
         tokens = self.clip.tokenize([t.format(w) for w in words for t in self.templates])
         features = self.text_program.encode(tokens).view(len(words), len(self.templates), -1)
         return F.normalize(features.mean(1), dim=-1).cpu()
@@ -319,9 +319,9 @@ class ResidualReprogrammer(Method):
         """Mix of programmed and untouched prompt features, float32 (C, d)."""
         return self._mix(self.rp.class_embeddings(), self._zero_shot)
 
-    def word_embeddings(self, words: Sequence[str]) -> Tensor:
+    def encode_classes(self, words: Sequence[str]) -> Tensor:
         """Mix of programmed and untouched embeddings of any class names."""
-        return self._mix(self.rp.word_embeddings(words), super().word_embeddings(words))
+        return self._mix(self.rp.encode_classes(words), super().encode_classes(words))
 
     def logits_from(self, features: Tensor) -> Tensor:
         """Inner products of mixed features, times CLIP's logit scale."""

@@ -29,7 +29,7 @@ COLUMNS = 40
 LEVELS = 16
 FORMAT = 1
 INDEX = "index.json"
-_REMEDY = "reinstall rp_lib, or build the benchmark anew with `python -m rp_course mini benchmark`"
+_REMEDY = "reinstall rp_lib, or build the benchmark again with `python -m rp_course mini benchmark`"
 
 
 @dataclass(frozen=True)

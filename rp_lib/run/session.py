@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rp_lib.backbones import SCHEMAS
-from rp_lib.benchmark import Benchmark, lighten
+from rp_lib.benchmark import Benchmark
 from rp_lib.clip import FrozenCLIP
 from rp_lib.data import from_folders
 from rp_lib.mini import load_benchmark, load_clip
@@ -82,7 +82,7 @@ class Track:
 
         Training and validation images stay as they are. For a shorter look, and with wider intervals.
         """
-        return replace(self, data=lighten(self.data, test, other))
+        return replace(self, data=self.data.subsample(test, other))
 
 
 def open_track(name: str | None = None, device: str = "auto") -> Track:

@@ -1,4 +1,4 @@
-"""Scores, labels and predictions as checked float64 arrays."""
+"""Scores, labels and predictions as checked numpy arrays."""
 
 from __future__ import annotations
 
@@ -9,8 +9,17 @@ import numpy as np
 Array = np.ndarray
 
 
-def numbers(values: Any, name: str) -> Array:
-    """As a numpy array of float64, integers or booleans without NaN; at least one element."""
+def check_array(values: Any, name: str, ndim: tuple[int, ...] | None = (1,)) -> Array:
+    """Convert numbers to a numpy array of float64 and check them.
+
+    Args:
+        values: Tensor (any device and dtype), array or sequence; at least one element, none of them NaN.
+        name: What an error calls them.
+        ndim: Allowed numbers of dimensions. None allows any but 0 and keeps integers and booleans as they are.
+
+    Raises:
+        ValueError: The values are no such numbers; the message says which check failed.
+    """
     # float64 only after the move: some devices have none; and numpy knows no bfloat16, so not after the conversion.
     if hasattr(values, "detach"):
         values = values.detach().cpu()
@@ -25,16 +34,12 @@ def numbers(values: Any, name: str) -> Array:
         raise ValueError(f"{name} is empty: pass at least one sample")
     if array.dtype.kind == "f" and (nan := int(np.isnan(array).sum())):
         raise ValueError(f"{name} has {nan} NaN of {array.size} values: find out which input produced them")
-    return array
-
-
-def floats(values: Any, name: str, ndim: tuple[int, ...] = (1,)) -> Array:
-    """As a float64 array with one of the numbers of dimensions ``ndim``; errors as in :func:`numbers`."""
-    array = numbers(values, name).astype(np.float64)
+    if ndim is None:
+        return array
     if array.ndim not in ndim:
         wanted = " or ".join(f"{d}-D" for d in ndim)
         raise ValueError(f"{name} must be {wanted}, got shape {array.shape}: pass one row per sample")
-    return array
+    return array.astype(np.float64)
 
 
 def same_length(a: Array, b: Array) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def hasten(model: nn.Module) -> nn.Module:
+def speed_up_frozen_layers(model: nn.Module) -> nn.Module:
     """Apply both to every layer of a model that they fit, in place, once; returns it."""
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention) and module.batch_first and not module._forward_pre_hooks:

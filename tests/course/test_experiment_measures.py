@@ -4,14 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from rp_course.experiments import experiment, neighbours
-from rp_course.experiments import feature_drift as intrusion
+from rp_course.experiments import experiment, feature_drift, neighbours
 from rp_course.experiments.measures import Claim, claimed_differences, verdicts_of
 from sklearn.metrics import roc_auc_score
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.comparison import PairedDraws, draws_over_seeds, holm
-from rp_lib.metrics import cluster_tightness, cosine_drift, linear_cka
+from rp_lib.metrics import class_spread, cosine_drift, linear_cka
 from rp_lib.stats import bootstrap_weights, with_the_data
 from rp_lib.utils.errors import RPLibError
 
@@ -49,7 +48,7 @@ def test_records_that_compare_nothing_are_refused():
 
 @pytest.mark.parametrize("name", ["intrusion", "neighbours"])
 def test_claims_point_the_right_way(name):
-    claims = {"intrusion": intrusion, "neighbours": neighbours}[name].CLAIMS
+    claims = {"intrusion": feature_drift, "neighbours": neighbours}[name].CLAIMS
     for sign, outcome in ((1, "holds"), (-1, "fails")):
         rows = [
             {"method": c.first, "versus": c.second, "set": "", "metric": c.measure, "p_holm": 0.001, "seeds": 3, "n": 9,
@@ -81,24 +80,24 @@ class Store:
 
 
 def test_measures_on_halves_are_those_of_all_pictures_and_spread_like_samples(monkeypatch):
-    monkeypatch.setattr(intrusion, "PAIRED_HALVES", 600)
+    monkeypatch.setattr(feature_drift, "PAIRED_HALVES", 600)
     g = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 6
     features = torch.nn.functional.normalize(3 * torch.eye(6, 8)[labels] + torch.randn(60, 8, generator=g), dim=1)
     test = ImageSet("test", "test", torch.zeros(60, 3, 2, 2, dtype=torch.uint8), labels, torch.arange(60))
     method, store = Moved("clip", 0.2), Store(features)
-    found = intrusion._on_halves(method, test, None, store)
+    found = feature_drift._on_halves(method, test, None, store)
     after = method.combine(features)
     drift = cosine_drift(after, features)
     assert found.shape == (601, 3)
-    whole = [drift.mean(), linear_cka(after, features), cluster_tightness(after, labels)[0]]
+    whole = [drift.mean(), linear_cka(after, features), class_spread(after, labels)[0]]
     np.testing.assert_allclose(found[0], whole)
     np.testing.assert_allclose(found[1:].mean(0), whole)  # no bias from halves being smaller
     assert found[1:, 0].std() == pytest.approx(drift.std(ddof=1) / 60**0.5, rel=0.1)
     # The same halves for every method: what differs between two of them is what the noise differs.
-    again = intrusion._on_halves(Moved("clip", 0.2), test, None, store)
+    again = feature_drift._on_halves(Moved("clip", 0.2), test, None, store)
     assert np.array_equal(again, found)
-    near = intrusion._on_halves(Moved("clip", 0.21), test, None, store)
+    near = feature_drift._on_halves(Moved("clip", 0.21), test, None, store)
     assert (near - found)[1:, 0].std() < 0.3 * found[1:, 0].std()
 
 

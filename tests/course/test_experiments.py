@@ -18,7 +18,6 @@ from rp_course.experiments.released_code import ROWS, switched
 from rp_course.experiments.single_designer import of_families
 from rp_course.experiments.training_data import of_classes, per_class
 
-from rp_lib.benchmark import evenly, lighten
 from rp_lib.cli import main
 from rp_lib.config import AS_RELEASED, PAPER
 from rp_lib.detectors import DETECTORS
@@ -57,14 +56,13 @@ def test_a_whole_rerun_reproduces_itself_and_other_weights_are_not_compared(worl
 
 
 def test_lighter_benchmark_keeps_pairs_together(tiny_benchmark):
-    light = lighten(tiny_benchmark, 5, 4)
+    light = tiny_benchmark.subsample(5, 4)
     assert len(light.test) == min(5, len(tiny_benchmark.test))
     for images in light.shifts.values():
         if images.derived_from:
             assert set(images.sources.tolist()) <= set(light.test.sources.tolist()) and len(images)
         else:
             assert len(images) <= 4
-    assert evenly(10, 5).tolist() == [0, 2, 4, 6, 8] and evenly(3, 5).tolist() == [0, 1, 2]
 
 
 def test_shots_are_nested_and_seeded(tiny_benchmark):

@@ -9,7 +9,6 @@ from rp_course.mini_world.pretrain import config, pretrain
 from rp_course.mini_world.release import release
 from test_pretrain import RECIPE, corpus  # noqa: F401  the fixture
 
-from rp_lib.benchmark import lighten
 from rp_lib.mini import load_benchmark, weights
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.io import StorageError, load_tensors
@@ -19,7 +18,7 @@ from rp_lib.utils.io import StorageError, load_tensors
 def released(corpus, tmp_path_factory):  # noqa: F811
     """Two releases: one run from scratch, and a second stage that goes on from the first release's weights."""
     root = tmp_path_factory.mktemp("release")
-    few = lighten(load_benchmark(), 40, 20)  # the cards measure every checkpoint on every set
+    few = load_benchmark().subsample(40, 20)  # the cards measure every checkpoint on every set
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rp_course.mini_world.release.load_benchmark", lambda: few)
         pretrain(corpus, root / "one", RECIPE)
@@ -86,7 +85,7 @@ def test_a_refused_release_leaves_the_folder_as_it_was(released, tmp_path):
 
 
 def test_another_size_is_exported_with_a_card(corpus, tmp_path):  # noqa: F811
-    few = lighten(load_benchmark(), 40, 20)
+    few = load_benchmark().subsample(40, 20)
     pretrain(corpus, tmp_path / "narrow", replace(RECIPE, width=96, steps=3, keep_at=()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rp_course.mini_world.other_size.load_benchmark", lambda: few)

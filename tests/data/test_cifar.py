@@ -363,7 +363,7 @@ def test_tiny_imagenet_is_a_shift_of_cifar10(folders, layout, tmp_path):
     )  # fmt: skip
     shift = benchmark.shifts["tiny-imagenet"]
     assert accuracies(benchmark) == {"test": 1.0, "tiny-imagenet": 1.0, "mean of shifts": 1.0}
-    assert len(shift) == 23 and shift.among is None
+    assert len(shift) == 23 and shift.class_subset is None
     assert shift.labels.bincount(minlength=10).tolist() == [0, 4, 4, 3, 0, 6, 2, 0, 2, 2]
     assert [len(s) for s in benchmark.sets] == [30, 10, 20, 23, 1]
 

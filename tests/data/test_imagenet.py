@@ -96,13 +96,13 @@ def test_the_numbered_folders_of_v2_are_numbers(benchmark):
 
 
 def test_r_and_a_are_scored_among_their_200_classes(benchmark, load):
-    among = {name: s.among for name, s in benchmark.shifts.items()}
-    assert among == {"imagenet-v2": None, "imagenet-r": OF_R, "imagenet-a": OF_A, "imagenet-sketch": None}
+    class_subset = {name: s.class_subset for name, s in benchmark.shifts.items()}
+    assert class_subset == {"imagenet-v2": None, "imagenet-r": OF_R, "imagenet-a": OF_A, "imagenet-sketch": None}
     # A classifier that always puts class 0 first, which neither shows, and the right class second.
     misled = accuracies(benchmark, shadow=0)
     assert misled["imagenet-r"] == misled["imagenet-a"] == 1.0 and misled["imagenet-v2"] == 0.001
     released = load(**DATA_SWITCHES["imagenet"]["as_released"], subset=100)
-    assert {s.among for s in released.shifts.values()} == {None}
+    assert {s.class_subset for s in released.shifts.values()} == {None}
     misled = accuracies(released, shadow=0)
     assert misled["imagenet-r"] == misled["imagenet-a"] == 0.0
     assert accuracies(released)["imagenet-r"] == 1.0
@@ -125,7 +125,7 @@ def test_subsets_are_drawn_with_a_seed(load):
     assert [len(s) for s in few.sets] == [1000, 100, 100, 100, 100, 100, 100, 3, 3, 3, 1]
     assert few.train.labels.tolist() == list(range(1000))
     assert few.test.labels.bincount().max() == 1
-    assert few.shifts["imagenet-a"].among == OF_A  # all 200, not the classes that were drawn
+    assert few.shifts["imagenet-a"].class_subset == OF_A  # all 200, not the classes that were drawn
     assert accuracies(few)["mean of shifts"] == 1.0
 
 

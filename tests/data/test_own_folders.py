@@ -154,7 +154,7 @@ def test_everything_in_its_place(world):
     expected = load_images(image_folder(world["test"]).paths, 16, cache=world["cache"])
     assert torch.equal(found.test.images, expected.images) and found.test.content == expected.content
     assert found.fingerprint == make(world).fingerprint
-    assert found.shifts["sketch"].among is None
+    assert found.shifts["sketch"].class_subset is None
 
 
 def test_as_many_lines_as_promised(world, monkeypatch):
@@ -171,8 +171,8 @@ def test_shift_folders_are_matched_by_name(world):
     """Its classes are fewer, so that positions in its own order would be other classes."""
     shutil.rmtree(world["sketch"] / "cat")
     found = make(world, missing="all").shifts["sketch"]
-    assert found.labels.tolist() == [1, 1, 2, 2] and found.among is None
-    assert make(world, missing="among").shifts["sketch"].among == (1, 2)
+    assert found.labels.tolist() == [1, 1, 2, 2] and found.class_subset is None
+    assert make(world, missing="among").shifts["sketch"].class_subset == (1, 2)
 
 
 def test_given_names(world):
@@ -522,8 +522,8 @@ def test_a_draw_is_part_of_the_whole_and_keeps_its_split(world):
 def test_a_draw_does_not_narrow_what_predictions_are_made_among(world):
     shutil.rmtree(world["sketch"] / "zebra")
     drawn = make(world, missing="among", subset=1)
-    assert len(drawn.shifts["sketch"]) == 1 and drawn.shifts["sketch"].among == (0, 1)
-    assert drawn.test.among is None and len(drawn.test) == 1
+    assert len(drawn.shifts["sketch"]) == 1 and drawn.shifts["sketch"].class_subset == (0, 1)
+    assert drawn.test.class_subset is None and len(drawn.test) == 1
 
 
 def test_a_draw_does_not_hide_what_is_wrong(world):

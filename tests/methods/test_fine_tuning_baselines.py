@@ -152,7 +152,7 @@ def test_weights_between_by_hand(vision: dict | None, images: torch.Tensor):
     )
     head = 0.7 * tuned.head.weight + 0.3 * FineTune(clip, CLASSES, TEMPLATES).head.weight
     with torch.no_grad():
-        features = F.normalize(tower(clip.normalise(clip.prepare(images))), dim=-1)
+        features = F.normalize(tower(clip.normalize(clip.prepare(images))), dim=-1)
     assert close(wise.features(images), features, 1e-5)
     assert close(wise.logits(images), features @ head.detach().T, 1e-3)
     assert not close(wise.features(images), WiSEFT.of(tuned, 0.7).features(images), 1e-3)
@@ -284,7 +284,7 @@ def test_flyp_gradient_is_that_of_the_whole_model(clip: FrozenCLIP, train_set: I
     method.loss(images, labels).backward()
     model = copy.deepcopy(clip.model).requires_grad_(True)
     text = model.encode_text(clip.tokenize([TEMPLATES[0].format(CLASSES[y]) for y in labels]), normalize=True)
-    image = model.encode_image(clip.normalise(clip.prepare(images)), normalize=True)
+    image = model.encode_image(clip.normalize(clip.prepare(images)), normalize=True)
     square, own = model.logit_scale.exp() * image @ text.T, torch.arange(6)
     ((F.cross_entropy(square, own) + F.cross_entropy(square.T, own)) / 2).backward()
     head, ids = method.head, method.head.token_ids

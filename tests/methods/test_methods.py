@@ -348,7 +348,7 @@ def test_fine_tune_decays_matrices_only(clip: FrozenCLIP):
 def test_rp_by_hand(clip: FrozenCLIP, rp: Reprogrammer, images: torch.Tensor):
     with torch.no_grad():
         programmed = rp.image_program(images / 255)
-        features = F.normalize(clip.model.visual(clip.normalise(programmed)), dim=-1)
+        features = F.normalize(clip.model.visual(clip.normalize(programmed)), dim=-1)
         expected = clip.logit_scale * features @ rp.text_program.class_embeddings().T
     assert close(rp.features(images), features) and close(rp.logits(images), expected, 1e-4)
     assert rp.program_images(images).shape == (7, 3, 32, 32) and rp.encoders == (rp,)
@@ -524,7 +524,7 @@ def test_wrap_around_detection(rp: Reprogrammer, clip: FrozenCLIP, images: torch
     faulty = rp.copy()
     faulty.config = rp.config.changed(wrap_around_detection=True)
     seen = faulty.for_detection()
-    normalised = clip.normalise(images.float() / 255)
+    normalised = clip.normalize(images.float() / 255)
     wrapped = (normalised * 255).trunc().remainder(256) / 255
     assert close(seen.program_images(images).detach(), rp.image_program(wrapped).detach(), 1e-5)
     assert not close(seen.logits(images), rp.logits(images), 1e-2)

@@ -301,7 +301,7 @@ def test_deep_prompts_by_hand(clip: FrozenCLIP, images: torch.Tensor):
         x[:, 1:3] = trained["deep.0"]
         x = model.ln_final(model.transformer.resblocks[1](x, attn_mask=model.attn_mask))
         text = F.normalize(x[range(3), tokens.argmax(1)] @ model.text_projection, dim=1)
-        pixels = clip.normalise(clip.prepare(images))
+        pixels = clip.normalize(clip.prepare(images))
         x = visual.conv1(pixels).flatten(2).transpose(1, 2)
         x = torch.cat([visual.class_embedding.expand(7, 1, 64), x], 1) + visual.positional_embedding
         x = visual.ln_pre(torch.cat([x, maps[0](trained["text.context"]).expand(7, 2, 64)], 1))

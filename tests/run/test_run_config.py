@@ -282,7 +282,7 @@ def test_a_checkpoint_file_is_the_backbone(weights):
     ours = make_clip(3)
     images = make_set(3, side=32).images
     assert clip.name == "tiny-of-the-tests/tiny.pt" and clip.image_size == 32
-    theirs = torch.nn.functional.normalize(ours.model.visual(clip.normalise(clip.prepare(images))), dim=-1)
+    theirs = torch.nn.functional.normalize(ours.model.visual(clip.normalize(clip.prepare(images))), dim=-1)
     torch.testing.assert_close(clip.encode(images), theirs)
 
 

@@ -66,7 +66,7 @@ class Plain:
 
     def images(self, pixels: Tensor) -> Tensor:
         """Unit (n, d) features of pixels in [0, 1]."""
-        return F.normalize(self.model.visual(self.clip.normalise(pixels)).float(), dim=-1)
+        return F.normalize(self.model.visual(self.clip.normalize(pixels)).float(), dim=-1)
 
     def rp_step(self, images: Tensor, labels: Tensor) -> float:
         """Reprogramming: a prompt per image, contrastive, gradients for every weight of the model."""

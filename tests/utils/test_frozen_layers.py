@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rp_lib.utils.device import computing
-from rp_lib.utils.frozen_layers import PatchProjection, hasten
+from rp_lib.utils.frozen_layers import PatchProjection, speed_up_frozen_layers
 
 CPU = torch.device("cpu")
 CONFIG = {"image_size": 32, "patch_size": 8, "width": 64, "layers": 2, "head_width": 32}
@@ -24,8 +24,8 @@ def plain():
 
 
 @pytest.fixture(scope="module")
-def hastened(plain):
-    return hasten(copy.deepcopy(plain))
+def faster(plain):
+    return speed_up_frozen_layers(copy.deepcopy(plain))
 
 
 class Operators(TorchDispatchMode):
@@ -49,15 +49,15 @@ def gradient(model, images):
     return features.detach(), images.grad
 
 
-def test_features_and_gradients_are_the_plain_models(plain, hastened):
+def test_features_and_gradients_are_the_plain_models(plain, faster):
     images = torch.randn(5, 3, 32, 32)
-    for expected, got in zip(gradient(plain, images), gradient(hastened, images), strict=True):
+    for expected, got in zip(gradient(plain, images), gradient(faster, images), strict=True):
         torch.testing.assert_close(got, expected, atol=2e-6, rtol=1e-5)
     with torch.no_grad():  # no gradient, no other way: equal to the bit
-        assert torch.equal(plain.encode_image(images), hastened.encode_image(images))
+        assert torch.equal(plain.encode_image(images), faster.encode_image(images))
 
 
-def test_no_weight_is_copied_per_token(plain, hastened):
+def test_no_weight_is_copied_per_token(plain, faster):
     """Seen through the operators: a product per token of the projection, and a convolution run backwards."""
     images, tokens, width = torch.randn(5, 3, 32, 32), 17, 64
 
@@ -68,13 +68,13 @@ def test_no_weight_is_copied_per_token(plain, hastened):
         return per_token, sum(n for (name, _), n in mode.seen.items() if name == "convolution_backward")
 
     assert operators(plain) == (2, 1)  # one for each block
-    assert operators(hastened) == (0, 0)
+    assert operators(faster) == (0, 0)
 
 
-def test_fine_tuning_a_copy_trains_every_weight_as_before(plain, hastened):
+def test_fine_tuning_a_copy_trains_every_weight_as_before(plain, faster):
     images = torch.randn(3, 3, 32, 32)
     grads = []
-    for model in (plain, hastened):
+    for model in (plain, faster):
         tower = copy.deepcopy(model.visual).requires_grad_(True)
         with computing(CPU):
             tower(images).square().sum().backward()
@@ -82,18 +82,18 @@ def test_fine_tuning_a_copy_trains_every_weight_as_before(plain, hastened):
     assert grads[0].keys() == grads[1].keys()
     for name, expected in grads[0].items():
         torch.testing.assert_close(grads[1][name], expected, atol=1e-5, rtol=1e-4)
-    convolution = copy.deepcopy(hastened.visual.conv1).requires_grad_(True)
+    convolution = copy.deepcopy(faster.visual.conv1).requires_grad_(True)
     with Operators() as mode:  # weights that train are left to torch
         convolution(images.requires_grad_(True)).sum().backward()
     assert any(name == "convolution_backward" for name, _ in mode.seen)
 
 
-def test_layers_stay_what_they_are(plain, hastened):
-    assert isinstance(hastened.visual.conv1, nn.Conv2d) and isinstance(hastened.visual.conv1, PatchProjection)
-    assert plain.state_dict().keys() == hastened.state_dict().keys()
-    again = hasten(hastened)  # a second time changes nothing
+def test_layers_stay_what_they_are(plain, faster):
+    assert isinstance(faster.visual.conv1, nn.Conv2d) and isinstance(faster.visual.conv1, PatchProjection)
+    assert plain.state_dict().keys() == faster.state_dict().keys()
+    again = speed_up_frozen_layers(faster)  # a second time changes nothing
     assert all(len(m._forward_pre_hooks) <= 1 for m in again.modules())
-    assert type(hastened.visual.conv1) is PatchProjection
+    assert type(faster.visual.conv1) is PatchProjection
 
 
 @pytest.mark.parametrize("size", [(32, 32), (37, 33)])
@@ -104,7 +104,7 @@ def test_patches_as_a_product(size, bias):
     x = torch.randn(2, 3, *size, requires_grad=True)
     expected = conv(x)
     (slope,) = torch.autograd.grad(expected.cos().sum(), x)
-    hasten(nn.Sequential(conv))
+    speed_up_frozen_layers(nn.Sequential(conv))
     got = conv(x)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(torch.autograd.grad(got.cos().sum(), x)[0], slope, atol=1e-6, rtol=1e-5)
@@ -115,7 +115,7 @@ def test_patches_as_a_product(size, bias):
 )
 def test_other_convolutions_are_left_alone(options):
     conv = nn.Conv2d(3, 6, 8, **options)
-    hasten(nn.Sequential(conv))
+    speed_up_frozen_layers(nn.Sequential(conv))
     assert type(conv) is nn.Conv2d
 
 
@@ -125,7 +125,7 @@ def test_attention_across_two_sequences_is_left_alone():
     query, key = torch.randn(2, 3, 16, requires_grad=True), torch.randn(2, 3, 16)
     cases = ((query, key, key), (query, query, key), (query, key, query))
     expected = [layer(*case)[0] for case in cases]
-    hasten(nn.Sequential(layer))
+    speed_up_frozen_layers(nn.Sequential(layer))
     for case, value in zip(cases, expected, strict=True):
         assert torch.equal(layer(*case)[0], value)
         assert torch.equal(layer(**dict(zip(("query", "key", "value"), case, strict=True)))[0], value)

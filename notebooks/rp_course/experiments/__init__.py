@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from rp_course.experiments import border, frontier, losses, neighbours, padding, remedies, size, table, training_data
-from rp_course.experiments import feature_drift as intrusion
+from rp_course.experiments import (
+    border,
+    feature_drift,
+    frontier,
+    losses,
+    neighbours,
+    padding,
+    remedies,
+    size,
+    table,
+    training_data,
+)
 from rp_course.experiments import pretraining as strength
 from rp_course.experiments import released_code as ledger
 from rp_course.experiments import single_designer as narrowness
@@ -18,7 +28,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         table.EXPERIMENT,
         frontier.EXPERIMENT,
         losses.PROGRAMS_EXPERIMENT,
-        intrusion.EXPERIMENT,
+        feature_drift.EXPERIMENT,
         border.EXPERIMENT,
         words.EXPERIMENT,
         neighbours.EXPERIMENT,

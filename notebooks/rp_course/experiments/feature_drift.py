@@ -16,7 +16,7 @@ from rp_lib.benchmark import ImageSet
 from rp_lib.comparison import draws_over_seeds
 from rp_lib.features import FeatureStore
 from rp_lib.methods import BASES, Method
-from rp_lib.metrics import cluster_tightness, cosine_drift, linear_cka
+from rp_lib.metrics import class_spread, cosine_drift, linear_cka
 from rp_lib.stats import bootstrap_ci, in_threads
 
 NAMES = ("zero-shot", "fine-tune", "l2-sp", "wise-ft", "coop", "rp-image", "rp-text", "rp", "rrp")
@@ -94,7 +94,7 @@ def _on_halves(method: Method, test: ImageSet, near: ImageSet | None, store: Fea
     measures = [
         (len(test), lambda half: float(drift[half].mean())),
         (len(test), lambda half: linear_cka(features[half], before[half])),
-        (len(test), lambda half: cluster_tightness(features[half], test.labels[half])[0]),
+        (len(test), lambda half: class_spread(features[half], test.labels[half])[0]),
     ]
     if near is not None:
         correct = _open_vocabulary(near, method, store)
@@ -116,7 +116,7 @@ def _of_set(
     rows.append(_row(name, seed, images, "linear CKA", halves_ci(linear_cka, (features, before), seed)))
     if images.labels is not None:
         for which, metric in enumerate(("within-class spread", "between-class spread")):
-            spread = lambda x, y, k=which: cluster_tightness(x, y)[k]  # noqa: E731
+            spread = lambda x, y, k=which: class_spread(x, y)[k]  # noqa: E731
             rows.append(_row(name, seed, images, metric, halves_ci(spread, (features, images.labels), seed)))
     return rows
 
@@ -146,7 +146,7 @@ def _open_vocabulary(images: ImageSet, method: Method, store: FeatureStore) -> n
     """float64 (n,), 1 for correct, over the words of an image set that shows none of the task's classes."""
     words = sorted(set(images.names))
     features = method.combine(*(store.get(e, images) for e in method.encoders))
-    guess = (features @ method.word_embeddings(words).T).argmax(1)
+    guess = (features @ method.encode_classes(words).T).argmax(1)
     return np.array([words[g] == w for g, w in zip(guess.tolist(), images.names, strict=True)], float)
 
 

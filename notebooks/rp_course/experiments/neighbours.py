@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from rp_course.experiments.base import COLUMNS, SHIPPED, Drawing, Experiment, Verdict, over_seeds
 from rp_course.experiments.measures import Claim, claimed_differences, verdicts_of
 from rp_course.experiments.world import World
-from rp_lib.benchmark import Benchmark, ImageSet, evenly
+from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.comparison import draws_over_seeds
 from rp_lib.metrics import ood_metrics
 from rp_lib.stats import auroc_and_fpr, bootstrap_weights, with_the_data
@@ -46,7 +46,7 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
     """Neighbourhood measures of features and of their UMAP; the map's points are left in ``parts/points.csv``."""
     clip, benchmark = world.backbone(), world.judged
     shift, ood = next(iter(benchmark.shifts.values())), next(iter(benchmark.ood.values()))
-    sets = [s.subset(evenly(len(s), PICTURES // (3 if world.quick else 1))) for s in (benchmark.test, shift, ood)]
+    sets = [s.subsample(PICTURES // (3 if world.quick else 1)) for s in (benchmark.test, shift, ood)]
     store, rows, points = world.store(clip), [], []
     several = _with_company(sets[0].labels.numpy())
     weights = [with_the_data(bootstrap_weights(np.random.default_rng(k), len(s), PAIRED_RESAMPLES))

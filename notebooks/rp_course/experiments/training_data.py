@@ -84,8 +84,9 @@ def of_classes(benchmark: Benchmark, kept: Sequence[int]) -> Benchmark:
 
     def fewer(images: ImageSet) -> ImageSet:
         chosen = images.subset(new[images.labels] >= 0)
-        among = None if images.among is None else tuple(int(new[c]) for c in images.among if new[c] >= 0)
-        return replace(chosen, labels=new[chosen.labels], among=among)
+        subset = images.class_subset
+        subset = None if subset is None else tuple(int(new[c]) for c in subset if new[c] >= 0)
+        return replace(chosen, labels=new[chosen.labels], class_subset=subset)
 
     return replace(
         benchmark, class_names=tuple(benchmark.class_names[i] for i in kept), train=fewer(benchmark.train),

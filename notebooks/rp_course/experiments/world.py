@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from rp_lib.benchmark import Benchmark, ImageSet, lighten
+from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
 from rp_lib.features import FeatureStore
 from rp_lib.methods import Method, build_method, made_of
@@ -60,7 +60,7 @@ class World:
     def judged(self) -> Benchmark:
         """The benchmark with an even subset of every set that methods are judged on."""
         scale = 4 if self.quick else 1
-        return lighten(self.benchmark, TEST_PICTURES // scale, OTHER_PICTURES // scale)
+        return self.benchmark.subsample(TEST_PICTURES // scale, OTHER_PICTURES // scale)
 
     def backbone(self, checkpoint: str = "final") -> FrozenCLIP:
         """The frozen CLIP of this world: the one given, else the shipped checkpoint of that name."""

@@ -89,7 +89,7 @@ class DeepPrompts(PromptLearner):
 
     def encode(self, images: Tensor) -> Tensor:
         """Unit float32 (n, d) features of the prompted image tower."""
-        pixels = self.clip.normalise(self.clip.prepare(images))
+        pixels = self.clip.normalize(self.clip.prepare(images))
         with computing(self.clip.device):
             text = [self.prompts.context, *self.deep]
             first, *deep = (linear(p) for linear, p in zip(self.coupling, text, strict=True))
@@ -101,7 +101,7 @@ class DeepPrompts(PromptLearner):
         return self.prompts.encode(self._run())
 
     @torch.no_grad()
-    def word_embeddings(self, words: Sequence[str]) -> Tensor:
+    def encode_classes(self, words: Sequence[str]) -> Tensor:
         """Embeddings of any class names behind the trained prompts; see :meth:`ContextPrompts.before`."""
         return self.prompts.before(words).encode(self._run()).cpu()
 

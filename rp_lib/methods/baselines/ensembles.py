@@ -152,9 +152,9 @@ class LogitEnsemble(FineTuneEnsemble):
 
     name = "logit-ensemble"
 
-    def word_embeddings(self, words: Sequence[str]) -> Tensor:
+    def encode_classes(self, words: Sequence[str]) -> Tensor:
         """float32 (k, 2 d): CLIP's embeddings twice, weighed as the features are."""
-        embeddings = super().word_embeddings(words)
+        embeddings = super().encode_classes(words)
         return torch.cat([(1 - self.alpha) ** 0.5 * embeddings, self.alpha**0.5 * embeddings], 1)
 
     @property

@@ -111,7 +111,7 @@ class FLYP(FineTune):
         return features @ self.classifier().T
 
     @torch.no_grad()
-    def word_embeddings(self, words: Sequence[str]) -> Tensor:
+    def encode_classes(self, words: Sequence[str]) -> Tensor:
         """The tuned text tower's embeddings of any class names; rows of words that no prompt held are CLIP's own."""
         prompts = [t.format(w) for w in words for t in self.templates]
         head = TextHead(self.clip.model, self.clip.tokenize(prompts), len(words)).to(self.clip.device)

@@ -315,7 +315,7 @@ class CoOp(PromptLearner):
         return self.prompts.encode()
 
     @torch.no_grad()
-    def word_embeddings(self, words: Sequence[str]) -> Tensor:
+    def encode_classes(self, words: Sequence[str]) -> Tensor:
         """Embeddings of any class names behind the trained context; see :meth:`ContextPrompts.before`."""
         return self.prompts.before(words).encode().cpu()
 

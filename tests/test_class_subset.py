@@ -10,7 +10,7 @@ from photo_world import Seer, block
 from rp_course.experiments.training_data import of_classes
 
 from rp_lib import Benchmark, ImageSet, RPLibError, evaluate_outputs, load_outputs, paired_bootstrap, save_outputs
-from rp_lib.benchmark import among_only
+from rp_lib.benchmark import mask_logits
 from rp_lib.evaluation import accuracy_rows
 from rp_lib.outputs import compute_outputs
 
@@ -29,7 +29,7 @@ def benchmark():
     return Benchmark(
         "some", NAMES, ("{}",), coloured("train", "train", six), coloured("val", "val", six),
         coloured("test", "test", six * 3),
-        {"all": coloured("all", "shift", [1, 3, 4, 3]), "few": coloured("few", "shift", [1, 3, 4, 3], among=(4, 1, 3))},
+        {"all": coloured("all", "shift", [1, 3, 4, 3]), "few": coloured("few", "shift", [1, 3, 4, 3], class_subset=(4, 1, 3))},
     )  # fmt: skip
 
 
@@ -41,34 +41,34 @@ def misled(benchmark):
 
 def test_the_largest_of_some_logits_and_their_softmax():
     logits = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
-    kept = among_only(logits, SOME)
+    kept = mask_logits(logits, SOME)
     torch.testing.assert_close(kept.softmax(1)[:, list(SOME)], logits[:, list(SOME)].softmax(1))
     assert bool((kept.softmax(1)[:, [0, 2, 5]] == 0).all())
     by_hand = torch.tensor(SOME)[logits[:, list(SOME)].argmax(1)]
     assert torch.equal(kept.argmax(1), by_hand) and not torch.equal(logits.argmax(1), by_hand)
-    assert among_only(logits, None) is logits
+    assert mask_logits(logits, None) is logits
     with pytest.raises(RPLibError, match="none of class 7"):
-        among_only(logits, (1, 7))
+        mask_logits(logits, (1, 7))
 
 
 def test_numbers_are_kept_sorted_and_go_along_with_a_subset(benchmark):
     few = benchmark.shifts["few"]
-    assert few.among == SOME and few.subset([0, 1]).among == SOME
+    assert few.class_subset == SOME and few.subset([0, 1]).class_subset == SOME
 
 
 @pytest.mark.parametrize(
-    ("among", "message"),
+    ("class_subset", "message"),
     [((1, 3), "label 4"), ((1, 3, 4, 4), "distinct"), ((-1, 1, 3, 4), "distinct"), ((), "at least one")],
 )
-def test_numbers_that_cannot_be_meant_are_refused(among, message):
+def test_numbers_that_cannot_be_meant_are_refused(class_subset, message):
     with pytest.raises(RPLibError, match=message):
-        coloured("few", "shift", [1, 3, 4], among=among)
+        coloured("few", "shift", [1, 3, 4], class_subset=class_subset)
 
 
 def test_ood_sets_and_classes_out_of_range_are_refused(benchmark):
     with pytest.raises(RPLibError, match="no labels"):
-        dataclasses.replace(make_set(6, role="far-ood"), among=(0, 1))
-    wide = coloured("wide", "shift", [1, 3], among=(1, 3, 6))
+        dataclasses.replace(make_set(6, role="far-ood"), class_subset=(0, 1))
+    wide = coloured("wide", "shift", [1, 3], class_subset=(1, 3, 6))
     with pytest.raises(RPLibError, match="classes up to 6"):
         dataclasses.replace(benchmark, shifts={"wide": wide})
 
@@ -76,8 +76,8 @@ def test_ood_sets_and_classes_out_of_range_are_refused(benchmark):
 def test_it_is_part_of_the_fingerprint_and_absence_changes_nothing(benchmark):
     plain, few = benchmark.shifts["all"], benchmark.shifts["few"]
     assert plain.fingerprint != few.fingerprint
-    assert dataclasses.replace(few, among=None).fingerprint == plain.fingerprint
-    assert dataclasses.replace(few, among=(0, 1, 3, 4)).fingerprint != few.fingerprint
+    assert dataclasses.replace(few, class_subset=None).fingerprint == plain.fingerprint
+    assert dataclasses.replace(few, class_subset=(0, 1, 3, 4)).fingerprint != few.fingerprint
 
 
 def test_accuracy_of_a_method(benchmark):
@@ -100,7 +100,7 @@ def test_calibration_is_of_the_softmax_over_some_classes(benchmark):
     soft = dataclasses.replace(outputs.sets["few"], logits=outputs.sets["few"].logits / 100)  # 1 against 0
     rows = accuracy_rows(dataclasses.replace(outputs, sets={**outputs.sets, "few": soft}), 50)
     found = next(r["value"] for r in rows if (r["set"], r["metric"]) == ("few", "ece"))
-    assert found == pytest.approx(1 - np.e / (np.e + len(few.among) - 1), abs=1e-6)
+    assert found == pytest.approx(1 - np.e / (np.e + len(few.class_subset) - 1), abs=1e-6)
 
 
 def test_a_switch_that_reports_other_logits_is_scored_over_them_too(misled):
@@ -121,7 +121,7 @@ def test_paired_comparisons(benchmark, misled):
 def test_saved_outputs_score_the_same(benchmark, misled, tmp_path):
     save_outputs(tmp_path / "o.safetensors", misled)
     again = load_outputs(tmp_path / "o.safetensors", benchmark)
-    assert {name: s.among for name, s in again.sets.items()} == {n: SOME if n == "few" else None for n in misled.sets}
+    assert {name: s.class_subset for name, s in again.sets.items()} == {n: SOME if n == "few" else None for n in misled.sets}
     assert evaluate_outputs([again]).equals(evaluate_outputs([misled]))
 
 
@@ -132,5 +132,5 @@ def test_detection_sees_all_logits(misled):
 
 def test_fewer_classes_renumber_what_is_scored(benchmark):
     fewer = of_classes(benchmark, [4, 3, 0])
-    assert fewer.shifts["few"].among == (0, 1)
+    assert fewer.shifts["few"].class_subset == (0, 1)
     assert sorted(fewer.shifts["few"].labels.tolist()) == [0, 1, 1]

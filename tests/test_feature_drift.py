@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from rp_lib.metrics import cluster_tightness, cosine_drift, linear_cka
+from rp_lib.metrics import class_spread, cosine_drift, linear_cka
 from rp_lib.utils.errors import RPLibError
 
 G = torch.Generator().manual_seed(0)
@@ -28,7 +28,7 @@ def test_drift_is_zero_for_the_same_and_two_for_the_opposite():
 def test_tight_classes_are_tight():
     labels = torch.arange(60) % 3
     centres = 5 * torch.eye(8)[:3]
-    loose, tight = (cluster_tightness(centres[labels] + s * X, labels) for s in (1.0, 0.1))
+    loose, tight = (class_spread(centres[labels] + s * X, labels) for s in (1.0, 0.1))
     assert tight[0] < 0.05 * loose[0] and tight[1] > loose[1]
     # Against the plain formula on unit features.
     x = torch.nn.functional.normalize((centres[labels] + X).double(), dim=1)
@@ -44,4 +44,4 @@ def test_what_cannot_be_measured_is_refused():
     with pytest.raises(RPLibError, match="one space"):
         cosine_drift(X, X[:, :4])
     with pytest.raises(RPLibError, match="no clusters"):
-        cluster_tightness(X[:3], torch.arange(3))
+        class_spread(X[:3], torch.arange(3))
