@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> None:
     store = DataStore(
         args.root or default_root(),
         mirrors=mirrors,
-        limits=Limits(timeout=args.timeout, window=2 * args.timeout, attempts=args.attempts),
+        limits=Limits(timeout=args.timeout, attempts=args.attempts),
         say=say,
         on_bytes=bars.update,
     )

@@ -1,28 +1,31 @@
-"""Is there room on the disk? Asked before bytes are written, and reported as what it is if it runs out all the same."""
+"""Download data sets: fetch, verify, unpack next to the target, and only then give the folder its name.
+
+``ROOT/NAME`` is complete and verified, or is not there. All that is on its way is in ``ROOT/.rp-data``, on the same
+disk, so that a rename finishes it::
+
+    ROOT/NAME/                   a finished data set, with its note .rp-data.json
+    ROOT/.rp-data/incoming/NAME  downloads; FILE.partial until they are complete and verified
+    ROOT/.rp-data/unpacking/NAME what is being unpacked; the next run removes what a dead one left
+    ROOT/.rp-data/seen/NAME.json SHA-256 of files without a published hash, as they were the first time
+    ROOT/.rp-data/locks/NAME     held by the process at work on NAME; the system frees it when that ends, however
+"""
 
 from __future__ import annotations
 
-import bz2
 import contextlib
 import errno
-import gzip
-import hashlib
 import http.client
-import importlib
-import io
 import json
 import lzma
+import math
 import os
-import posixpath
 import random
 import re
 import shutil
-import ssl
 import stat
+import subprocess
 import tarfile
 import time
-import urllib.error
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,14 +47,22 @@ from rp_lib.data.sources import (
     UnsafeArchive,
     VerificationError,
     default_root,
-    digests,
+    digest,
     load_sources,
     verify_file,
 )
-from rp_lib.utils.errors import RPLibError
+from rp_lib.utils.errors import MissingDependency, RPLibError
 
-# Left free whatever is downloaded: a system whose disk is full to the last byte cannot even log it.
-RESERVE = 64 << 20
+RESERVE = 64 << 20  # bytes left free: a system whose disk is full to the last byte cannot even log it
+NOTE = ".rp-data.json"
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
+_BLOCK = 1 << 20
+_PASSING = {408, 425, 429, 500, 502, 503, 504}  # worth another try: timeouts, too many requests, a server's troubles
+_FINAL = {1, 3, 35, 47, 51, 58, 60, 77, 83, 90, 91}  # curl's codes for addresses and certificates that stay wrong
+_UNPACKED = 1.5  # unpacked over packed bytes, as long as the archive cannot be asked: images hardly compress
+_CLUSTER = 4096  # bytes that even the smallest file takes on most disks
+_MEMBERS, _TOTAL, _RATIO, _HARMLESS = 300_000, 300 * 10**9, 100, 64 << 20  # beyond that it is a decompression bomb
+_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError)
 
 
 def human(n: int | None) -> str:
@@ -67,18 +78,15 @@ def human(n: int | None) -> str:
 
 def free_bytes(folder: Path) -> int:
     """Free bytes of the disk that holds ``folder``, which need not exist yet."""
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
 
 
-def require_space(folder: Path, needed: int, purpose: str) -> None:
+def require_space(folder: Path, needed: float, purpose: str) -> None:
     """Raise :class:`NoSpace` unless ``needed`` bytes fit on the disk of ``folder`` and :data:`RESERVE` stays free."""
-    free = free_bytes(folder)
-    if needed + RESERVE > free:
+    if needed + RESERVE > (free := free_bytes(folder)):
         raise NoSpace(
-            f"{purpose} needs {human(needed)} (and {human(RESERVE)} to spare) in {folder}, where {human(free)} are "
-            "free; make room there, or choose another disk with --root"
+            f"{purpose} needs {human(int(needed))} (and {human(RESERVE)} to spare) in {folder}, where {human(free)} "
+            "are free; make room there, or choose another disk with --root"
         )
 
 
@@ -95,70 +103,20 @@ def reports_full_disk(purpose: str) -> Iterator[None]:
         ) from error
 
 
-# A file on its way: the bytes so far, and which version of which address they are the beginning of.
-
-@dataclass(frozen=True)
-class Entity:
-    """One version of a resource (RFC 9110, section 8.8): what must not change between two parts of a download."""
-
-    url: str
-    total: int | None
-    etag: str | None
-    modified: str | None
-
-    @property
-    def validator(self) -> str | None:
-        """What may stand in ``If-Range``: a strong ETag, else Last-Modified; a weak ETag may not."""
-        if self.etag and not self.etag.startswith("W/"):
-            return self.etag
-        return self.modified
-
-    def continues(self, earlier: Entity) -> bool:
-        """Whether this answer may go on with the bytes of ``earlier``: no fact that both know differs."""
-        pairs = [(self.total, earlier.total)]
-        if self.url == earlier.url:  # mirrors have validators of their own
-            pairs += [(self.etag, earlier.etag), (self.modified, earlier.modified)]
-        return all(a == b for a, b in pairs if a is not None and b is not None)
-
-
-class Partial:
-    """``FILE.partial`` and ``FILE.partial.json``, beside the target ``FILE``.
-
-    The description is written before the first byte and removed before bytes of another version are, so
-    at whatever moment the process dies, what is there is a true beginning or is seen not to be one.
-    """
-
-    def __init__(self, target: Path) -> None:
-        self.path = target.with_name(target.name + ".partial")
-        self._about = target.with_name(target.name + ".partial.json")
-
-    @property
-    def size(self) -> int:
-        """Bytes so far."""
-        return self.path.stat().st_size if self.path.is_file() else 0
-
-    def entity(self) -> Entity | None:
-        """What the bytes are a part of; None if that is not known."""
-        try:
-            return Entity(**json.loads(self._about.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            return None
-
-    def begin(self, entity: Entity) -> None:
-        """Forget what there was and start an empty file for ``entity``."""
-        self.discard()
-        write_json(self._about, asdict(entity))
-        self.path.touch()
-
-    def discard(self) -> None:
-        """Remove both files."""
-        self._about.unlink(missing_ok=True)
-        self.path.unlink(missing_ok=True)
-
-    def finish(self, target: Path) -> None:
-        """Give the whole and verified file its name."""
-        self.path.replace(target)
-        self._about.unlink(missing_ok=True)
+@contextlib.contextmanager
+def locked(path: Path, say_wait: Callable[[], object]) -> Iterator[None]:
+    """Hold a lock file; ``say_wait`` is called if another process holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        say_wait()
+        lock.acquire(poll_interval=0.1)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -174,15 +132,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-# Fetch one file over http(s), from whichever of its addresses works, and go on where an earlier try stopped.
-#
-# Python's own ``urllib`` carries it: it honours the proxies and certificates of the environment and is
-# there on every machine. What it lacks is here: going on (RFC 9110, section 14), trying again, and giving
-# up on a server that answers but does not deliver.
-
-_TRANSFER = 256 << 10
-# Worth another try: request timeout, too early, too many requests, and a server's own troubles.
-_PASSING = {408, 425, 429, 500, 502, 503, 504}
+# --- Transfer ---
 
 
 @dataclass(frozen=True)
@@ -190,19 +140,40 @@ class Limits:
     """Patience with a server.
 
     Attributes:
-        timeout: seconds without a connection or a byte after which a try is given up.
-        window, min_rate: a try is given up if over ``window`` seconds fewer bytes a second than ``min_rate`` come.
-        attempts: tries in a row that may fail per address; one that brought ``worthwhile`` bytes does not count.
-        backoff: seconds before the second try; doubled for each further one, at most ``max_backoff``.
+        timeout: Seconds to wait for a connection, and seconds below ``min_rate`` after which a try is given up.
+        min_rate: Bytes a second.
+        attempts: Tries in a row that may fail per address; one that brings ``worthwhile`` bytes does not count.
+        backoff: Seconds before the second try, doubled for each further one, at most ``max_backoff``.
     """
 
     timeout: float = 30.0
-    window: float = 60.0
     min_rate: int = 1024
     attempts: int = 5
     worthwhile: int = 1 << 20
     backoff: float = 1.0
     max_backoff: float = 60.0
+
+
+@dataclass(frozen=True)
+class Entity:
+    """One version of a file on a server (RFC 9110, section 8.8): what must not change between two parts of it."""
+
+    url: str
+    total: int | None
+    etag: str | None
+    modified: str | None
+
+    @property
+    def validator(self) -> str | None:
+        """What may stand in ``If-Range``: a strong ETag, else Last-Modified; a weak ETag may not."""
+        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
+
+    def continues(self, earlier: Entity) -> bool:
+        """Whether this answer may go on with the bytes of ``earlier``: no fact that both know differs."""
+        pairs = [(self.total, earlier.total)]
+        if self.url == earlier.url:  # mirrors have validators of their own
+            pairs += [(self.etag, earlier.etag), (self.modified, earlier.modified)]
+        return all(a == b for a, b in pairs if a is not None and b is not None)
 
 
 class _Retry(Exception):
@@ -218,235 +189,217 @@ class _GiveUp(Exception):
 
 
 @dataclass(frozen=True)
-class Job:
-    """One file to fetch.
+class Transfer:
+    """One file on its way: ``TARGET.partial``, and ``TARGET.partial.json`` that says what it is the beginning of.
+
+    curl carries the bytes. What it lacks is here: it has no If-Range of its own, its ``--retry`` asks for the same
+    range again, and its ``--continue-at`` joins whatever the server sends. The bytes come through a pipe, so that
+    curl ends when this process is killed, and the description is on disk before the first byte.
 
     Attributes:
-        target: where it goes once it is whole and verified.
-        size: its published size in bytes, if any.
-        hashed: whether ``verify`` compares with a hash known beforehand, so that parts of two mirrors may be joined.
-        verify: raises :class:`VerificationError` for wrong bytes.
-        reserve: called with the bytes still to come before they do; raises ``NoSpace``.
-        on_bytes: called with the bytes so far and in all (None: not known).
+        urls: Addresses of the file, tried in order.
+        target: Where it goes once it is complete and verified.
+        verify: Raises :class:`VerificationError` for wrong bytes.
+        size: Its published size in bytes, if any.
+        hashed: Whether ``verify`` compares with a hash known beforehand, so that parts of two mirrors may be joined.
+        reserve: Called with the bytes to come before they do; raises ``NoSpace``.
+        on_bytes: Called with the bytes so far and in all (None: not known).
     """
 
     urls: Sequence[str]
     target: Path
-    size: int | None
-    hashed: bool
     verify: Callable[[Path], object]
-    reserve: Callable[[int], None]
+    size: int | None = None
+    hashed: bool = True
+    limits: Limits = Limits()
+    reserve: Callable[[int], None] = lambda n: None
     say: Callable[[str], None] = lambda text: None
     on_bytes: Callable[[int, int | None], None] = lambda done, total: None
 
+    @property
+    def partial(self) -> Path:
+        """The bytes so far."""
+        return self.target.with_name(self.target.name + ".partial")
 
-def fetch(job: Job, limits: Limits | None = None) -> str:
-    """Fetch ``job.target`` unless it is there; returns the address it came from ("" if it was there).
+    @property
+    def about(self) -> Path:
+        """What they are the beginning of."""
+        return self.target.with_name(self.target.name + ".partial.json")
 
-    A stop at any moment (Ctrl-C, kill, a full disk) leaves a beginning that the next call goes on with.
+    @property
+    def have(self) -> int:
+        """The number of bytes so far."""
+        return self.partial.stat().st_size if self.partial.is_file() else 0
 
-    Raises:
-        DownloadError: no address gave the whole file.
-        VerificationError: an address gave other bytes than published, and no other helped.
-        NoSpace: the disk is full or would be.
-    """
-    limits = limits or Limits()
-    if job.target.is_file():
+    def run(self) -> str:
+        """Fetch the file unless it is there; returns the address it came from ("" if it was there).
+
+        A stop at any moment (Ctrl-C, kill, a full disk) leaves a beginning that the next call goes on with.
+
+        Raises:
+            DownloadError: No address gave the complete file.
+            VerificationError: An address gave other bytes than published, and no other helped.
+            NoSpace: The disk is full or would be.
+        """
+        if self.target.is_file():
+            try:
+                self.verify(self.target)
+                return ""
+            except VerificationError as error:
+                self.say(f"{self.target} is refused and fetched again: {error}")
+                self.target.unlink()
+        if not shutil.which("curl"):
+            raise MissingDependency("curl", f"install it, or put the file there yourself: {self.target}")
+        self.target.parent.mkdir(parents=True, exist_ok=True)
+        failure: type[RPLibError] = DownloadError
+        reasons = []
+        for url in self.urls:
+            try:
+                self._fetch(url)
+                return url
+            except _GiveUp as error:
+                reasons.append(f"{url}: {error}")
+            except VerificationError as error:
+                failure = VerificationError
+                reasons.append(f"{url}: refused, {error}")
+            self.say(reasons[-1])
+        raise failure(
+            f"{self.target.name} could not be fetched:\n  " + "\n  ".join(reasons) + "\nTry again later, name another "
+            f"server with --mirror, or put the file there yourself: {self.target}"
+        )
+
+    def _fetch(self, url: str) -> None:
+        """Receive and verify; parts that do not belong together (an earlier crash, say) once more in one go."""
+        for last in (False, True):
+            joined = self._receive_all(url)
+            try:
+                self.verify(self.partial)
+                break
+            except VerificationError:
+                self._discard()
+                if not joined or last:
+                    raise
+                self.say(f"{self.target.name}: the joined parts are not the published file; fetching it in one go")
+        self.partial.replace(self.target)
+        self.about.unlink(missing_ok=True)
+
+    def _receive_all(self, url: str) -> bool:
+        """Receive in as many tries as ``limits`` grant; returns whether the bytes came in more than one part."""
+        failed, joined, limits = 0, self.have > 0, self.limits
+        while True:
+            before = self.have
+            try:
+                self._receive(url)
+                return joined
+            except _Retry as error:
+                failed = 0 if self.have - before >= limits.worthwhile else failed + 1
+                joined = self.have > 0
+                if failed >= limits.attempts:
+                    raise _GiveUp(f"{error} (in {limits.attempts} tries)") from error
+                # Spread out, so that many clients that one failure threw off do not come back all at once.
+                pause = min(limits.backoff * 2 ** max(failed - 1, 0), limits.max_backoff) * random.uniform(0.75, 1.25)
+                pause = pause if error.wait is None else min(error.wait, limits.max_backoff)
+                self.say(f"{self.target.name}: {error}; going on in {pause:.0f} s")
+                time.sleep(pause)
+
+    def _receive(self, url: str) -> None:
+        """One call of curl, and its answer appended to what is there."""
         try:
-            job.verify(job.target)
-            return ""
-        except VerificationError as error:
-            job.say(f"{job.target} is refused and fetched anew: {error}")
-            job.target.unlink()
-    job.target.parent.mkdir(parents=True, exist_ok=True)
-    failure: type[DownloadError | VerificationError] = DownloadError
-    reasons = []
-    for url in job.urls:
-        try:
-            _fetch_from(url, job, limits)
-            return url
-        except _GiveUp as error:
-            reasons.append(f"{url}: {error}")
-        except VerificationError as error:
-            failure = VerificationError
-            reasons.append(f"{url}: refused, {error}")
-        job.say(reasons[-1])
-    raise failure(
-        f"{job.target.name} could not be fetched:\n  " + "\n  ".join(reasons) + "\nTry again later, name another "
-        f"server with --mirror, or put the file there yourself: {job.target}"
-    )
-
-
-def _fetch_from(url: str, job: Job, limits: Limits) -> None:
-    """All of the file from one address, in as many tries as it takes and ``limits`` grant."""
-    partial = Partial(job.target)
-    anew = False
-    while True:
-        joined = _receive_whole(url, job, partial, limits)
-        try:
-            job.verify(partial.path)
-        except VerificationError:
-            partial.discard()
-            if not joined or anew:
+            known = Entity(**json.loads(self.about.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            known = None
+        # Without a validator or a hash, nothing would tell that the second half is of another version.
+        joins = known and (self.hashed or (known.url == url and known.validator))
+        have, total = self.have if joins else 0, None
+        if known and have and have == known.total:
+            return
+        limits = self.limits
+        command = ["curl", "--disable", "--silent", "--show-error", "--fail", "--location", "--include", "--globoff"]
+        command += ["--suppress-connect-headers", "--proto", "=http,https", "--user-agent", f"rp_lib/{__version__}"]
+        command += ["--connect-timeout", f"{limits.timeout}", "--speed-time", f"{math.ceil(limits.timeout)}"]
+        command += ["--speed-limit", f"{limits.min_rate}", "--url", url]
+        if have:
+            command += ["--range", f"{have}-"]
+            if known and known.url == url and known.validator:
+                command += ["--header", f"If-Range: {known.validator}"]  # another version is sent from its beginning
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl:
+            try:
+                status, headers = _final_answer(curl.stdout)
+                if status in (200, 206):
+                    have, total = self._append(status, headers, curl.stdout, url, known, have)
+                complaint = curl.stderr.read().decode(errors="replace").strip()
+            except BaseException:
+                curl.kill()
                 raise
-            # The parts may not belong together (a mirror of another version, an earlier crash): once more in one go.
-            job.say(f"{job.target.name}: the joined parts are not the published file; fetching it in one go")
-            anew = True
-            continue
-        partial.finish(job.target)
-        return
+        reason = re.sub(r"^curl: \(\d+\) ", "", complaint.splitlines()[0]) if complaint else "no answer"
+        if status == 416:
+            self._discard()
+            raise _Retry("the server has no more bytes than we; starting afresh", wait=0)
+        if status >= 400:
+            wait = headers.get("Retry-After", "")
+            if status not in _PASSING:
+                raise _GiveUp(f"HTTP {status}")
+            raise _Retry(f"HTTP {status}", float(wait) if wait.isdecimal() else None)
+        if curl.returncode in _FINAL:
+            raise _GiveUp(reason)
+        if status not in (200, 206):
+            raise _Retry(f"an answer that makes no sense (HTTP {status})" if status else f"no connection ({reason})")
+        if curl.returncode or have != (total or have):
+            whole = f" of {human(total)}" if total else ""
+            raise _Retry(f"the server cut off after {human(have)}{whole}" + (f" ({reason})" if complaint else ""))
 
-
-def _receive_whole(url: str, job: Job, partial: Partial, limits: Limits) -> bool:
-    """Receive until all bytes are there; returns whether they came in more than one part."""
-    failed, joined = 0, partial.size > 0
-    while True:
-        before = partial.size
-        try:
-            _receive(url, job, partial, limits)
-            return joined
-        except _Retry as error:
-            gained = partial.size - before
-            failed = 0 if gained >= limits.worthwhile else failed + 1
-            joined = partial.size > 0
-            if failed >= limits.attempts:
-                raise _GiveUp(f"{error} (in {limits.attempts} tries)") from error
-            pause = min(limits.backoff * 2 ** max(failed - 1, 0), limits.max_backoff)
-            # Spread out, so that many clients that one failure threw off do not come back all at once.
-            pause *= random.uniform(0.75, 1.25)
-            if error.wait is not None:
-                pause = min(error.wait, limits.max_backoff)
-            job.say(f"{job.target.name}: {error}; going on in {pause:.0f} s")
-            time.sleep(pause)
-
-
-def _receive(url: str, job: Job, partial: Partial, limits: Limits) -> None:
-    """One request, and its answer appended to ``partial``."""
-    known = partial.entity()
-    have = partial.size if known and _may_go_on(known, url, job.hashed) else 0
-    if known and have and have == known.total:
-        return
-    headers = {"User-Agent": f"rp_lib/{__version__}", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-        if known and known.url == url and known.validator:
-            headers["If-Range"] = known.validator  # another version is sent whole instead of its second half
-    with _open(urllib.request.Request(url, headers=headers), partial, limits) as response:
-        start, entity = _answer(url, response)
+    def _append(
+        self, status: int, headers: Mapping[str, str], body: BinaryIO, url: str, known: Entity | None, have: int
+    ) -> tuple[int, int | None]:
+        """Save the body of an answer; returns the bytes there are then, and in all."""
+        start, length = 0, headers.get("Content-Length", "")
+        if status == 206:
+            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "").strip())
+            if not match:
+                raise _Retry("an answer that makes no sense (HTTP 206)")
+            start, length = int(match[1]), match[2]
+        entity = Entity(
+            url, int(length) if length.isdecimal() else None, headers.get("ETag"), headers.get("Last-Modified")
+        )
         if start and not (known and start == have and entity.continues(known)):
-            partial.discard()
+            self._discard()
             raise _Retry("the file changed on the server; starting afresh", wait=0)
-        if job.size is not None and entity.total not in (None, job.size):
-            raise VerificationError(f"the server offers {entity.total:,} bytes instead of {job.size:,}")
-        have = start
-        total = entity.total if entity.total is not None else job.size
-        job.reserve(max((total or 0) - have, 0))
-        with reports_full_disk(f"saving {job.target.name}"):
+        if self.size is not None and entity.total not in (None, self.size):
+            raise VerificationError(f"the server offers {entity.total:,} bytes instead of {self.size:,}")
+        total = self.size if entity.total is None else entity.total
+        self.reserve(max((total or 0) - start, 0))
+        with reports_full_disk(f"saving {self.target.name}"):
             if not start:
-                partial.begin(entity)
-            with partial.path.open("ab") as file:
-                have = _append(response, file, have, total, job, limits)
-        if job.size is not None and have > job.size:
-            partial.discard()
-            raise VerificationError(f"the server sends more than the published {job.size:,} bytes")
-    if total is not None and have != total:
-        raise _Retry(f"the server cut off after {human(have)} of {human(total)}")
+                self._discard()
+                write_json(self.about, asdict(entity))
+            done = start
+            with self.partial.open("ab") as file:
+                while chunk := body.read1(_BLOCK):  # type: ignore[attr-defined]
+                    file.write(chunk)
+                    done += len(chunk)
+                    if self.size is not None and done > self.size:
+                        break
+                    self.on_bytes(done, total)
+        if self.size is not None and done > self.size:
+            self._discard()
+            raise VerificationError(f"the server sends more than the published {self.size:,} bytes")
+        return done, total
+
+    def _discard(self) -> None:
+        # The description first: bytes that nobody describes are not used.
+        self.about.unlink(missing_ok=True)
+        self.partial.unlink(missing_ok=True)
 
 
-def _may_go_on(known: Entity, url: str, hashed: bool) -> bool:
-    # Without a validator or a hash, nothing would tell that the second half is of another version.
-    return hashed or (known.url == url and known.validator is not None)
+def _final_answer(stream: BinaryIO) -> tuple[int, Mapping[str, str]]:
+    """Status and headers of the last answer, which its body follows; 0 if there is none."""
+    status, headers = 0, http.client.HTTPMessage()
+    while status not in (200, 206) and (line := stream.readline()).startswith(b"HTTP/"):
+        status, headers = int(line.split()[1]), http.client.parse_headers(stream)
+    return status, headers
 
 
-def _open(request: urllib.request.Request, partial: Partial, limits: Limits) -> http.client.HTTPResponse:
-    try:
-        return urllib.request.urlopen(request, timeout=limits.timeout)
-    except urllib.error.HTTPError as error:
-        error.close()
-        if error.code == 416:
-            partial.discard()
-            raise _Retry("the server has no more bytes than we; starting afresh", wait=0) from error
-        if error.code not in _PASSING:
-            raise _GiveUp(f"HTTP {error.code} {error.reason}") from error
-        wait = error.headers.get("Retry-After", "")
-        raise _Retry(f"HTTP {error.code} {error.reason}", float(wait) if wait.isdecimal() else None) from error
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            raise _GiveUp(f"its certificate is not valid here ({reason.verify_message})") from error
-        raise _Retry(f"no connection ({str(reason) or type(reason).__name__})") from error
-
-
-def _answer(url: str, response: http.client.HTTPResponse) -> tuple[int, Entity]:
-    """Offset of the first byte that is sent, and what it is a part of."""
-    etag, modified = response.headers.get("ETag"), response.headers.get("Last-Modified")
-    if response.status == 200:
-        length = response.headers.get("Content-Length", "")
-        return 0, Entity(url, int(length) if length.isdecimal() else None, etag, modified)
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", "").strip())
-    if response.status != 206 or not match:
-        raise _Retry(f"an answer that makes no sense (HTTP {response.status})")
-    total = None if match[2] == "*" else int(match[2])
-    return int(match[1]), Entity(url, total, etag, modified)
-
-
-def _append(
-    response: http.client.HTTPResponse, file: BinaryIO, have: int, total: int | None, job: Job, limits: Limits
-) -> int:
-    """Copy the body to ``file``; returns the bytes there are then, whether or not the body came to its end."""
-    since, lately = time.monotonic(), 0
-    unasked = 0
-    while True:
-        try:
-            # read1 returns what has come; read would wait for a full chunk, however slow the server is.
-            chunk = response.read1(_TRANSFER)
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _Retry(f"the connection broke after {human(have)} ({str(error) or type(error).__name__})") from error
-        if not chunk:
-            return have
-        file.write(chunk)
-        have += len(chunk)
-        if job.size is not None and have > job.size:
-            return have
-        if total is None and (unasked := unasked + len(chunk)) >= 64 << 20:
-            job.reserve(0)  # nobody said how much is to come
-            unasked = 0
-        job.on_bytes(have, total)
-        lately += len(chunk)
-        if (elapsed := time.monotonic() - since) >= limits.window:
-            if lately < limits.min_rate * elapsed:
-                raise _Retry(f"the server sends only {human(int(lately / elapsed))} a second")
-            since, lately = time.monotonic(), 0
-
-
-# Unpack zip and tar archives that nobody has to trust.
-#
-# An archive is walked through once before a byte of it is written, so that what is wrong with it, and how
-# much room it takes, is known beforehand. Only plain files and folders are made, with the names checked
-# here. A link is never made: one that names an earlier file of the same archive becomes a copy of it, every
-# other one is refused (``tarfile``'s own filters make links, and could be led astray by chains of them before
-# Python 3.11.13: CVE-2025-4517).
-
-_CHUNK = 1 << 20
-_BLOCK = 512  # of a tar file
-# What the readers raise for bytes that are no archive of their kind, or one that is cut short.
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
-
-
-@dataclass(frozen=True)
-class ArchiveLimits:
-    """What is still a data set and no decompression bomb.
-
-    Attributes:
-        members: files and folders.
-        total: unpacked bytes.
-        ratio: unpacked over packed bytes; asked only beyond ``harmless`` unpacked bytes.
-    """
-
-    members: int = 300_000
-    total: int = 300 * 10**9
-    ratio: float = 100.0
-    harmless: int = 64 << 20
+# --- Archives that nobody has to trust ---
 
 
 class Contents(NamedTuple):
@@ -456,250 +409,107 @@ class Contents(NamedTuple):
     bytes: int
 
 
-class _Member(NamedTuple):
-    name: str
-    kind: str  # "file", "folder", "link" or what else it is
-    size: int
-    open: Callable[[], BinaryIO | None]
-    target: str = ""
+class _Header(tarfile.TarInfo):
+    """A header of a tar file, refused where ``tarfile`` itself would be generous."""
 
-
-def inspect(archive: Path, limits: ArchiveLimits | None = None) -> Contents:
-    """Walk through an archive without writing anything.
-
-    Raises:
-        UnsafeArchive: a member is absolute, has ``..``, is a device or a link to elsewhere; or there is too much.
-        VerificationError: it is damaged, or no zip, tar, tar.gz, tar.bz2 or tar.xz.
-    """
-    return _walk(archive, limits or ArchiveLimits(), lambda path, member, copied: None)
-
-
-def unpack(archive: Path, folder: Path, limits: ArchiveLimits | None = None) -> dict[str, tuple[int, str]]:
-    """Unpack an archive into ``folder``; returns size and SHA-256 of every file by its path inside.
-
-    Raises:
-        UnsafeArchive, VerificationError: as :func:`inspect`.
-        NoSpace: the disk is full.
-    """
-    written: dict[str, tuple[int, str]] = {}
-
-    def write(path: PurePosixPath, member: _Member, copied: PurePosixPath | None) -> None:
-        target = folder / path
-        if member.kind == "folder":
-            target.mkdir(parents=True, exist_ok=True)
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        source = (folder / copied).open("rb") if copied else member.open()
-        if source is None:
-            raise VerificationError(f"{archive.name}: {member.name} has no content")
+    @classmethod
+    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
+        """Read one header."""
         try:
-            with source, target.open("xb") as file:
-                written[str(path)] = _copy(source, file, member)
-        except FileExistsError as error:
-            raise UnsafeArchive(f"{archive.name}: {member.name} is there twice on this file system") from error
-
-    with reports_full_disk(f"unpacking {archive.name}"):
-        folder.mkdir(parents=True, exist_ok=True)
-        _walk(archive, limits or ArchiveLimits(), write)
-    return written
+            header = super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError("a header cannot be read") from error  # tarfile takes it for the archive's end
+        if not header.isreg() and header.size > _BLOCK:  # a long name, say, that tarfile reads at once
+            raise UnsafeArchive(f"a header of the archive wants {human(header.size)} at once")
+        return header
 
 
-def _copy(source: BinaryIO, file: BinaryIO, member: _Member) -> tuple[int, str]:
-    digest, size = hashlib.sha256(), 0
-    while chunk := source.read(_CHUNK):
-        file.write(chunk)
-        digest.update(chunk)
-        size += len(chunk)
-    if size != member.size:
-        raise VerificationError(f"{member.name} has {size:,} bytes instead of {member.size:,}")
-    return size, digest.hexdigest()
+def unpack(archive: Path, folder: Path | None) -> Contents:
+    """Check every member of a zip or tar archive and unpack it into ``folder``; None only checks.
 
+    The standard library unpacks (tar files with ``filter="data"``). What it lets pass is refused here: names that it
+    would mend, links, names that stand twice, decompression bombs, and damage that it takes for the end.
 
-def _walk(
-    archive: Path, limits: ArchiveLimits, visit: Callable[[PurePosixPath, _Member, PurePosixPath | None], None]
-) -> Contents:
-    """Check every member and only then visit it; ``visit`` gets its path and, of a link, the path of its file."""
-    sizes: dict[PurePosixPath, int] = {}
-    folders: set[PurePosixPath] = set()
-    packed, total, count = archive.stat().st_size, 0, 0
+    Raises:
+        UnsafeArchive: A member is absolute, has ``..``, is no plain file or folder; or there is too much.
+        VerificationError: It is damaged, or no zip, tar, tar.gz, tar.bz2 or tar.xz.
+        NoSpace: The disk is full.
+    """
+    files, folders, total = set(), {PurePosixPath()}, 0
+    packed = archive.stat().st_size
     try:
-        with _open_archive(archive) as members:
-            for member in members:
-                count += 1
-                if count > limits.members:
-                    raise UnsafeArchive(f"{archive.name} has more than {limits.members:,} members")
-                path = _safe_path(archive, member.name)
-                linked = None
-                if member.kind == "link":
-                    linked = _linked(archive, member, sizes)
-                    member = member._replace(size=sizes[linked])
-                elif member.kind not in ("file", "folder"):
-                    raise UnsafeArchive(f"{archive.name}: {member.name} is a {member.kind}; only files are unpacked")
-                if member.kind == "folder":
-                    folders.add(path)
-                else:
-                    if path in sizes or path in folders or path == PurePosixPath():
-                        raise UnsafeArchive(f"{archive.name}: {member.name} is there twice")
-                    sizes[path] = member.size
-                    total += member.size
+        with reports_full_disk(f"unpacking {archive.name}"):
+            for count, (name, kind, size, extract) in enumerate(_members(archive), 1):
+                path = PurePosixPath(name)
+                strange = re.search(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:|^$", name)  # Windows: backslashes and drives
+                if strange or path.is_absolute() or ".." in path.parts:
+                    raise UnsafeArchive(f"{archive.name}: {name!r} would land outside its folder or has no plain name")
+                if kind == "other":
+                    raise UnsafeArchive(
+                        f"{archive.name}: {name} is a link, a device or behind a password; only files are unpacked"
+                    )
+                if path in files or (kind == "file" and path in folders) or not files.isdisjoint(path.parents):
+                    raise UnsafeArchive(f"{archive.name}: {name} is there twice, or both a file and a folder")
                 folders.update(path.parents)
-                if (path in sizes and path in folders) or any(parent in sizes for parent in path.parents):
-                    raise UnsafeArchive(f"{archive.name}: {member.name} is both a file and a folder")
-                _check_total(archive, total, packed, limits)
-                visit(path, member, linked)
-    except (*_DAMAGE, ValueError) as error:
-        raise VerificationError(f"{archive.name} is damaged or no archive ({error})") from error
-    except OSError as error:
-        if error.errno is not None:  # the disk's, not the archive's: gzip and bz2 raise OSErrors of their own
+                (files if kind == "file" else folders).add(path)
+                total += size
+                if count > _MEMBERS or total > _TOTAL or (total > _HARMLESS and total > _RATIO * packed):
+                    raise UnsafeArchive(
+                        f"{archive.name} ({human(packed)}) unpacks to {count:,} members, {human(total)} or more: a "
+                        "decompression bomb, or no data set that this table knows"
+                    )
+                if folder:
+                    extract(folder)
+    except (*_DAMAGE, OSError) as error:
+        if getattr(error, "errno", None) is not None:  # the disk's; gzip and bz2 raise OSErrors of their own
             raise
         raise VerificationError(f"{archive.name} is damaged or no archive ({error})") from error
-    return Contents(len(sizes), total)
+    return Contents(len(files), total)
 
 
-def _check_total(archive: Path, total: int, packed: int, limits: ArchiveLimits) -> None:
-    if total > limits.total or (total > limits.harmless and total > limits.ratio * packed):
-        raise UnsafeArchive(
-            f"{archive.name} ({human(packed)}) unpacks to {human(total)} or more: a decompression bomb, or no data "
-            "set that this table knows"
-        )
-
-
-def _safe_path(archive: Path, name: str) -> PurePosixPath:
-    """The member's path inside the folder; refused if anything about it is unusual."""
-    path = PurePosixPath(name)
-    if (
-        not name
-        or path.is_absolute()
-        or ".." in path.parts
-        or re.search(r"[\x00-\x1f\x7f\\]", name)  # a backslash separates folders on Windows
-        or re.match(r"[A-Za-z]:", name)
-    ):
-        raise UnsafeArchive(f"{archive.name}: the member {name!r} would land outside its folder or has no plain name")
-    return path
-
-
-def _linked(archive: Path, member: _Member, sizes: dict[PurePosixPath, int]) -> PurePosixPath:
-    target = PurePosixPath(posixpath.normpath(member.target))
-    if target not in sizes:
-        raise UnsafeArchive(f"{archive.name}: {member.name} links to {member.target!r}, no earlier file of the archive")
-    return target
-
-
-@contextlib.contextmanager
-def _open_archive(archive: Path) -> Iterator[Iterator[_Member]]:
-    """Members of a zip or tar archive, told apart by their first bytes, whatever the name says."""
+def _members(archive: Path) -> Iterator[tuple[str, str, int, Callable[[Path], object]]]:
+    """Name, kind (``file``, ``folder`` or ``other``), size and unpacker of every member."""
     with archive.open("rb") as file:
-        magic = file.read(6)
-        file.seek(0)
-        if magic[:2] == b"PK":
+        if file.read(2) == b"PK":
             with zipfile.ZipFile(file) as zipped:
-                yield _zip_members(zipped)
+                for info in zipped.infolist():
+                    plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
+                    kind = "folder" if info.is_dir() else "file" if plain and not info.flag_bits & 1 else "other"
+                    yield info.filename, kind, info.file_size, lambda at, info=info: zipped.extract(info, at)
             return
-        if magic[:2] == b"\x1f\x8b":
-            stream: BinaryIO = gzip.GzipFile(fileobj=file)  # type: ignore[assignment]
-        elif magic[:3] == b"BZh":
-            stream = bz2.BZ2File(file)
-        elif magic == b"\xfd7zXZ\x00":
-            stream = lzma.LZMAFile(file)  # noqa: SIM115 - closed below
-        else:
-            stream = file
-        with stream:
-            yield _tar_members(archive, _Watched(stream))
-
-
-def _zip_members(zipped: zipfile.ZipFile) -> Iterator[_Member]:
-    kinds = {0: "file", stat.S_IFREG: "file", stat.S_IFDIR: "folder", stat.S_IFLNK: "symbolic link"}
-    for info in zipped.infolist():
-        kind = "folder" if info.is_dir() else kinds.get(stat.S_IFMT(info.external_attr >> 16), "device")
-        if info.flag_bits & 1:
-            kind = "file behind a password"
-
-        def opened(info: zipfile.ZipInfo = info) -> BinaryIO:
-            return zipped.open(info)  # type: ignore[return-value]
-
-        yield _Member(info.filename, kind, info.file_size, opened)
-
-
-def _tar_members(archive: Path, stream: _Watched) -> Iterator[_Member]:
-    with tarfile.open(fileobj=stream, mode="r:") as tar:  # type: ignore[call-overload]
+    with tarfile.open(archive, tarinfo=_Header) as tar:
         for info in tar:
-            target = ""
-            if info.issparse():
-                kind = "sparse file"
-            elif info.isdir():
-                kind = "folder"
-            elif info.isreg():
-                kind = "file"
-            elif info.islnk():
-                kind, target = "link", info.linkname
-            elif info.issym():
-                kind, target = "link", posixpath.join(posixpath.dirname(info.name), info.linkname)
-            else:
-                kind = "device or of another special kind"
-
-            def opened(info: tarfile.TarInfo = info) -> BinaryIO | None:
-                return tar.extractfile(info)  # type: ignore[return-value]
-
-            yield _Member(info.name, kind, info.size, opened, target)
-    stream.check_end(archive)
-
-
-class _Watched:
-    """What ``tarfile`` reads from: refuses huge headers, and knows whether the archive came to a proper end."""
-
-    def __init__(self, raw: BinaryIO) -> None:
-        self._raw = raw
-        self._last = b""
-
-    def read(self, size: int = -1) -> bytes:
-        # Contents are read by the chunk; only an extension header is read at once, however long it says it is.
-        if not 0 <= size <= 4 * _CHUNK:
-            raise UnsafeArchive(f"a header of the archive wants {human(size)} at once")
-        data = self._raw.read(size)
-        if size == _BLOCK:
-            self._last = data
-        return data
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._raw.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._raw.tell()
-
-    def check_end(self, archive: Path) -> None:
-        """``tarfile`` takes a damaged header for the end; and only at its end is a compressed stream's sum compared."""
-        if self._last.strip(b"\0"):
-            raise VerificationError(f"{archive.name} is damaged: a header in the middle of it cannot be read")
-        rest = 0
-        while chunk := self._raw.read(_CHUNK):
-            rest += len(chunk)
-            if rest > 64 * _CHUNK:
+            kind = "file" if info.isreg() else "folder" if info.isdir() else "other"
+            size = info.size if info.isreg() else 0
+            yield info.name, kind, size, lambda at, i=info: tar.extract(i, at, set_attrs=False, filter="data")
+        rest = 0  # only at its end is a compressed stream's sum compared
+        while block := tar.fileobj.read(_BLOCK):  # type: ignore[union-attr]
+            rest += len(block)
+            if rest > _HARMLESS:
                 raise UnsafeArchive(f"{archive.name} goes on and on behind its end")
 
 
-# Finished folders: the note in each that says what it holds, and whether it still does.
-
-NOTE = ".rp-data.json"
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
+# --- Finished folders ---
 
 
 @dataclass(frozen=True)
 class Note:
-    """What ``.rp-data.json`` in ``ROOT/NAME`` says. It comes with the folder's rename, so it means: whole.
+    """What ``.rp-data.json`` in ``ROOT/NAME`` says. It comes with the folder's rename, so it means: complete.
 
     Attributes:
-        folder: where a folder of the reader's own is, seen from ``ROOT/NAME``; None for a downloaded one.
-        sources: of every downloaded file its name, address, size and SHA-256.
-        files: size and SHA-256 of every file by path (downloaded data only).
-        count, bytes: of all files.
+        count: Number of all files.
+        bytes: Of all files.
+        folder: Where a folder of the reader's own is, seen from ``ROOT/NAME``; None for a downloaded one.
+        sources: Of every downloaded file its name, address, size and SHA-256.
+        files: Size and SHA-256 of every file by path (downloaded data only).
     """
 
     name: str
     count: int
     bytes: int
-    made: str
+    made: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     folder: str | None = None
-    sources: tuple[Mapping[str, Any], ...] = ()
+    sources: Sequence[Mapping[str, Any]] = ()
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
     def place(self, home: Path) -> Path:
@@ -715,67 +525,62 @@ def read_note(home: Path) -> Note | None:
     """The note in a folder, None if there is none.
 
     Raises:
-        VerificationError: there is one that cannot be read.
+        VerificationError: There is one that cannot be read.
     """
     try:
         raw = json.loads((home / NOTE).read_text(encoding="utf-8"))
-        return Note(
-            **{**raw, "sources": tuple(raw["sources"]), "files": {k: (n, sha) for k, (n, sha) in raw["files"].items()}}
-        )
+        return Note(**{**raw, "files": {path: (size, sha) for path, (size, sha) in raw["files"].items()}})
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VerificationError(f"{home / NOTE} cannot be read ({error}); delete {home} and download again") from error
 
 
 def list_files(folder: Path) -> dict[str, int]:
-    """Sizes of all files below ``folder`` by POSIX path, the note aside; folders behind links are followed once."""
+    """Sizes of all files below ``folder`` by POSIX path, without the note; folders behind links are followed once."""
     sizes: dict[str, int] = {}
     seen: set[tuple[int, int]] = set()
     for at, folders, files in os.walk(folder, followlinks=True):
-        here = Path(at)
-        identity = here.stat()
+        identity = os.stat(at)  # noqa: PTH116
         if (identity.st_dev, identity.st_ino) in seen:
             folders.clear()
             continue
         seen.add((identity.st_dev, identity.st_ino))
-        folders.sort()
-        for name in files:
-            path = here / name
+        for path in map(Path(at).joinpath, files):
             if path.is_file():
                 sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
     sizes.pop(NOTE, None)
     return sizes
 
 
-def check_expected(folder: Path, expected: Expected, files: Mapping[str, int]) -> None:
-    """Compare a folder with what the table says of it.
+def _is_image(path: str) -> bool:
+    name = PurePosixPath(path).name
+    return name.lower().endswith(IMAGES) and not name.startswith(".")
 
-    Raises:
-        VerificationError: something is missing, of another number, or of another content.
-    """
+
+def check_expected(folder: Path, expected: Expected, files: Mapping[str, int]) -> None:
+    """Raise :class:`VerificationError` if a folder with these ``files`` is not what the table says of it."""
     for path in expected.paths:
         if not (folder / path).exists():
             raise VerificationError(f"{path} is missing in {folder}")
     images = [PurePosixPath(p) for p in files if _is_image(p)]
-    if expected.images is not None and len(images) != expected.images:
+    if expected.images not in (None, len(images)):
         raise VerificationError(f"{folder} holds {len(images):,} images instead of {expected.images:,}")
     for top, number in expected.class_folders.items():
-        classes = {p.parent for p in images if p.is_relative_to(top)}
-        if len(classes) != number:
+        if (found := len({p.parent for p in images if p.is_relative_to(top)})) != number:
             raise VerificationError(
-                f"{folder / top} holds {len(classes):,} folders of images instead of {number:,} (one for each class)"
+                f"{folder / top} holds {found:,} folders of images instead of {number:,} (one for each class)"
             )
     for path, md5 in expected.md5.items():
-        if (folder / path).is_file() and (found := digests(folder / path, ["md5"])["md5"]) != md5:
-            raise VerificationError(f"{folder / path}: md5 is {found} instead of {md5}")
+        if (folder / path).is_file() and (value := digest(folder / path, "md5")) != md5:
+            raise VerificationError(f"{folder / path}: md5 is {value} instead of {md5}")
 
 
 def check_note(home: Path, note: Note, *, contents: bool) -> None:
     """Compare a folder with its note: names and sizes, and with ``contents`` the hash of every file as well.
 
     Raises:
-        VerificationError: the message names the first files that differ.
+        VerificationError: The message names the first files that differ.
     """
     folder = note.place(home)
     if not folder.is_dir():
@@ -792,191 +597,10 @@ def check_note(home: Path, note: Note, *, contents: bool) -> None:
     wrong += [f"{p} was not there" for p in found if p not in note.files and _is_image(p)]
     wrong += [f"{p} has another size" for p, (size, _) in note.files.items() if found.get(p, size) != size]
     if contents and not wrong:
-        for path, (_, sha256) in note.files.items():
-            if digests(home / path, ["sha256"])["sha256"] != sha256:
-                wrong.append(f"{path} has another content")
+        wrong = [f"{p} has another content" for p, (_, sha) in note.files.items() if digest(home / p, "sha256") != sha]
     if wrong:
         more = f" and {len(wrong) - 3:,} more" if len(wrong) > 3 else ""
         raise VerificationError(f"{home} is not as it was: {'; '.join(wrong[:3])}{more}; delete it and download again")
-
-
-def _is_image(path: str) -> bool:
-    name = PurePosixPath(path).name
-    return name.lower().endswith(IMAGES) and not name.startswith(".")
-
-
-# Ask torchvision or pytorch-ood whether they find a data set where we have put it.
-#
-# Their classes know the file's address, its MD5 and the layout on disk (a test compares ``sources.json`` with
-# them), but their downloaders neither go on after a break nor time out, and unpack whatever an archive holds. So
-# the bytes come by way of ``transport`` and ``archives``, and the class then has the last word.
-
-def confirm(folder: Path, library: str, options: Mapping[str, Any]) -> bool:
-    """Open ``folder`` with a data set class, offline; False if the library (or what it reads with) is not installed.
-
-    Args:
-        library: dotted name, such as ``torchvision.datasets.CIFAR10``. Imported here and not before.
-
-    Raises:
-        VerificationError: the class does not find its data, or not the data it knows.
-    """
-    module, _, name = library.rpartition(".")
-    try:
-        cls = getattr(importlib.import_module(module), name)
-        cls(str(folder), download=False, **options)
-    except ImportError:
-        return False
-    except Exception as error:  # each class has its own ways to say that files are missing or damaged
-        raise VerificationError(f"{library} does not accept what was downloaded: {error}") from error
-    return True
-
-
-# Files whose publisher gives no hash: trusted the first time, compared with that ever after.
-
-class FirstUse:
-    """The SHA-256 digests of one data set's files as they were first seen, in a small JSON file.
-
-    It outlives the data: who deletes a folder and downloads it again gets the same bytes or is told.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def hashes(self, file: SourceFile) -> Mapping[str, str]:
-        """What the file must have: the published digests, else the one that was seen; empty at the first download.
-
-        Raises:
-            VerificationError: the record cannot be read.
-        """
-        if file.hashes:
-            return file.hashes
-        try:
-            sha256 = json.loads(self.path.read_text(encoding="utf-8")).get(file.name)
-        except FileNotFoundError:
-            return {}
-        except (ValueError, AttributeError) as error:
-            raise VerificationError(f"{self.path} cannot be read ({error}); delete it to trust anew") from error
-        return {"sha256": sha256} if sha256 else {}
-
-    def verify(self, path: Path, file: SourceFile) -> str:
-        """Compare ``path`` with what is known of ``file``; returns its SHA-256.
-
-        Raises:
-            VerificationError: it differs.
-        """
-        hashes = self.hashes(file)
-        try:
-            return verify_file(path, file.size, hashes)
-        except VerificationError as error:
-            if file.hashes or not hashes:
-                raise
-            raise VerificationError(
-                f"not what it was at the first download: {error}; if the source changed for good and you trust it, "
-                f"delete {self.path}"
-            ) from error
-
-    def record(self, seen: Mapping[str, str]) -> None:
-        """Remember SHA-256 digests by file name, beside those there are."""
-        if seen:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            before = json.loads(self.path.read_text(encoding="utf-8")) if self.path.is_file() else {}
-            write_json(self.path, {**before, **seen})
-
-
-# From verified files to a finished folder: unpack aside, look it over, and only then give it its name.
-
-_CLUSTER = 4096  # what even the smallest file takes on most disks
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """A file that was downloaded and verified; ``contents`` is None unless it is an archive."""
-
-    file: SourceFile
-    path: Path
-    url: str
-    sha256: str
-    contents: Contents | None
-
-
-def assemble(
-    data: DataSet,
-    fetched: Sequence[Fetched],
-    aside: Path,
-    home: Path,
-    limits: ArchiveLimits,
-    say: Callable[[str], None],
-    accepted: Callable[[], None],
-) -> None:
-    """Build the data set in ``aside`` and rename that to ``home``; on any failure ``aside`` is removed.
-
-    Args:
-        accepted: called when everything is in order, right before the rename.
-
-    Raises:
-        VerificationError, UnsafeArchive: an archive is damaged or does not hold that data set.
-        NoSpace: there is no room to unpack.
-    """
-    needed = sum(f.contents.bytes + f.contents.files * _CLUSTER for f in fetched if f.contents)
-    require_space(aside.parent, needed, f"unpacking {data.name}")
-    shutil.rmtree(aside, ignore_errors=True)  # of a process that died
-    try:
-        with reports_full_disk(f"unpacking {data.name}"):
-            aside.mkdir(parents=True)
-            files = {}
-            for item in fetched:
-                files.update(_place(item, aside, limits, say))
-            check_expected(aside, data.expected, {path: size for path, (size, _) in files.items()})
-            if data.library and not confirm(aside, data.library, data.options):
-                say(f"{data.library} or what it reads with is not installed here: not asked")
-            sources = tuple(
-                {"file": f.file.name, "url": f.url, "size": f.path.stat().st_size, "sha256": f.sha256} for f in fetched
-            )
-            total = sum(size for size, _ in files.values())
-            Note(data.name, len(files), total, now(), None, sources, files).write(aside)
-            accepted()
-        if home.is_dir():
-            home.rmdir()  # an empty one: the caller has looked
-        aside.rename(home)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def now() -> str:
-    """The time, as a note gives it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _place(item: Fetched, aside: Path, limits: ArchiveLimits, say: Callable[[str], None]) -> dict:
-    """Unpack or put one file into the folder; returns size and SHA-256 of what that added, by path."""
-    placed = {}
-    if item.contents and item.file.unpack is not None:
-        say(f"unpacking {item.file.name} ({item.contents.files:,} files)")
-        within = PurePosixPath(item.file.unpack)
-        unpacked = unpack(item.path, aside / within, limits)
-        placed = {str(within / path): record for path, record in unpacked.items()}
-    if item.file.keep or item.file.unpack is None:
-        # A second name, not a move: should the rest fail, the download is still where it was.
-        try:
-            os.link(item.path, aside / item.file.name)
-        except OSError:
-            shutil.copyfile(item.path, aside / item.file.name)
-        placed[item.file.name] = (item.path.stat().st_size, item.sha256)
-    return placed
-
-
-# One folder of data sets: ``ROOT/NAME`` is whole and verified, or is not there.
-#
-# Everything on its way is in ``ROOT/.rp-data``, on the same disk, so that a rename is all it takes to finish::
-#
-#     ROOT/NAME/                   a finished data set, with its note .rp-data.json
-#     ROOT/.rp-data/incoming/NAME  downloads; FILE.partial until they are whole and verified
-#     ROOT/.rp-data/unpacking/NAME what is being unpacked; the next run throws it away if this one dies
-#     ROOT/.rp-data/seen/NAME.json SHA-256 of files without a published hash, as they were the first time
-#     ROOT/.rp-data/locks/NAME     held by the process at work on NAME; the system frees it when that ends, however
-
-# Unpacked over packed bytes, as long as the archive cannot be asked: images hardly compress.
-_UNPACKED = 1.5
 
 
 class State(NamedTuple):
@@ -990,11 +614,15 @@ class DataStore:
     """Download, check and find data sets below ``root``.
 
     Args:
-        root: the folder; made when something is downloaded.
-        mirrors: addresses of servers that hold ``NAME/FILE``, tried before the table's own and verified the same.
-        limits, archive_limits: patience with servers, and what is still no decompression bomb.
-        say: receives one line for each step.
-        on_bytes: receives file name, bytes so far and in all (None: not known), for a progress bar.
+        root: The folder; made when something is downloaded.
+        mirrors: Addresses of servers that hold ``NAME/FILE``, tried before the table's own and verified the same.
+        limits: Patience with servers.
+        say: Receives one line for each step.
+        on_bytes: Receives file name, bytes so far and in all (None: not known), for a progress bar.
+
+    Example:
+        >>> DataStore(Path("data")).state(load_sources()["svhn"]).kind  # doctest: +SKIP
+        'absent'
     """
 
     def __init__(
@@ -1002,24 +630,19 @@ class DataStore:
         root: Path,
         *,
         mirrors: Sequence[str] = (),
-        limits: Limits | None = None,
-        archive_limits: ArchiveLimits | None = None,
+        limits: Limits = Limits(),
         say: Callable[[str], None] = lambda text: None,
         on_bytes: Callable[[str, int, int | None], None] = lambda name, done, total: None,
     ) -> None:
-        self.root = root
+        self.root, self.limits, self.say, self.on_bytes = root, limits, say, on_bytes
         self.mirrors = tuple(mirror.rstrip("/") for mirror in mirrors)
-        self.limits = limits or Limits()
-        self.archive_limits = archive_limits or ArchiveLimits()
-        self.say = say
-        self.on_bytes = on_bytes
 
     def home(self, data: DataSet) -> Path:
         """``ROOT/NAME``."""
         return self.root / data.name
 
     def incoming(self, data: DataSet) -> Path:
-        """Where its downloads are until they are put in place; a file got by other means may be put there."""
+        """Where its downloads are until they are put in place; a file from elsewhere may be put there."""
         return self._work("incoming", data.name)
 
     def urls(self, data: DataSet, file: SourceFile) -> list[str]:
@@ -1028,11 +651,10 @@ class DataStore:
 
     def remedy(self, data: DataSet) -> str:
         """How to get it."""
+        command = f"rp-lib data --root {self.root}"
         if data.by_hand:
-            return (
-                f"{data.by_hand}, see {data.homepage}; then rp-lib data --root {self.root} --folder {data.name}=FOLDER"
-            )
-        return f"rp-lib data --root {self.root} {data.name}"
+            return f"{data.by_hand}, see {data.homepage}; then {command} --folder {data.name}=FOLDER"
+        return f"{command} {data.name}"
 
     def state(self, data: DataSet) -> State:
         """What is there, without looking at contents."""
@@ -1049,19 +671,15 @@ class DataStore:
         return State("begun", f"begun, {human(begun)}") if begun else State("absent", "-")
 
     def locate(self, data: DataSet) -> Path:
-        """The folder of a finished data set.
-
-        Raises:
-            NotThere: it has not been downloaded; the message says how to get it.
-        """
+        """The folder of a finished data set; raises :class:`NotThere`, which says how to get it."""
         return self._note(data).place(self.home(data))
 
     def check(self, data: DataSet) -> Note:
         """Verify a finished data set down to the bytes (a reader's own folder: numbers of files and classes).
 
         Raises:
-            NotThere: it is not there.
-            VerificationError: it is not what it was.
+            NotThere: It is not there.
+            VerificationError: It is not what it was.
         """
         note, home = self._note(data), self.home(data)
         check_note(home, note, contents=True)
@@ -1072,8 +690,8 @@ class DataStore:
         """Use a folder that is there already: see whether it is that data set, and note where it is.
 
         Raises:
-            VerificationError: it does not look like that data set.
-            RPLibError: it is no folder, or ``ROOT/NAME`` holds something else.
+            VerificationError: It does not look like that data set.
+            RPLibError: It is no folder, or ``ROOT/NAME`` holds something else.
         """
         folder, home = folder.expanduser().resolve(), self.home(data)
         if not folder.is_dir():
@@ -1089,18 +707,18 @@ class DataStore:
             if not files or (missing := [f.name for f in plain if f.name not in files]):
                 raise VerificationError(f"{folder} does not hold {', '.join(missing) if files else 'a single file'}")
             for file in plain:
-                self._first_use(data).verify(folder / file.name, file)
+                self._verify(data, file, folder / file.name)
             check_expected(folder, data.expected, files)
             home.mkdir(parents=True, exist_ok=True)
-            Note(data.name, len(files), sum(files.values()), now(), "." if same else str(folder)).write(home)
+            Note(data.name, len(files), sum(files.values()), folder="." if same else str(folder)).write(home)
         return folder
 
     def download(self, data: DataSet) -> Path:
-        """Make ``ROOT/NAME`` whole, going on with what an earlier call began; returns the folder.
+        """Make ``ROOT/NAME`` complete, going on with what an earlier call began; returns the folder.
 
         Raises:
-            NotThere: it can only be fetched by hand.
-            DownloadError, VerificationError, NoSpace: what was downloaded before is kept, unless it is wrong.
+            NotThere: It can only be fetched by hand.
+            DownloadError, VerificationError, NoSpace: What was downloaded before is kept, unless it is wrong.
             RPLibError: ``ROOT/NAME`` holds something that was not downloaded.
         """
         home = self.home(data)
@@ -1117,84 +735,114 @@ class DataStore:
             if data.by_hand:
                 raise NotThere(f"{data.name} has no free download: {self.remedy(data)}")
             require_space(self.root, (data.size or 0) - self._begun(data), f"downloading {data.name}")
-            self._assemble(data, [self._fetch(data, file) for file in data.files])
+            try:
+                self._assemble(data, [self._fetch(data, file) for file in data.files])
+            except VerificationError:
+                for file in data.files:
+                    if not file.hashes:  # nothing but the failed look vouched for it
+                        (self.incoming(data) / file.name).unlink(missing_ok=True)
+                raise
             shutil.rmtree(self.incoming(data), ignore_errors=True)
         return home
 
-    def _fetch(self, data: DataSet, file: SourceFile) -> Fetched:
-        first_use, target = self._first_use(data), self.incoming(data) / file.name
-        found: list[tuple[str, Contents | None]] = []
+    def _fetch(self, data: DataSet, file: SourceFile) -> tuple[str, Contents]:
+        """Fetch one file into ``incoming``, verified and looked through; returns its address and what is in it."""
+        target, found = self.incoming(data) / file.name, [Contents(0, 0)]
 
         def verify(path: Path) -> None:
-            sha256 = first_use.verify(path, file)
-            found.append((sha256, inspect(path, self.archive_limits) if file.unpack is not None else None))
+            self._verify(data, file, path)
+            if file.unpack is not None:
+                found.append(unpack(path, None))
 
         def reserve(coming: int) -> None:
-            unpacked = coming * _UNPACKED if file.unpack is not None else 0
-            require_space(target.parent, int(coming + unpacked), f"downloading and unpacking {file.name}")
+            factor = 1 if file.unpack is None else 1 + _UNPACKED
+            require_space(target.parent, coming * factor, f"downloading and unpacking {file.name}")
 
         if not target.is_file():
             self.say(f"{data.name}: fetching {file.name}, {human(file.size)}")
-        job = Job(
-            urls=self.urls(data, file),
-            target=target,
-            size=file.size,
-            hashed=bool(first_use.hashes(file)),
-            verify=verify,
-            reserve=reserve,
-            say=lambda text: self.say(f"{data.name}: {text}"),
-            on_bytes=lambda done, total: self.on_bytes(file.name, done, total),
-        )
-        url = fetch(job, self.limits)
-        return Fetched(file, target, url, *found[-1])
+        transfer = Transfer(
+            self.urls(data, file), target, verify, file.size, bool(file.hashes or self._seen(data).get(file.name)),
+            self.limits, reserve, lambda text: self.say(f"{data.name}: {text}"),
+            lambda done, total: self.on_bytes(file.name, done, total),
+        )  # fmt: skip
+        return transfer.run(), found[-1]
 
-    def _assemble(self, data: DataSet, fetched: Sequence[Fetched]) -> None:
-        unpublished = [f for f in fetched if not f.file.hashes]
-
-        def accepted() -> None:
-            self._first_use(data).record({f.file.name: f.sha256 for f in unpublished})
-
+    def _assemble(self, data: DataSet, fetched: Sequence[tuple[str, Contents]]) -> None:
+        """Build the data set next to its place and rename it."""
+        aside, home = self._work("unpacking", data.name), self.home(data)
+        paths = [self.incoming(data) / file.name for file in data.files]
+        shutil.rmtree(aside, ignore_errors=True)  # of a process that died
+        require_space(self.root, sum(c.bytes + c.files * _CLUSTER for _, c in fetched), f"unpacking {data.name}")
         try:
-            assemble(
-                data, fetched, self._work("unpacking", data.name), self.home(data), self.archive_limits,
-                lambda text: self.say(f"{data.name}: {text}"), accepted,
-            )  # fmt: skip
-        except VerificationError:
-            for item in unpublished:  # nothing but the failed look vouched for them
-                item.path.unlink(missing_ok=True)
-            raise
+            with reports_full_disk(f"unpacking {data.name}"):
+                aside.mkdir(parents=True)
+                for file, path in zip(data.files, paths, strict=True):
+                    if file.unpack is not None:
+                        self.say(f"{data.name}: unpacking {file.name}")
+                        unpack(path, aside / file.unpack)
+                    if file.keep or file.unpack is None:
+                        try:  # a second name, not a move: should the rest fail, the download is still where it was
+                            os.link(path, aside / file.name)
+                        except OSError:
+                            shutil.copyfile(path, aside / file.name)
+                sizes = list_files(aside)
+                check_expected(aside, data.expected, sizes)
+                sha256 = {path: digest(path, "sha256") for path in paths}
+                sources = [
+                    {"file": p.name, "url": url, "size": p.stat().st_size, "sha256": sha256[p]}
+                    for p, (url, _) in zip(paths, fetched, strict=True)
+                ]
+                files = {path: (size, digest(aside / path, "sha256")) for path, size in sizes.items()}
+                Note(data.name, len(files), sum(sizes.values()), sources=sources, files=files).write(aside)
+                if first := {f.name: sha256[p] for f, p in zip(data.files, paths, strict=True) if not f.hashes}:
+                    seen = self._seen(data)
+                    self._work("seen").mkdir(parents=True, exist_ok=True)
+                    write_json(self._work("seen", f"{data.name}.json"), {**seen, **first})
+            if home.is_dir():
+                home.rmdir()  # an empty one: the caller has looked
+            aside.rename(home)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def _seen(self, data: DataSet) -> dict[str, str]:
+        """SHA-256 of files without a published hash as they were first seen; outlives the data."""
+        path = self._work("seen", f"{data.name}.json")
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            return {}
+        except (ValueError, TypeError) as error:
+            raise VerificationError(f"{path} cannot be read ({error}); delete it to trust again") from error
+
+    def _verify(self, data: DataSet, file: SourceFile, path: Path) -> None:
+        """Compare a file with its published digests, else with what it was at the first download."""
+        first = None if file.hashes else self._seen(data).get(file.name)
+        try:
+            verify_file(path, file.size, {"sha256": first} if first else file.hashes)
+        except VerificationError as error:
+            if not first:
+                raise
+            raise VerificationError(
+                f"not what it was at the first download: {error}; if the source changed for good and you trust it, "
+                f"delete {self._work('seen', f'{data.name}.json')}"
+            ) from error
 
     def _note(self, data: DataSet) -> Note:
-        note = read_note(self.home(data))
-        if note is None:
-            raise NotThere(f"{data.name} is not in {self.root}: {self.remedy(data)}")
-        return note
+        if note := read_note(self.home(data)):
+            return note
+        raise NotThere(f"{data.name} is not in {self.root}: {self.remedy(data)}")
 
     def _work(self, *parts: str) -> Path:
         return self.root.joinpath(".rp-data", *parts)
-
-    def _first_use(self, data: DataSet) -> FirstUse:
-        return FirstUse(self._work("seen", f"{data.name}.json"))
 
     def _begun(self, data: DataSet) -> int:
         names = [name for f in data.files for name in (f.name, f"{f.name}.partial")]
         paths = [self.incoming(data) / name for name in names]
         return sum(path.stat().st_size for path in paths if path.is_file())
 
-    @contextlib.contextmanager
-    def _lock(self, data: DataSet) -> Iterator[None]:
-        path = self._work("locks", data.name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self.say(f"{data.name}: another process is at work on it; waiting until it is done")
-            lock.acquire(poll_interval=0.1)
-        try:
-            yield
-        finally:
-            lock.release()
+    def _lock(self, data: DataSet) -> contextlib.AbstractContextManager[None]:
+        wait = f"{data.name}: another process is at work on it; waiting until it is done"
+        return locked(self._work("locks", data.name), lambda: self.say(wait))
 
 
 def _holds_anything(folder: Path) -> bool:
@@ -1205,7 +853,7 @@ def locate(name: str, root: Path | None = None) -> Path:
     """The folder of a data set that was downloaded or pointed to.
 
     Raises:
-        UnknownName: no such data set.
-        NotThere: it is not there yet; the message says how to get it.
+        UnknownName: No such data set.
+        NotThere: It is not there yet; the message says how to get it.
     """
     return DataStore(root or default_root()).locate(load_sources()[name])

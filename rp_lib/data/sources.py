@@ -1,4 +1,8 @@
-"""What can go wrong between a server and a verified folder; each kind has an exit code of its own."""
+"""The table of real data sets, ``sources.json``: where each comes from and how it is verified; and what can go wrong.
+
+The table is the one place to review and to edit. A URL, size, hash or licence that is not known is left out there,
+never guessed.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from rp_lib.utils.errors import RPLibError, UnknownName
+
+TABLE = Path(__file__).with_name("sources.json")
+ROLES = ("ID", "shift", "OOD")
+# Kind of digest -> its bytes. MD5 and SHA-1 (git's) tell damage and mix-ups, not a determined forger.
+KINDS = {"sha256": 32, "md5": 16, "git_blob": 20}
 
 
 class DownloadError(RPLibError):
@@ -41,62 +50,17 @@ class NotThere(RPLibError):
     exit_code = 6
 
 
-# Digests of files, as publishers give them: SHA-256, MD5, or the id that git gives a file's content.
-
-# Kind -> bytes of the digest. MD5 and SHA-1 tell damage and mix-ups, not a determined forger.
-KINDS = {"sha256": 32, "md5": 16, "git_blob": 20}
-_CHUNK = 1 << 20
-
-
-def digests(path: Path, kinds: Iterable[str]) -> dict[str, str]:
-    """Hex digests of one file, in one pass; ``git_blob`` is SHA-1 over ``blob <size>``, a zero byte and the content."""
-    hashers = {}
-    for kind in kinds:
-        hashers[kind] = hashlib.new("sha1" if kind == "git_blob" else kind, usedforsecurity=False)
-        if kind == "git_blob":
-            hashers[kind].update(b"blob %d\0" % path.stat().st_size)
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            for hasher in hashers.values():
-                hasher.update(chunk)
-    return {kind: hasher.hexdigest() for kind, hasher in hashers.items()}
-
-
-def verify_file(path: Path, size: int | None, hashes: Mapping[str, str]) -> str:
-    """Compare a file with its known size and digests; returns its SHA-256.
-
-    Raises:
-        VerificationError: it differs; the message says in what.
-    """
-    got = path.stat().st_size
-    if size is not None and got != size:
-        raise VerificationError(f"{got:,} bytes instead of {size:,}")
-    found = digests(path, {"sha256", *hashes})
-    for kind, value in hashes.items():
-        if found[kind] != value:
-            raise VerificationError(f"{kind} is {found[kind]} instead of {value}")
-    return found["sha256"]
-
-
-# The table of real data sets, ``sources.json``: where each comes from and how it is verified.
-#
-# The table is the one place to review and to edit. A URL, size, hash or licence that is not known is
-# left out there, never guessed.
-
-TABLE = Path(__file__).with_name("sources.json")
-ROLES = ("ID", "shift", "OOD")
-
-
 @dataclass(frozen=True)
 class SourceFile:
     """One file to download.
 
     Attributes:
+        name: Plain file name.
         urls: http(s) addresses of the same bytes, tried in order.
-        size: bytes, None if not known.
-        hashes: published hex digests by kind (``sha256``, ``md5``, ``git_blob``); empty: trusted on first use.
-        unpack: folder inside the data set's that the archive is unpacked into; None: not an archive.
-        keep: whether the archive stays beside what was unpacked (pytorch-ood's classes look for it).
+        size: Bytes, None if not known.
+        hashes: Published hex digests by kind (``sha256``, ``md5``, ``git_blob``); empty: trusted on first use.
+        unpack: Folder inside the data set's that the archive is unpacked into; None: not an archive.
+        keep: Whether the archive stays next to what was unpacked (pytorch-ood's classes look for it).
     """
 
     name: str
@@ -112,10 +76,10 @@ class Expected:
     """What the finished folder must look like.
 
     Attributes:
-        paths: files or folders that must be there.
-        images: number of image files, hidden ones aside.
-        class_folders: for a folder, the number of folders in or below it that hold images directly.
-        md5: published digests of files inside, checked where the file is there.
+        paths: Files or folders that must be there.
+        images: Number of image files, hidden ones aside.
+        class_folders: For a folder, the number of folders in or below it that hold images directly.
+        md5: Published digests of files inside, checked where the file is there.
     """
 
     paths: tuple[str, ...] = ()
@@ -130,9 +94,8 @@ class DataSet:
 
     Attributes:
         role: ``ID``, ``shift`` (covariate shift) or ``OOD``.
-        licence: licence or terms, None if not known.
-        by_hand: how to get it where there is no download; None if there is one.
-        library, options: the torchvision or pytorch-ood class that reads the finished folder, and its arguments.
+        licence: Licence or terms, None if not known.
+        by_hand: How to get it where there is no download; None if there is one.
     """
 
     name: str
@@ -144,19 +107,17 @@ class DataSet:
     files: tuple[SourceFile, ...] = ()
     expected: Expected = Expected()
     by_hand: str | None = None
-    library: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def size(self) -> int | None:
         """Bytes to download, None if any file's size is not known."""
-        sizes = [f.size for f in self.files]
-        return sum(sizes) if sizes and None not in sizes else None  # type: ignore[arg-type]
+        sizes = [f.size for f in self.files if f.size is not None]
+        return sum(sizes) if self.files and len(sizes) == len(self.files) else None
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The whole table: data sets and groups by name."""
+    """The complete table: data sets and groups by name."""
 
     data: Mapping[str, DataSet]
     groups: Mapping[str, str]
@@ -167,11 +128,7 @@ class Sources:
         return self.data[name]
 
     def select(self, names: Iterable[str]) -> list[DataSet]:
-        """Data sets by names, groups or ``all``, each once, in the order of the table.
-
-        Raises:
-            UnknownName: neither a data set nor a group.
-        """
+        """Data sets by names, groups or ``all``, each once, in the order of the table."""
         wanted: set[str] = set()
         for name in names:
             members = {n for n, d in self.data.items() if name in ("all", n) or name in d.groups}
@@ -185,10 +142,9 @@ def load_sources(path: Path = TABLE) -> Sources:
     """Read and validate a table.
 
     Raises:
-        RPLibError: an entry that this code cannot honour; the message names it.
+        RPLibError: An entry that this code cannot honour; the message names it.
     """
-    raw = json.loads(path.read_text(encoding="utf-8"))
-    data = {}
+    raw, data = json.loads(path.read_text(encoding="utf-8")), {}
     for name, row in raw["data"].items():
         try:
             data[name] = _data_set(name, row, raw["groups"])
@@ -204,17 +160,33 @@ def check_url(url: str) -> str:
     return url
 
 
+def default_root() -> Path:
+    """The folder of data sets: ``$RP_DATA``, else ``data`` in the working directory."""
+    return Path(os.environ.get("RP_DATA") or "data")
+
+
+def digest(path: Path, kind: str) -> str:
+    """Hex digest of a file; ``git_blob`` is SHA-1 over ``blob <size>``, a zero byte and the content."""
+    start = b"blob %d\0" % path.stat().st_size if kind == "git_blob" else b""
+    hasher = hashlib.new("sha1" if kind == "git_blob" else kind, start, usedforsecurity=False)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hasher).hexdigest()
+
+
+def verify_file(path: Path, size: int | None, hashes: Mapping[str, str]) -> None:
+    """Raise :class:`VerificationError` unless a file has its known size and digests."""
+    if size is not None and (got := path.stat().st_size) != size:
+        raise VerificationError(f"{got:,} bytes instead of {size:,}")
+    for kind, value in hashes.items():
+        if (found := digest(path, kind)) != value:
+            raise VerificationError(f"{kind} is {found} instead of {value}")
+
+
 def _data_set(name: str, row: Mapping[str, Any], groups: Mapping[str, str]) -> DataSet:
     expected = row.get("expected", {})
-    made = DataSet(
-        **{
-            **row,
-            "name": name,
-            "groups": tuple(row["groups"]),
-            "files": tuple(_source_file(f) for f in row.get("files", ())),
-            "expected": Expected(**{**expected, "paths": tuple(expected.get("paths", ()))}),
-        }
-    )
+    expected = Expected(**{**expected, "paths": tuple(expected.get("paths", ()))})
+    files = tuple(_source_file(f) for f in row.get("files", ()))
+    made = DataSet(**{**row, "name": name, "groups": tuple(row["groups"]), "files": files, "expected": expected})
     if made.role not in ROLES:
         raise ValueError(f"the role {made.role!r} is none of {', '.join(ROLES)}")
     if unknown := set(made.groups) - groups.keys():
@@ -233,13 +205,7 @@ def _source_file(row: Mapping[str, Any]) -> SourceFile:
             raise ValueError(f"{row['name']}: {value!r} is no {kind} digest")
     if row["name"] != Path(row["name"]).name or row["name"].startswith("."):
         raise ValueError(f"{row['name']!r} is no plain file name")
-    rest = {k: v for k, v in row.items() if k not in KINDS}
-    made = SourceFile(**{**rest, "urls": tuple(check_url(u) for u in row["urls"]), "hashes": hashes})
-    if not made.urls:
-        raise ValueError(f"{made.name} has no URL")
-    return made
-
-
-def default_root() -> Path:
-    """The folder of data sets: ``$RP_DATA``, else ``data`` in the working directory."""
-    return Path(os.environ.get("RP_DATA") or "data")
+    if not row["urls"]:
+        raise ValueError(f"{row['name']} has no URL")
+    rest = {key: value for key, value in row.items() if key not in KINDS}
+    return SourceFile(**{**rest, "urls": tuple(check_url(url) for url in row["urls"]), "hashes": hashes})

@@ -156,4 +156,5 @@ def start_child(code: str, *arguments: object) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         env={"no_proxy": "127.0.0.1", "PATH": "/usr/bin:/bin"},
+        start_new_session=True,
     )

@@ -41,7 +41,7 @@ def write(path: Path, data: bytes) -> None:
 def note(root: Path, name: str) -> Path:
     """Say that ``root/name`` is whole, as a finished download does."""
     (root / name).mkdir(parents=True, exist_ok=True)
-    Note(name, 0, 0, "now").write(root / name)
+    Note(name, 0, 0).write(root / name)
     return root / name
 
 

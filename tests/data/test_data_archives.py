@@ -3,7 +3,6 @@
 import bz2
 import errno
 import gzip
-import hashlib
 import io
 import lzma
 import stat
@@ -14,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rp_lib.data import download as archives
-from rp_lib.data.download import ArchiveLimits, inspect, unpack
+from rp_lib.data.download import unpack
 from rp_lib.data.sources import NoSpace, UnsafeArchive, VerificationError
 
 FILES = {"set/a.txt": b"first", "set/deep/b.bin": bytes(range(256)) * 20, "set/empty": b""}
@@ -79,11 +78,10 @@ def tree(folder: Path) -> dict[str, bytes]:
 )
 def test_every_kind_whatever_its_name(tmp_path, body):
     archive = save(tmp_path, body)
-    assert inspect(archive) == (3, sum(map(len, FILES.values())))
+    assert unpack(archive, None) == (3, sum(map(len, FILES.values())))
     assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]  # looking writes nothing
-    written = unpack(archive, tmp_path / "out")
+    assert unpack(archive, tmp_path / "out") == unpack(archive, None)
     assert tree(tmp_path / "out") == FILES
-    assert written == {name: (len(body), hashlib.sha256(body).hexdigest()) for name, body in FILES.items()}
     for path in (tmp_path / "out").rglob("*"):
         assert not path.stat().st_mode & (stat.S_ISUID | stat.S_IWOTH)
         assert path.is_dir() or not path.stat().st_mode & stat.S_IXUSR
@@ -109,12 +107,12 @@ def test_a_member_outside_its_folder(tmp_path, name, kind):
 @pytest.mark.parametrize(
     ("info", "message"),
     [
-        (member("link", tarfile.SYMTYPE, "/etc/passwd"), "links to"),
-        (member("link", tarfile.SYMTYPE, "../../secret"), "links to"),
-        (member("set/link", tarfile.SYMTYPE, "../.."), "links to"),
-        (member("link", tarfile.SYMTYPE, "set"), "links to"),  # a folder: what comes next could be written through it
-        (member("link", tarfile.LNKTYPE, "../../secret"), "links to"),
-        (member("link", tarfile.LNKTYPE, "not/there"), "links to"),
+        (member("link", tarfile.SYMTYPE, "/etc/passwd"), "is a link"),
+        (member("link", tarfile.SYMTYPE, "../../secret"), "is a link"),
+        (member("link", tarfile.SYMTYPE, "set"), "is a link"),  # what comes next could be written through it
+        (member("set/soft", tarfile.SYMTYPE, "a.txt"), "is a link"),
+        (member("set/hard", tarfile.LNKTYPE, "set/a.txt"), "is a link"),
+        (member("link", tarfile.LNKTYPE, "../../secret"), "is a link"),
         (member("pipe", tarfile.FIFOTYPE), "device"),
         (member("null", tarfile.CHRTYPE), "device"),
         (member("disk", tarfile.BLKTYPE), "device"),
@@ -131,35 +129,20 @@ def test_members_that_are_no_plain_file(tmp_path, info, message):
 
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO])
 def test_zip_members_that_are_no_plain_file(tmp_path, kind):
-    refused(tmp_path, zip_bytes((zip_member("link", kind | 0o777), b"../../secret")), "symbolic link|device")
+    refused(tmp_path, zip_bytes((zip_member("link", kind | 0o777), b"../../secret")), "is a link, a device")
 
 
-def refused(tmp_path: Path, body: bytes, message: str, error=UnsafeArchive, limits=None) -> None:
+def refused(tmp_path: Path, body: bytes, message: str, error=UnsafeArchive) -> None:
     inner = tmp_path / "one" / "two"
     inner.mkdir(parents=True)
     archive = save(tmp_path, body)
     with pytest.raises(error, match=message):
-        inspect(archive, limits)
+        unpack(archive, None)
     assert not any(inner.iterdir())
     with pytest.raises(error, match=message):
-        unpack(archive, inner / "out", limits)
+        unpack(archive, inner / "out")
     outside = [p for p in tmp_path.rglob("*") if p.is_file() and not p.is_relative_to(inner / "out")]
     assert outside == [archive]
-
-
-def test_links_within_become_copies(tmp_path):
-    archive = save(
-        tmp_path,
-        tar_bytes(
-            member("set/hard", tarfile.LNKTYPE, "set/a.txt"), member("set/deep/soft", tarfile.SYMTYPE, "../a.txt")
-        ),
-    )
-    assert inspect(archive).bytes == sum(map(len, FILES.values())) + 10
-    unpack(archive, tmp_path / "out")
-    assert tree(tmp_path / "out") == {**FILES, "set/hard": b"first", "set/deep/soft": b"first"}
-    assert not any(p.is_symlink() for p in (tmp_path / "out").rglob("*"))
-    (tmp_path / "out/set/hard").write_bytes(b"changed")
-    assert (tmp_path / "out/set/a.txt").read_bytes() == b"first"
 
 
 def test_a_file_behind_a_password(tmp_path):
@@ -173,26 +156,28 @@ def test_a_file_behind_a_password(tmp_path):
 def test_a_sparse_file(tmp_path):
     info = tarfile.TarInfo("hole")
     info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": str(10**12)}
-    refused(tmp_path, tar_bytes((info, b"0\n" + b"\0" * 510)), "sparse")
+    refused(tmp_path, tar_bytes((info, b"0\n" + b"\0" * 510)), "decompression bomb")
 
 
 ZEROS = {"zeros": b"\0" * 3_000_000}
-TIGHT = ArchiveLimits(members=50, total=10**7, ratio=20, harmless=1_000_000)
+
+
+@pytest.fixture
+def tight(monkeypatch):
+    for name, value in {"_MEMBERS": 50, "_TOTAL": 10**7, "_RATIO": 20, "_HARMLESS": 1_000_000}.items():
+        monkeypatch.setattr(archives, name, value)
 
 
 @pytest.mark.parametrize("body", [gzip.compress(tar_bytes(files=ZEROS)), zip_bytes(files=ZEROS)], ids=["gz", "zip"])
-def test_bombs_by_ratio(tmp_path, body):
-    refused(tmp_path, body, "decompression bomb", limits=TIGHT)
-    assert inspect(tmp_path / "a.bin", ArchiveLimits()).bytes == 3_000_000  # as small as this it is harmless
+def test_bombs_by_ratio(tmp_path, body, tight, monkeypatch):
+    refused(tmp_path, body, "decompression bomb")
+    monkeypatch.setattr(archives, "_HARMLESS", 64 << 20)
+    assert unpack(tmp_path / "a.bin", None).bytes == 3_000_000  # as small as this it is harmless
 
 
-def test_bombs_by_total(tmp_path):
-    refused(tmp_path, tar_bytes(files=ZEROS), "decompression bomb", limits=ArchiveLimits(total=2_999_999))
-
-
-def test_bombs_by_links(tmp_path):
-    links = [member(f"l{i}", tarfile.LNKTYPE, "zeros") for i in range(40)]
-    refused(tmp_path, tar_bytes(*links, files=ZEROS), "decompression bomb", limits=TIGHT)
+def test_bombs_by_total(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "_TOTAL", 2_999_999)
+    refused(tmp_path, tar_bytes(files=ZEROS), "decompression bomb")
 
 
 def test_a_size_that_is_only_claimed(tmp_path):
@@ -202,8 +187,8 @@ def test_a_size_that_is_only_claimed(tmp_path):
     refused(tmp_path, info.tobuf(tarfile.GNU_FORMAT) + b"\0" * 1024, "decompression bomb")
 
 
-def test_too_many_members(tmp_path):
-    refused(tmp_path, tar_bytes(files={str(i): b"" for i in range(51)}), "more than 50 members", limits=TIGHT)
+def test_too_many_members(tmp_path, tight):
+    refused(tmp_path, tar_bytes(files={str(i): b"" for i in range(51)}), "51 members.* decompression bomb")
 
 
 def test_a_header_that_would_fill_the_memory(tmp_path):
@@ -214,7 +199,7 @@ def test_a_header_that_would_fill_the_memory(tmp_path):
 
 
 def test_what_goes_on_behind_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "_CHUNK", 16 << 10)  # 64 of them are allowed
+    monkeypatch.setattr(archives, "_HARMLESS", 1_000_000)
     refused(tmp_path, gzip.compress(tar_bytes() + b"\0" * (1 << 20), 1), "on and on")
 
 
@@ -252,9 +237,9 @@ def test_a_checksum_behind_the_last_member(tmp_path):
 
 
 def test_a_full_disk(tmp_path, monkeypatch):
-    def full(source, file, member):
+    def full(*args, **more):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(archives, "_copy", full)
+    monkeypatch.setattr(tarfile.TarFile, "extract", full)
     with pytest.raises(NoSpace, match=r"disk is full while unpacking a\.bin"):
         unpack(save(tmp_path, tar_bytes()), tmp_path / "out")

@@ -22,10 +22,7 @@ GOOD, OTHER = b"numbers" * 100, b"letters" * 100
 
 @pytest.fixture
 def server(monkeypatch):
-    import urllib.request
-
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(urllib.request, "_opener", None)
     running = Server()
     yield running
     running.close()

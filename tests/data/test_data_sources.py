@@ -53,16 +53,6 @@ def test_pytorch_ood_knows_the_same():
     assert SOURCES["inaturalist"].licence == img.iNaturalist.info.license
 
 
-def test_libraries_named_in_the_table_exist():
-    import importlib
-
-    for data in SOURCES.data.values():
-        if data.library:
-            module, _, name = data.library.rpartition(".")
-            pytest.importorskip(module)
-            assert hasattr(importlib.import_module(module), name)
-
-
 def test_every_set_of_both_benchmarks_is_there():
     by_role = {}
     for data in SOURCES.data.values():
