@@ -2,7 +2,7 @@
 
 OpenAI trained with QuickGELU, x * sigmoid(1.702 x). open_clip's plain names (``ViT-B-32``) build towers with the
 exact GELU, and weights do not say which one they were trained with: with the wrong one nothing fails and every number
-is lower. So the activation is taken from what the weights are.
+is lower. So the tag or the file decides on the activation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rp_lib.utils.errors import RPLibError, UnknownName
 log = logging.getLogger(__name__)
 SCHEMAS = ("hf-hub:", "local-dir:")
 TWIN = "-quickgelu"
-# Buffers that OpenAI's own files hold beside the weights.
+# What OpenAI's own files hold next to the weights.
 OPENAI_KEYS = frozenset({"input_resolution", "context_length", "vocab_size"})
 REFUSED = {
     "jit": "a scripted model has no towers that programs could act on",
@@ -35,12 +35,19 @@ REFUSED = {
 
 @dataclass(frozen=True)
 class Backbone:
-    """A model as open_clip builds it, and what goes with it.
+    """A model as open_clip builds it, and what belongs to it.
 
-    Attributes:
-        model: with ``visual``, a text tower and ``logit_scale``; float32 on the CPU.
-        tokenizer: texts to int64 (n, length). name: model and weights.
-        mean, std: per channel, of images in [0, 1]. image_size: side, pixels.
+    Args:
+        model: With ``visual``, a text tower and ``logit_scale``; float32 on the CPU.
+        tokenizer: Maps n texts to int64 tokens, shape (n, context length).
+        name: Model and weights.
+        mean: Of each channel, of images in [0, 1], length 3.
+        std: Of each channel, length 3.
+        image_size: Side of the square input, pixels.
+
+    Example:
+        >>> load_backbone("ViT-B-32", "openai").name  # doctest: +SKIP
+        'ViT-B-32-quickgelu/openai'
     """
 
     model: nn.Module
@@ -52,17 +59,17 @@ class Backbone:
 
 
 def load_backbone(name: str, pretrained: str | Path | None, **options: Any) -> Backbone:
-    """An open_clip model by name.
+    """Load an open_clip model by name.
 
     Args:
-        name: of :func:`open_clip.list_models`, or ``hf-hub:ORG/REPO``, or ``local-dir:FOLDER`` with an
+        name: Of :func:`open_clip.list_models`, or ``hf-hub:ORG/REPO``, or ``local-dir:FOLDER`` with an
             ``open_clip_config.json``; the last two bring their weights along.
-        pretrained: tag or local weight file; None for random weights. options: of ``open_clip.create_model``, such as
-            ``force_image_size=336``.
+        pretrained: Tag or local weight file; None for random weights.
+        options: Of ``open_clip.create_model``, such as ``force_image_size=336``.
 
     Raises:
         UnknownName: open_clip has no such model or tag.
-        RPLibError: the weights cannot be fetched or read, would run code, or take images that are not square.
+        RPLibError: The weights cannot be fetched or read, would run code, or take images that are not square.
     """
     import open_clip
 
@@ -92,11 +99,8 @@ def load_backbone(name: str, pretrained: str | Path | None, **options: Any) -> B
     except Exception as error:  # a missing package, hub and network errors have no common base
         raise RPLibError(f"cannot load the tokenizer of {name}: {error}") from error
     visual: Any = model.visual
-    return Backbone(
-        model, tokenizer, label,
-        visual.image_mean or open_clip.OPENAI_DATASET_MEAN, visual.image_std or open_clip.OPENAI_DATASET_STD,
-        _side(visual.image_size, name),
-    )  # fmt: skip
+    mean, std = visual.image_mean or open_clip.OPENAI_DATASET_MEAN, visual.image_std or open_clip.OPENAI_DATASET_STD
+    return Backbone(model, tokenizer, label, mean, std, _side(visual.image_size, name))
 
 
 def _create(name: str, tag: str | None, **options: Any) -> nn.Module:
@@ -122,7 +126,7 @@ def _from_tag(name: str, tag: str, options: dict[str, Any]) -> tuple[str, nn.Mod
 
 
 def _from_file(name: str, path: Path, options: dict[str, Any]) -> tuple[str, nn.Module]:
-    """A model with the weights of a local file; OpenAI's are known by what they hold beside the weights."""
+    """A model with the weights of a local file; OpenAI's are known by what they hold next to the weights."""
     import open_clip
     from open_clip.factory import load_state_dict
     from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
@@ -192,6 +196,7 @@ def _keys(path: Path) -> frozenset[str]:
 
 @torch.no_grad()
 def _half_precise(model: nn.Module) -> bool:
+    """Whether every weight matrix of the image tower holds numbers of half precision."""
     matrices = [p for p in model.visual.parameters() if p.ndim > 1]
     return all(bool((p == p.half().float()).all()) for p in matrices)
 

@@ -197,7 +197,7 @@ class Benchmark:
         >>> from rp_lib import mini
         >>> data = mini.load_benchmark()
         >>> data.subsample(test=100, other=50).shifts["emoji"]
-        ImageSet('emoji', role='shift', 50 images of 64 x 64 pixels, 30 classes)
+        ImageSet('emoji', role='shift', 50 images of 64 x 64 pixels, 26 classes)
     """
 
     name: str

@@ -1,8 +1,8 @@
 """One object for a frozen CLIP: the mini model or any open_clip backbone.
 
-It knows what a method needs and what otherwise goes wrong silently: the input size and normalisation of
-its images, its tokenizer, its logit scale, the right activation for OpenAI's weights, and a fingerprint
-so that a program trained for one backbone is never applied to another.
+It knows what a method needs and what otherwise goes wrong without an error: the input size and normalization of its
+images, its tokenizer, its logit scale, the activation of OpenAI's weights, and a fingerprint, so that a program that
+was trained for one backbone is never applied to another.
 """
 
 from __future__ import annotations
@@ -41,36 +41,49 @@ def check_images(images: Tensor) -> None:
         if not bool(low >= 0) or not bool(high <= 1):  # also true for NaN
             raise RPLibError(
                 f"float images must be finite and in [0, 1], these span [{float(low):.3g}, {float(high):.3g}]; pass "
-                "raw pixels (uint8, or divided by 255): the model normalises them itself"
+                "raw pixels (uint8, or divided by 255): the model normalizes them itself"
             )
 
 
 def to_unit_range(images: Tensor) -> Tensor:
-    """uint8 [0, 255] -> float32 [0, 1]; float images pass through."""
+    """Divide uint8 images by 255; float images only become float32."""
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """Bicubic, antialiased, clamped: float (n, 3, h, w) in [0, 1] -> (n, 3, size, size) in [0, 1]."""
+    """Resize float images (n, 3, h, w) in [0, 1] to (n, 3, size, size): bicubic, antialiased, clamped to [0, 1]."""
     if images.shape[-2:] == (size, size):
         return images
     return F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
 
 
 class FrozenCLIP:
-    """A CLIP whose weights never change.
+    """A CLIP whose weights never change, with all that belongs to it.
 
     Args:
-        model, tokenizer: as open_clip builds them. mean, std: per channel, of images in [0, 1].
-        channels_last: lay out images with channels last in memory, which convolutions on GPUs are faster with.
-        compile: compile the image towers with ``torch.compile``, True or the name of one of its backends; the first
-            step then takes a minute or more, results differ by rounding. Pays on GPUs, for long runs.
+        model: As open_clip builds it: with ``visual``, a text tower and ``logit_scale``.
+        tokenizer: Maps n texts to int64 tokens, shape (n, context length).
+        name: Model and weights, such as ``"ViT-B-32-quickgelu/openai"``.
+        mean: Of each channel, of images in [0, 1], length 3.
+        std: Of each channel, length 3.
+        image_size: Side of the square input, pixels.
+        device: Where the model computes.
+        channels_last: Lay out images with channels last in memory, which convolutions on GPUs are faster with.
+        compile: Compile the image towers with ``torch.compile``: True, or the name of one of its backends. The first
+            step then takes a minute or more, and results differ by rounding. Pays on GPUs, for long runs.
 
     Attributes:
-        name: what it is, e.g. ``"mini"`` or ``"ViT-B-32-quickgelu/openai"``.
-        image_size: side of the square input, pixels.
-        logit_scale: the factor on cosine similarities, float (100 for OpenAI's models).
-        embed_dim: length of the features.
+        logit_scale: The factor on cosine similarities, a float (100 for OpenAI's models).
+        embed_dim: Length d of the features.
+
+    Example:
+        >>> from rp_lib import mini
+        >>> clip, data = mini.load()
+        >>> images = clip.encode(data.test.images[:8])  # (8, d)
+        >>> classes = clip.class_embeddings(data.class_names, data.templates)  # (C, d)
+        >>> logits = clip.logit_scale * images @ classes.T
+        >>> logits.shape
+        torch.Size([8, 40])
     """
 
     def __init__(
@@ -105,19 +118,17 @@ class FrozenCLIP:
     def open_clip(
         cls, name: str, pretrained: str | Path | None, device: torch.device | str = "cpu", **options: object
     ) -> FrozenCLIP:
-        """Any open_clip model with a pretrained tag or a local checkpoint; ``None`` gives random weights.
-
-        OpenAI's weights were trained with QuickGELU; with plain GELU every number is silently lower, so
-        ``("ViT-B-32", "openai")`` is loaded as ``ViT-B-32-quickgelu``. See :func:`rp_lib.backbones.load_backbone`.
+        """Load any open_clip model, with the activation that its weights were trained with.
 
         Args:
-            name: such as ``ViT-B-32``, ``hf-hub:ORG/REPO`` or ``local-dir:FOLDER``.
-            pretrained: tag, file or None. device: where it computes.
+            name: Such as ``ViT-B-32``, ``hf-hub:ORG/REPO`` or ``local-dir:FOLDER``.
+            pretrained: Tag of open_clip or a local weight file; None for random weights.
+            device: Where the model computes.
             options: ``channels_last`` and ``compile`` as above; others go to ``open_clip.create_model``.
 
         Raises:
             UnknownName: open_clip has no such model or tag.
-            RPLibError: the weights cannot be fetched or read, or no text program can act on the text tower.
+            RPLibError: The weights cannot be fetched or read, or no text program can act on the text tower.
         """
         own: dict[str, Any] = {key: options.pop(key) for key in ("channels_last", "compile") if key in options}
         b = load_backbone(name, pretrained, **options)
@@ -135,46 +146,54 @@ class FrozenCLIP:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 (hex) over all weights, the normalisation and the activation; equal only for the same model."""
+        """SHA-256 (hex) over all weights, the normalization and the activation; equal only for the same model."""
         # The same weights with another activation are another model, and no weight tells them apart.
         quick = torch.tensor(any(type(m).__name__ == "QuickGELU" for m in self.model.modules()))
         return tensors_sha256({**self.model.state_dict(), "mean": self._mean, "std": self._std, "quick_gelu": quick})
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
-        """int64 (n, context_length) tokens on this model's device."""
+        """Tokenize n texts: int64 (n, context length) on this model's device."""
         return self.tokenizer(list(texts)).to(self.device)
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
-        """Unit float32 (n, d) text features of int (n, length) tokens."""
+        """Encode int tokens (n, length) as text features of unit length, float32 (n, d)."""
         with computing(self.device):
             return F.normalize(encode_tokens(self.model, tokens).float(), dim=-1)
 
     @torch.no_grad()
     def class_embeddings(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Unit float32 (C, d): each class's prompts encoded, normalised, averaged and normalised again.
+        """Embed each class: its prompts encoded, averaged, and the mean scaled to unit length.
 
-        The same as open_clip's ``build_zero_shot_classifier``. ``templates`` hold one ``{}`` each.
+        The same as open_clip's ``build_zero_shot_classifier``.
+
+        Args:
+            class_names: C names.
+            templates: T prompts with one ``{}`` each.
+
+        Returns:
+            float32, shape (C, d).
         """
         prompts = [t.format(c) for c in class_names for t in templates]
         with evaluating():
-            features = self.encode_tokens(self.tokenize(prompts)).view(len(class_names), len(templates), -1)
+            features = self.encode_tokens(self.tokenize(prompts))  # (C * T, d)
+        features = features.view(len(class_names), len(templates), -1)  # (C, T, d)
         return F.normalize(features.mean(1), dim=-1)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Map float (n, 3, H, H) in [0, 1] to what the image tower expects."""
+        """Map float images (n, 3, H, H) in [0, 1] to what the image tower expects."""
         pixels = (images - self._mean) / self._std
         return pixels.contiguous(memory_format=torch.channels_last) if self.channels_last else pixels
 
     def encode_pixels(self, images: Tensor) -> Tensor:
-        """Unit float32 (n, d) features of float (n, 3, H, H) in [0, 1]; gradients reach the pixels."""
+        """Encode float images (n, 3, H, H) in [0, 1] as unit features, float32 (n, d); gradients reach the pixels."""
         with computing(self.device):
             return F.normalize(self.model.visual(self.normalize(images)).float(), dim=-1)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """uint8 or float images (n, 3, h, w) -> float32 (n, 3, H, H) in [0, 1] on this model's device."""
+        """Bring uint8 or float images (n, 3, h, w) to float32 (n, 3, H, H) in [0, 1] on this model's device."""
         check_images(images)
         return resize(to_unit_range(images.to(self.device)), self.image_size)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Unit float32 (n, d) features of uint8 or float images of any size."""
+        """Encode uint8 or float images of any size as features of unit length, float32 (n, d)."""
         return self.encode_pixels(self.prepare(images))

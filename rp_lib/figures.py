@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-
-import pandas as pd
-from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-from PIL import Image
+from typing import TYPE_CHECKING, Any
 
 from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
 from rp_lib.utils.distributed import on_main
 from rp_lib.utils.io import write_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 # Okabe and Ito's colour-blind-safe palette. Eight colours are fewer than methods: relatives share one, and each
 # method has a marker of its own, so that colour is never the only difference.
@@ -32,7 +32,6 @@ STYLE: dict[str, tuple[str, str, str]] = {
     "rp": ("#0072B2", "o", "Reprogrammer (RP)"),
     "rrp": ("#009E73", "*", "Residual Reprogrammer (RRP)"),
 }
-HALO = [withStroke(linewidth=3, foreground="white")]  # numbers stay readable on the reference line
 AXES = (
     ("test", "accuracy", "ID accuracy (%)", "higher is better"),
     (ALL_SHIFTS, "accuracy", "Accuracy under shift (%)", "higher is better"),
@@ -41,12 +40,22 @@ AXES = (
 )
 
 
+def halo() -> list[Any]:
+    """Make the effect that keeps numbers readable on a line: a white outline around the text."""
+    from matplotlib.patheffects import withStroke
+
+    return [withStroke(linewidth=3, foreground="white")]
+
+
 def three_axes(summary: pd.DataFrame, title: str) -> Figure:
-    """Every method on the three axes (detection by two numbers), with intervals and zero-shot as reference.
+    """Draw every method on the three axes (detection by two numbers), with intervals and zero-shot as reference.
 
     Args:
-        summary: of :func:`rp_lib.evaluation.summarise`. title: says what was measured on what.
+        summary: Of :func:`rp_lib.evaluation.summarise`.
+        title: Says what was measured on what.
     """
+    from matplotlib.figure import Figure
+
     methods = [m for m in STYLE if m in set(summary["method"])]
     # Not through pyplot: that would keep the figure alive, and pick a backend for whoever imports this.
     axes = [a for a in AXES if ((summary["set"] == a[0]) & (summary["metric"] == a[1])).any()]
@@ -62,14 +71,9 @@ def three_axes(summary: pd.DataFrame, title: str) -> Figure:
             panel.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="round", zorder=1)
             panel.plot(value, y, color=colour, marker=marker, markersize=11 if marker == "*" else 8, zorder=2)
             panel.annotate(
-                f"{value:.1f}",
-                (value, y),
-                (0, 8),
-                textcoords="offset points",
-                ha="center",
-                fontsize=9,
-                path_effects=HALO,
-            )
+                f"{value:.1f}", (value, y), (0, 8), textcoords="offset points", ha="center", fontsize=9,
+                path_effects=halo(),
+            )  # fmt: skip
         panel.set_yticks(range(len(methods)), [STYLE[m][2] for m in reversed(methods)])
         panel.set_ylim(-0.5, len(methods) - 0.2)
         panel.set_title(label, fontsize=11)
@@ -84,7 +88,9 @@ def three_axes(summary: pd.DataFrame, title: str) -> Figure:
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a PNG atomically; of several processes the first does. A palette of 256 colours makes it a third as big."""
-    whole = io.BytesIO()
-    figure.savefig(whole, dpi=150, format="png")
-    small = Image.open(whole).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    from PIL import Image
+
+    full = io.BytesIO()
+    figure.savefig(full, dpi=150, format="png")
+    small = Image.open(full).convert("RGB").quantize(256, dither=Image.Dither.NONE)
     on_main(lambda: write_atomically(path, lambda partial: small.save(partial, format="png", optimize=True)))

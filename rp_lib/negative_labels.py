@@ -1,7 +1,7 @@
-"""Negative words: what an image may show that is none of the task's classes.
+"""Negative words: what an image may show that is none of the task's classes (candidates for NegLabel).
 
 NegLabel (Jiang et al. 2024, arXiv 2403.20078) takes WordNet as its list. No such list ships here, so the default is
-every whole word of CLIP's own BPE vocabulary. It was made without regard to any benchmark, and nothing is added or
+every complete word of CLIP's own BPE vocabulary. It was made without regard to any benchmark, and nothing is added or
 removed with an OOD set in mind; it does hold names of things that an OOD set may show, as WordNet does.
 """
 
@@ -18,12 +18,27 @@ from rp_lib.clip import FrozenCLIP
 from rp_lib.towers import text_part
 from rp_lib.utils.errors import RPLibError
 
-_BATCH = 1024
+_BATCH, _MIN_LETTERS = 1024, 3
 
 
 @dataclass(frozen=True, eq=False)
 class NegativeWords:
-    """Words and their unit float32 (M, d) embeddings; ``candidates`` is how many they were chosen from."""
+    """Words that are far from all class names, and their embeddings.
+
+    Args:
+        words: M words.
+        embeddings: Of unit length, float32, shape (M, d).
+        candidates: How many words they were chosen from.
+        fraction: See :func:`mine_negative_words`.
+        quantile: See :func:`mine_negative_words`.
+
+    Example:
+        >>> from rp_lib import mini
+        >>> clip, names = mini.load_clip(), ["cat", "dog"]
+        >>> found = mine_negative_words(clip, names, ["an icon of a {}"], ["kitten", "river", "lamp"], fraction=0.7)
+        >>> len(found.words), found.embeddings.shape, found.candidates
+        (2, torch.Size([2, 256]), 3)
+    """
 
     words: tuple[str, ...]
     embeddings: Tensor
@@ -32,21 +47,21 @@ class NegativeWords:
     quantile: float
 
     def about(self) -> dict[str, Any]:
-        """JSON-able: the words and how they were chosen."""
-        return {"words": list(self.words), "candidates": self.candidates, "fraction": self.fraction,
-                "quantile": self.quantile}  # fmt: skip
+        """The words and how they were chosen, for the header of saved outputs."""
+        chosen = {key: getattr(self, key) for key in ("candidates", "fraction", "quantile")}
+        return {"words": list(self.words), **chosen}
 
 
 @torch.no_grad()
-def vocabulary_words(clip: FrozenCLIP, min_letters: int = 3) -> list[str]:
-    """Whole words of the tokenizer's vocabulary that the backbone knows, in the vocabulary's order.
+def vocabulary_words(clip: FrozenCLIP) -> list[str]:
+    """List the complete words of the tokenizer's vocabulary that the backbone knows, in the vocabulary's order.
 
-    A word is one token of at least ``min_letters`` letters a to z at a word's end. The list knows no parts of speech:
+    A word is one token of at least three letters a to z at a word's end. The list knows no parts of speech:
     names, verbs and endings that BPE splits off (``ing``) are in it. Tokens that share their row of the token table
-    with others were never learnt (the mini CLIP gives all of those one row) and are left out.
+    with others were never trained (the mini CLIP gives all of those one row) and are left out.
 
     Raises:
-        RPLibError: the tokenizer shows no vocabulary.
+        RPLibError: The tokenizer shows no vocabulary.
     """
     encoder = getattr(clip.tokenizer, "encoder", None)
     if not isinstance(encoder, dict):
@@ -59,7 +74,7 @@ def vocabulary_words(clip: FrozenCLIP, min_letters: int = 3) -> list[str]:
     found = []
     for token, row in encoder.items():
         word = token.removesuffix("</w>")
-        if word != token and len(word) >= min_letters and word.isascii() and word.isalpha() and own[row]:
+        if word != token and len(word) >= _MIN_LETTERS and word.isascii() and word.isalpha() and own[row]:
             found.append(word)
     return found
 
@@ -73,32 +88,35 @@ def mine_negative_words(
     fraction: float = 0.15,
     quantile: float = 0.95,
 ) -> NegativeWords:
-    """NegMining: the words farthest from the class names (arXiv 2403.20078).
+    """Choose the words that are farthest from the class names: NegMining (arXiv 2403.20078).
 
     How near a word is to the classes is the ``quantile`` of its cosine similarities to them, which a single odd class
     cannot move; the ``fraction`` of the words with the lowest value is kept. Defaults are those of the released code,
     which uses the prompt ``The nice {}.``; here the task's own templates are used for classes and words alike.
 
     Args:
-        clip: the untouched backbone. class_names, templates: of the task.
-        words: candidates, default :func:`vocabulary_words`. Words of the class names, with or without a plural s,
+        clip: The untouched backbone.
+        class_names: Of the task.
+        templates: Of the task.
+        words: Candidates, by default :func:`vocabulary_words`. Words of the class names, with or without a plural s,
             are left out.
-        fraction: of the candidates to keep, in (0, 1]. quantile: in [0, 1].
+        fraction: Of the candidates to keep, in (0, 1].
+        quantile: Of a word's similarities, in [0, 1].
 
     Raises:
-        RPLibError: an option out of its range, or no candidate is left.
+        RPLibError: An option out of its range, or no candidate is left.
     """
     if not 0 < fraction <= 1 or not 0 <= quantile <= 1:
         raise RPLibError(f"need 0 < fraction <= 1 and 0 <= quantile <= 1, got {fraction} and {quantile}")
-    taken = {part.removesuffix("s") for name in class_names for part in (name.lower(), *name.lower().split())}
+    class_words = {part.removesuffix("s") for name in class_names for part in (name.lower(), *name.lower().split())}
     candidates = vocabulary_words(clip) if words is None else list(dict.fromkeys(words))
-    candidates = [word for word in candidates if word.lower().removesuffix("s") not in taken]
+    candidates = [word for word in candidates if word.lower().removesuffix("s") not in class_words]
     if not candidates:
-        raise RPLibError("no candidate word is left beside the class names: give more words")
+        raise RPLibError("no candidate word is left next to the class names: give more words")
     batches = [candidates[i : i + _BATCH] for i in range(0, len(candidates), _BATCH)]
     embeddings = torch.cat([clip.class_embeddings(batch, templates).cpu() for batch in batches])
     classes = clip.class_embeddings(class_names, templates).cpu()
-    nearness = torch.quantile(embeddings @ classes.T, quantile, dim=1)
+    nearness = torch.quantile(embeddings @ classes.T, quantile, dim=1)  # (candidates,)
     kept = nearness.argsort(stable=True)[: max(1, int(len(candidates) * fraction))]
     words_kept = tuple(candidates[i] for i in kept.tolist())
     return NegativeWords(words_kept, embeddings[kept].contiguous(), len(candidates), fraction, quantile)

@@ -1,15 +1,15 @@
-"""The two programs of the paper: one in front of the image tower, one in front of the text transformer.
+"""The two programs of the paper (Geng and Chen 2024, arXiv 2403.10800).
 
-Image program (Geng and Chen 2024, arXiv 2403.10800)::
+The image program stands in front of the image tower::
 
     psi(x) = clamp(U(x) + tanh(W * M), 0, 1)
 
-``U`` brings x to the inner resolution and zero-pads it to the encoder's input size; ``W`` (3, H, H) is
-trained; ``M`` (H, H) is 0 on the inner square and 1 on the border. Text program::
+``U`` resizes x to the inner square and pads it with zeros to the encoder's input size H; ``W`` (3, H, H) is trained;
+``M`` (H, H) is 0 on the inner square and 1 on the border. The text program stands in front of the text transformer::
 
     Phi(s) = Theta[s] + b
 
-``Theta`` is a trainable token table and ``b`` a trainable bias per position; both start from CLIP's own.
+``Theta`` is a trained token table and ``b`` a trained bias for each position; both start from CLIP's own.
 """
 
 from __future__ import annotations
@@ -33,20 +33,26 @@ TEXT_ROWS = ("seen", "all")
 
 
 class ImageProgram(nn.Module):
-    """The border around (``pad``) or on top of (``overlay``) the image.
+    """Add a trained border around an image, or on top of its margin.
 
     Args:
-        image_size: side H of the encoder's square input, pixels.
-        padding: width of the border on each side, pixels of the encoder's input; 0 <= 2 * padding < H.
-        placement: ``pad`` shrinks the image to the inner square; ``overlay``, as the released code does,
-            keeps it at full size and adds the border on top of its margin.
-        init: start of W: ``normal`` N(0, 1) as released; ``zeros``; ``grey`` (0.5); ``white`` (0.95).
-        resolution: first shrink images to this side, as the released code does (64 in training, 128 in
-            evaluation, before up-sampling to 224); None keeps what is there.
-        seed: of the ``normal`` start.
+        image_size: Side H of the encoder's square input, pixels.
+        padding: Width of the border on each side, pixels of the encoder's input; 0 <= 2 * padding < H.
+        placement: ``"pad"`` shrinks the image to the inner square. ``"overlay"``, as the released code does, keeps it
+            at full size and adds the border on top of its margin.
+        init: Start of W: ``"normal"``, drawn from N(0, 1) as released; ``"zeros"``, ``"grey"`` (0.5) or ``"white"`` (0.95).
+        resolution: Shrink images to this side first, as the released code does (64 in training, 128 in evaluation,
+            before they are resized to 224). None keeps what is there.
+        seed: Of the ``"normal"`` start.
 
     Attributes:
-        W: float32 (3, H, H), trained. M: float32 (H, H), 1 on the border.
+        W: Trained, float32, shape (3, H, H).
+        M: 1 on the border and 0 inside, float32, shape (H, H).
+
+    Example:
+        >>> program = ImageProgram(image_size=64, padding=8)
+        >>> program(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 3, 64, 64])
     """
 
     M: Tensor
@@ -77,20 +83,21 @@ class ImageProgram(nn.Module):
 
     @property
     def inner_size(self) -> int:
-        """Side of the square that shows the image."""
+        """Side of the square that shows the image, pixels."""
         return self.image_size - 2 * self.padding if self.placement == "pad" else self.image_size
 
     def place(self, images: Tensor) -> Tensor:
-        """U: float (n, 3, h, w) in [0, 1] -> (n, 3, H, H), up-sampled and zero-padded."""
+        """Apply U, resize and pad with zeros: float (n, 3, h, w) in [0, 1] -> (n, 3, H, H)."""
         if self.resolution is not None:
             images = resize(images, self.resolution)
-        inner = resize(images, self.inner_size)
+        inner = resize(images, self.inner_size)  # (n, 3, inner, inner)
         margin = (self.image_size - self.inner_size) // 2
         return F.pad(inner, (margin, margin, margin, margin)) if margin else inner
 
     def forward(self, images: Tensor) -> Tensor:
-        """psi: float (n, 3, h, w) in [0, 1] -> float (n, 3, H, H) in [0, 1]."""
-        return _Clamp.apply(self.place(images) + torch.tanh(self.W * self.M))
+        """Apply psi: float (n, 3, h, w) in [0, 1] -> float (n, 3, H, H) in [0, 1]."""
+        border = torch.tanh(self.W * self.M)  # tanh(W * M), (3, H, H): 0 where the image is
+        return _Clamp.apply(self.place(images) + border)  # clamp(U(x) + tanh(W * M)), (n, 3, H, H)
 
 
 class _Clamp(torch.autograd.Function):
@@ -117,23 +124,32 @@ def _initial_border(init: str, size: int, seed: int) -> Tensor:
     if init not in BORDER_INITS:
         raise UnknownName("border start", init, BORDER_INITS)
     value = {"zeros": 0.0, "grey": 0.5, "white": 0.95}[init]
-    return torch.full((3, size, size), math.atanh(value))
+    return torch.full((3, size, size), math.atanh(value))  # tanh(W) is the value
 
 
 class TextProgram(nn.Module):
-    """Trainable token rows and position bias in front of the frozen text transformer.
+    """Train token rows and a position bias in front of the frozen text transformer.
 
     Args:
-        clip: the frozen backbone.
-        class_names: the task's classes, C of them.
-        templates: prompts with one ``{}`` each.
-        rows: ``seen`` trains the rows of the words in the class prompts, so that every other word, and the
-            start and end marks that all prompts share, keep their meaning; ``all`` trains the whole table,
-            as the released code does.
+        clip: The frozen backbone.
+        class_names: The task's C classes.
+        templates: T prompts with one ``{}`` each.
+        rows: ``"seen"`` trains the rows of the words in the class prompts: every other word keeps its meaning, and so
+            do the start and end marks, which all prompts share. ``"all"`` trains the complete table, as the released
+            code does.
 
     Attributes:
-        Theta: float32 (k, width), trained rows. b: float32 (length, width), trained position bias.
-        token_ids: int64 (k,), which rows of the vocabulary Theta holds.
+        Theta: Trained rows, float32, shape (k, width).
+        b: Trained position bias, float32, shape (length, width).
+        token_ids: Rows of the vocabulary that Theta holds, ascending, int64, shape (k,).
+
+    Example:
+        >>> from rp_lib import mini
+        >>> program = TextProgram(mini.load_clip(), ["cat", "fire engine"], ["an icon of a {}"])
+        >>> program.token_ids.shape  # an, icon, of, a, cat, fire, engine
+        torch.Size([7])
+        >>> program.class_embeddings().shape
+        torch.Size([2, 256])
     """
 
     tokens: Tensor
@@ -148,7 +164,7 @@ class TextProgram(nn.Module):
         self._clip = [clip]  # in a list: the frozen model is not a submodule of its program
         self.shape = (len(class_names), len(templates))
         part = text_part(clip.model)
-        tokens = cut_padding(clip.tokenize([t.format(c) for c in class_names for t in templates]))
+        tokens = cut_padding(clip.tokenize([t.format(c) for c in class_names for t in templates]))  # (C * T, length)
         self.register_buffer("tokens", tokens, persistent=False)
         table = part.token_embedding.weight
         if rows == "all":
@@ -163,33 +179,36 @@ class TextProgram(nn.Module):
         self.to(clip.device)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Phi: int (n, length) tokens -> float (n, length, width), what the frozen transformer reads.
-
-        Positions beyond the class prompts' length keep CLIP's own positional embedding.
-        """
+        """Apply Phi: int tokens (n, length) -> float (n, length, width), what the frozen transformer reads."""
         part = text_part(self._clip[0].model)
+        # Theta[s]: the trained row of a token that has one, CLIP's own row of any other.
         where = torch.searchsorted(self.token_ids, tokens.contiguous()).clamp(max=len(self.token_ids) - 1)
-        trained = (self.token_ids[where] == tokens)[..., None]
-        rows = torch.where(trained, self.Theta[where], part.token_embedding(tokens).float())
+        trained = (self.token_ids[where] == tokens)[..., None]  # (n, length, 1)
+        rows = torch.where(trained, self.Theta[where], part.token_embedding(tokens).float())  # (n, length, width)
+        # b: positions behind the longest class prompt keep CLIP's own positional embedding.
         length = tokens.shape[1]
-        bias = self.b[:length]
+        bias = self.b[:length]  # (length, width)
         if length > len(self.b):
             bias = torch.cat([bias, part.positional_embedding[len(self.b) : length].float()])
-        return rows + bias
+        return rows + bias  # Phi(s) = Theta[s] + b
 
     def encode(self, tokens: Tensor) -> Tensor:
-        """Unit float32 (n, d) features of int (n, length) tokens through the program."""
+        """Encode int tokens (n, length) through the program as features of unit length, float32 (n, d)."""
         tokens = cut_padding(tokens)
         with computing(self._clip[0].device):
             features = encode_embedded(self._clip[0].model, self(tokens), end_positions(tokens))
         return F.normalize(features.float(), dim=-1)
 
     def class_embeddings(self, classes: Tensor | None = None) -> Tensor:
-        """Unit float32 (C, d) features of the programmed class prompts; each distinct prompt is encoded once.
+        """Embed the programmed class prompts, averaged over templates, as features of unit length.
 
-        ``classes`` (int (k,)) limits them to some classes, (k, d): a batch needs no prompts of classes it lacks.
+        Args:
+            classes: Class numbers, int, shape (k,), for a batch that needs no other prompts; None for all C classes.
+
+        Returns:
+            float32, shape (k, d) or (C, d).
         """
-        tokens = self.tokens.view(*self.shape, -1)
+        tokens = self.tokens.view(*self.shape, -1)  # (C, T, length)
         tokens = tokens if classes is None else tokens[classes]
-        features = self.encode(tokens.flatten(0, 1)).view(*tokens.shape[:2], -1)
+        features = self.encode(tokens.flatten(0, 1)).view(*tokens.shape[:2], -1)  # (C, T, d)
         return F.normalize(features.mean(1), dim=-1)

@@ -1,9 +1,9 @@
-"""Run an open_clip text tower from token embeddings, on texts cut behind the longest one.
+"""Run open_clip's transformers from embeddings and block by block.
 
-Two things that reprogramming needs and ``encode_text`` does not offer: a place between the token table and
-the transformer where the text program acts, and short sequences. In a causal tower no position sees what
-follows it, so cutting the padding behind the end mark changes nothing (to float rounding) and
-saves most of the time: 5 to 12 tokens instead of 77.
+Reprogramming and prompts need three things that ``encode_text`` and ``encode_image`` do not offer: a place between the
+token table and the text transformer, texts that are cut behind the longest one, and a place between two blocks.
+Nothing of the model is edited or wrapped. In a causal tower no position sees what follows it, so that cutting the
+padding behind the end mark changes nothing (to rounding) and saves most of the time: 5 to 12 tokens instead of 77.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from rp_lib.utils.errors import RPLibError
 
 
 def text_part(model: nn.Module) -> Any:
-    """The module that owns the token table: ``model.text`` of open_clip's CustomTextCLIP, else the model."""
+    """Find the module that owns the token table: ``model.text`` of open_clip's CustomTextCLIP, else the model.
+
+    Raises:
+        RPLibError: The tower is no causal transformer that reads its feature at the end mark.
+    """
     part = getattr(model, "text", model)
-    missing = [
-        name
-        for name in ("token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask")
-        if getattr(part, name, None) is None
-    ]
+    needed = ("token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask")
+    missing = [name for name in needed if getattr(part, name, None) is None]
     if missing:
         raise RPLibError(
             f"this text tower ({type(part).__name__}) has no {', '.join(missing)}; text programs need one of "
@@ -41,7 +42,7 @@ def text_part(model: nn.Module) -> Any:
 
 
 def end_positions(tokens: Tensor) -> Tensor:
-    """Index of the end mark of each row of int (n, length); CLIP's end mark has the largest token id."""
+    """Find the end mark of each row: int (n, length) -> int64 (n,). CLIP's end mark has the largest token id."""
     return tokens.argmax(dim=-1)
 
 
@@ -50,53 +51,48 @@ def cut_padding(tokens: Tensor) -> Tensor:
     return tokens[:, : int(end_positions(tokens).max()) + 1]
 
 
-def encode_embedded(
-    model: nn.Module, embedded: Tensor, end: Tensor, run: Callable[..., Tensor] | None = None
-) -> Tensor:
-    """Text features from token embeddings.
-
-    Args:
-        model: an open_clip CLIP with a causal text transformer.
-        embedded: float (n, length, width), token embeddings plus position (see :func:`embed`).
-        end: int (n,), position of each end mark.
-        run: called as ``run(x, attn_mask=...)`` in place of the transformer, for prompts between its blocks.
-
-    Returns:
-        float (n, embed_dim), not normalised.
-    """
-    part = text_part(model)
-    length = embedded.shape[1]
-    x = embedded.to(part.transformer.get_cast_dtype())
-    x = (run or part.transformer)(x, attn_mask=part.attn_mask[:length, :length])
-    x = part.ln_final(x)[torch.arange(len(x), device=x.device), end]
-    projection = part.text_projection
-    if projection is None:
-        return x
-    return projection(x) if isinstance(projection, nn.Linear) else x @ projection
-
-
 def embed(model: nn.Module, tokens: Tensor) -> Tensor:
-    """CLIP's own input to the text transformer: token rows plus positions, float (n, length, width)."""
+    """Compute CLIP's own input to the text transformer, token rows plus positions: float (n, length, width)."""
     part = text_part(model)
     return part.token_embedding(tokens) + part.positional_embedding[: tokens.shape[1]]
 
 
+def encode_embedded(
+    model: nn.Module, embedded: Tensor, end: Tensor, run: Callable[..., Tensor] | None = None
+) -> Tensor:
+    """Encode texts from token embeddings.
+
+    Args:
+        model: An open_clip CLIP with a causal text transformer.
+        embedded: Token embeddings plus positions (see :func:`embed`), float, shape (n, length, width).
+        end: Position of each end mark, int, shape (n,).
+        run: Called as ``run(x, attn_mask=...)`` in place of the transformer, for prompts between its blocks.
+
+    Returns:
+        Features, float, shape (n, d), not normalized.
+    """
+    part = text_part(model)
+    length = embedded.shape[1]
+    x = embedded.to(part.transformer.get_cast_dtype())
+    x = (run or part.transformer)(x, attn_mask=part.attn_mask[:length, :length])  # (n, length, width)
+    x = part.ln_final(x)[torch.arange(len(x), device=x.device), end]  # (n, width), at the end marks
+    projection = part.text_projection
+    if projection is None:
+        return x
+    return projection(x) if isinstance(projection, nn.Linear) else x @ projection  # (n, d)
+
+
 def encode_tokens(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Text features, float (n, embed_dim), not normalised, of int (n, length) tokens, cut as far as is exact."""
+    """Encode int tokens (n, length), cut as far as is exact: float (n, d), not normalized."""
     tokens = cut_padding(tokens)
     return encode_embedded(model, embed(model, tokens), end_positions(tokens))
 
 
-# Run open_clip's transformers block by block, so that prompts can take their place between blocks.
-#
-# Nothing of the model is edited or wrapped: its blocks are called in turn, as its own ``forward`` does, and
-# without prompts the outcome is the same. The image tower's ends are its own methods (``_embeds``, ``_pool``).
-
 def vision_part(model: nn.Module) -> Any:
-    """The image tower of an open_clip model, if prompts can be put between its blocks.
+    """Find the image tower of an open_clip model, if prompts can be put between its blocks.
 
     Raises:
-        RPLibError: it is no plain vision transformer, or it is training and drops patches.
+        RPLibError: It is no plain vision transformer, or it is training and drops patches.
     """
     from open_clip.transformer import VisionTransformer
 
@@ -120,16 +116,18 @@ def replace_tokens(x: Tensor, prompts: Tensor, at: int) -> Tensor:
 def walk_blocks(
     transformer: Any, x: Tensor, deep: Sequence[Tensor] = (), at: int = 0, attn_mask: Tensor | None = None
 ) -> Tensor:
-    """An open_clip ``Transformer``, with tokens replaced in front of its second and later blocks.
+    """Run an open_clip ``Transformer``, replacing tokens in front of its second and later blocks.
 
     Args:
-        transformer: has ``resblocks``; they get their input in its own layout, batch or sequence first.
-        x: float (n, length, width). attn_mask: float (length, length), added to the attention logits.
-        deep: ``deep[i]``, float (k, width), takes the places from ``at`` on in front of block i + 1; behind the
-            last of them the tokens are left to go their way. Fewer than there are blocks.
+        transformer: Has ``resblocks``; they get their input in its own layout, batch or sequence first.
+        x: Float, shape (n, length, width).
+        deep: ``deep[i]``, float (k, width), replaces the tokens from ``at`` on in front of block i + 1. Behind the
+            last of them the tokens stay. Fewer than there are blocks.
+        at: First place that is replaced.
+        attn_mask: Float (length, length), added to the attention logits.
 
     Returns:
-        float (n, length, width).
+        Float, shape (n, length, width). Without ``deep`` it is the transformer's own output.
     """
     batch_first = transformer.batch_first
     for i, block in enumerate(transformer.resblocks):
@@ -143,19 +141,21 @@ def walk_blocks(
 
 
 def encode_prompted(visual: Any, pixels: Tensor, first: Tensor, deep: Sequence[Tensor] = ()) -> Tensor:
-    """Image features with prompts behind the patch tokens.
+    """Encode images with prompts behind the patch tokens.
 
     Args:
-        visual: of :func:`vision_part`. pixels: normalised float (n, 3, H, H).
-        first: float (k, width), in front of the first block. deep: see :func:`walk_blocks`, (k, width) each.
+        visual: Of :func:`vision_part`.
+        pixels: Normalized, float, shape (n, 3, H, H).
+        first: Prompts in front of the first block, float, shape (k, width).
+        deep: Prompts of later blocks, see :func:`walk_blocks`.
 
     Returns:
-        float (n, embed_dim), not normalised. The prompts themselves are not pooled.
+        Features, float, shape (n, d), not normalized. The prompts themselves are not pooled.
     """
-    x = visual._embeds(pixels)
+    x = visual._embeds(pixels)  # (n, length, width)
     length = x.shape[1]
     # As in MaPLe (arXiv 2210.03117), the first prompts have no position and pass the norm that images pass.
-    first = visual.ln_pre(first).to(x.dtype).expand(len(x), -1, -1)
-    x = walk_blocks(visual.transformer, torch.cat([x, first], dim=1), deep, at=length)
+    first = visual.ln_pre(first).to(x.dtype).expand(len(x), -1, -1)  # (n, k, width)
+    x = walk_blocks(visual.transformer, torch.cat([x, first], dim=1), deep, at=length)  # (n, length + k, width)
     pooled, _ = visual._pool(x[:, :length])
-    return pooled if visual.proj is None else pooled @ visual.proj
+    return pooled if visual.proj is None else pooled @ visual.proj  # (n, d)

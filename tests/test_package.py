@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import subprocess
 import sys
+
+import pytest
 
 import rp_lib
 
@@ -33,3 +37,9 @@ def test_public_names_are_those_of_their_modules():
         assert getattr(value, "__name__", name) == name
     assert rp_lib.FrozenCLIP is sys.modules["rp_lib.clip"].FrozenCLIP
     assert not hasattr(rp_lib, "frozen_clip")
+
+
+@pytest.mark.parametrize("name", ["", ".benchmark", ".clip", ".programs", ".mini", ".negative_labels"])
+def test_examples_of_docstrings(name):
+    found = doctest.testmod(importlib.import_module("rp_lib" + name))
+    assert found.attempted and not found.failed

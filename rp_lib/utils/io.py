@@ -1,7 +1,7 @@
 """Write and read tensors so that nothing is half-written, swapped unnoticed, or executed.
 
-Everything goes through safetensors (no pickle). A file is written under a temporary name beside its
-target and renamed when it is whole, so a full disk or Ctrl-C leaves the previous file untouched.
+Everything goes through safetensors (no pickle). A file is written under a temporary name next
+to its target and renamed when it is complete, so a full disk or Ctrl-C leaves the previous file untouched.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from rp_course.experiments.base import Drawing, pick
 from rp_course.experiments.figures import named, percent, tidy
 from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
-from rp_lib.figures import HALO, STYLE
+from rp_lib.figures import STYLE, halo
 
 ID, SHIFT, FPR = ("test", "accuracy"), (ALL_SHIFTS, "accuracy"), (ALL_OOD, "fpr")
 NAMES = {ID: "ID accuracy (%)", SHIFT: "Accuracy under shift (%)", FPR: "FPR95 (%), lower is better"}
@@ -35,7 +35,7 @@ def draw_frontier(records: pd.DataFrame) -> Figure:
             for part in (*drawn[1], *drawn[2]):  # wide intervals would hide the curves
                 part.set_alpha(0.45)
             start = (100 * curve["value"].iloc[0], 100 * curve_y["value"].iloc[0])
-            panel.annotate("0", start, (5, 4), textcoords="offset points", color=colour, path_effects=HALO, zorder=4)
+            panel.annotate("0", start, (5, 4), textcoords="offset points", color=colour, path_effects=halo(), zorder=4)
         end = (100 * curve["value"].iloc[-1], 100 * curve_y["value"].iloc[-1])
         panel.plot(
             *end, color=STYLE["zero-shot"][0], marker=STYLE["zero-shot"][1], ms=7, ls="", label="Zero-shot", zorder=4
