@@ -13,7 +13,6 @@ import pytest
 from data_server import Fault, Server, child_code
 
 from rp_lib import cli
-from rp_lib import cli as data_cli
 from rp_lib.data import load_sources
 
 SCRIPT = Path(__file__).resolve().parents[2] / "data_download.sh"
@@ -49,7 +48,7 @@ def table(server, tmp_path, monkeypatch):
     }
     path = tmp_path / "table.json"
     path.write_text(json.dumps({"groups": {"g": "a group"}, "data": data}))
-    monkeypatch.setattr(data_cli, "load_sources", lambda: load_sources(path))
+    monkeypatch.setattr("rp_lib.data.sources.load_sources", lambda: load_sources(path))
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("RP_DATA", raising=False)
     return data
@@ -190,7 +189,7 @@ def test_interrupted(table, capsys, monkeypatch, server):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(data_cli._Bars, "update", stop)
+        patch.setattr(cli._Bars, "update", stop)
         assert run("good") == 130
     assert "run the same command again" in capsys.readouterr().err
     assert run("good") == 0
@@ -321,3 +320,17 @@ def test_script_holds_no_logic_and_quotes_everything():
         assert subprocess.run(["shellcheck", SCRIPT]).returncode == 0
     code = [line for line in text.splitlines() if line and not line.startswith("#")]
     assert len(code) < 20 and not any(word in text for word in ("curl", "wget", "http"))
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--list"], ["--dry-run", "all"], ["nonsense"]])
+def test_no_torch_is_imported_for_words(tmp_path, arguments):
+    code = f"""
+import sys
+from rp_lib.cli import main
+try:
+    main(["data", *{arguments}])
+finally:
+    assert "torch" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stderr

@@ -26,10 +26,11 @@ NUMBERS = random.Random("numbers").randbytes(120_000)
 CHILD = """
 import argparse, tarfile, time
 from pathlib import Path
-from rp_lib.data import load_sources
 from rp_lib import cli
+from rp_lib.data import sources
 table, root = sys.argv[1:3]
-cli.load_sources = lambda: load_sources(Path(table))
+load = sources.load_sources
+sources.load_sources = lambda: load(Path(table))
 extract = tarfile.TarFile.extract
 tarfile.TarFile.extract = lambda *args, **more: (time.sleep(0.004), extract(*args, **more))[1]
 parser = argparse.ArgumentParser()
