@@ -74,14 +74,16 @@ def test_the_readme_names_the_file():
 
 @pytest.fixture
 def files():
-    """Of the package, below ROOT, apart from what Python leaves behind."""
-    found = (p for p in (ROOT / "rp_lib").rglob("*") if p.is_file() and "__pycache__" not in p.parts)
+    """Of both packages, below ROOT, apart from what Python leaves behind."""
+    folders = (ROOT / "rp_lib", ROOT / "notebooks" / "rp_course")
+    found = (p for f in folders for p in f.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
     return {p for p in found if not p.name.endswith(".partial") and p.name != ".DS_Store"}
 
 
 def test_every_module_lies_in_a_package_that_the_wheel_takes(files):
     find = PYPROJECT["tool"]["setuptools"]["packages"]["find"]
-    assert find["include"] == ["rp_lib", "rp_lib.*"]
+    assert find["where"] == [".", "notebooks"]
+    assert find["include"] == ["rp_lib", "rp_lib.*", "rp_course", "rp_course.*"]
     for folder in {p.parent for p in files if p.suffix == ".py"}:
         assert (folder / "__init__.py").is_file(), f"{folder} has modules and is no package"
         assert all(part.isidentifier() for part in folder.relative_to(ROOT).parts)
@@ -90,7 +92,7 @@ def test_every_module_lies_in_a_package_that_the_wheel_takes(files):
 def test_every_other_file_is_package_data(files):
     taken = set()
     for package, patterns in PYPROJECT["tool"]["setuptools"]["package-data"].items():
-        folder = ROOT.joinpath(*package.split("."))
+        folder = ROOT.joinpath("notebooks" if package.startswith("rp_course") else ".", *package.split("."))
         taken |= {p for pattern in patterns for p in folder.glob(pattern)}
     missing = {str(p.relative_to(ROOT)) for p in files if p.suffix != ".py"} - {str(p.relative_to(ROOT)) for p in taken}
     assert not missing
@@ -100,7 +102,7 @@ def test_a_source_distribution_holds_what_its_tests_read():
     kept = (ROOT / "MANIFEST.in").read_text("utf-8")
     grafted = re.findall(r"^graft (\S+)$", kept, flags=re.M)
     included = " ".join(re.findall(r"^include (.+)$", kept, flags=re.M)).split()
-    assert set(grafted) == {"tests.speed", "notebooks", "tests"}  # tests/test_*.py alone would come without a conftest
+    assert set(grafted) == {"notebooks", "tests"}  # tests/test_*.py alone would come without a conftest
     assert {"CONTRIBUTING.md", "CITATION.cff", "data_download.sh", "environment.yml", ".ci/run"} <= set(included)
     for path in (*grafted, *included):
         assert (ROOT / path).exists(), path

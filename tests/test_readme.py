@@ -128,7 +128,7 @@ def test_the_aggregate_is_told_as_it_came_out():
 
 
 def test_numbers_on_photographs_are_those_of_the_records():
-    photos = ROOT / "rp_lib" / "assets" / "photos"
+    photos = ROOT / "notebooks" / "rp_course" / "experiments" / "records" / "photos"
     records, about = load_records(photos / "pacs.csv")
     told = README[README.index("### On real photographs") :].split("**What could not")[0].replace("\n", " ")
     assert markdown(summarise(records)) in README and len(about["seed_numbers"]) == 2

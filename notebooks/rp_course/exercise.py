@@ -445,4 +445,4 @@ def exercises() -> Iterator[tuple[str, Exercise]]:
     package = importlib.import_module("rp_course.exercises")
     for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
         found = importlib.import_module(f"{package.__name__}.{module}").EXERCISES
-        yield from ((module.removeprefix("n"), item) for item in found)
+        yield from ((module[2:4], item) for item in found)

@@ -33,7 +33,7 @@ def _parameters(item):
 
 def test_modules_are_numbered_and_hold_exercises():
     for name in MODULES:
-        assert re.fullmatch(r"n\d\d", name), name
+        assert re.fullmatch(r"nb\d\d_\w+", name), name
         found = importlib.import_module(f"{package.__name__}.{name}").EXERCISES
         assert isinstance(found, tuple) and len(found) >= 2, f"{name}: at least two exercises"
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_clip
+from rp_course.cli import main
 from rp_course.experiments import EXPERIMENTS, World, experiment, rejudge, run
 from rp_course.experiments.base import COLUMNS, Verdict
 from rp_course.experiments.border import CHANGES, with_border
@@ -18,7 +19,6 @@ from rp_course.experiments.released_code import ROWS, switched
 from rp_course.experiments.single_designer import of_families
 from rp_course.experiments.training_data import of_classes, per_class
 
-from rp_lib.cli import main
 from rp_lib.config import AS_RELEASED, PAPER
 from rp_lib.detectors import DETECTORS
 from rp_lib.methods import METHODS

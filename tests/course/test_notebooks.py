@@ -25,9 +25,9 @@ from rp_course.authoring.notebooks import (
     setup_source,
     write,
 )  # fmt: skip
+from rp_course.cli import main
 from rp_course.show import WIDGET_VIEW
 
-from rp_lib.cli import main
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
@@ -79,7 +79,7 @@ def nbval_results(tmp_path_factory):
         "--nbval", "-q", f"--junitxml={report}", str(folder),
     ]  # fmt: skip
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_"))}
-    done = subprocess.run(command, capture_output=True, text=True, env=clean | {"PYTHONPATH": str(FOLDER.parent)})
+    done = subprocess.run(command, capture_output=True, text=True, env=clean | {"PYTHONPATH": f"{FOLDER.parent}{os.pathsep}{FOLDER}"})
     assert report.is_file(), done.stdout + done.stderr
     failures = {}
     for case in ET.parse(report).iter("testcase"):

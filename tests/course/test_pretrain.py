@@ -164,7 +164,7 @@ def test_unfinished_corpus_is_refused(corpus, tmp_path):
 
     shutil.copytree(corpus, tmp_path / "cut")
     (tmp_path / "cut" / "ATTRIBUTION.md").unlink()
-    with pytest.raises(RPLibError, match="no finished icon corpus"):
+    with pytest.raises(RPLibError, match="no finished corpus"):
         IconPairs(tmp_path / "cut")
 
 

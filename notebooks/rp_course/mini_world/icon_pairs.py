@@ -76,7 +76,8 @@ class IconPairs:
     ) -> torch.Tensor:
         """float32 (n, 3, 64, 64) in [0, 1], composited on a background and augmented by ``strength`` in [0, 1].
 
-        With ``manner`` above 0 they are first redrawn in another manner, see :func:`~rp_course.mini_world.restyle.restyle`.
+        With ``manner`` above 0 they are first redrawn in another manner, see
+        :func:`~rp_course.mini_world.restyle.restyle`.
         """
         rgba = np.zeros((len(index), 4, SIZE, SIZE), np.uint8)
         is_mono = np.zeros(len(index), bool)
