@@ -40,7 +40,7 @@ class ImageProgram(nn.Module):
         padding: Width of the border on each side, pixels of the encoder's input; 0 <= 2 * padding < H.
         placement: ``"pad"`` shrinks the image to the inner square. ``"overlay"``, as the released code does, keeps it
             at full size and adds the border on top of its margin.
-        init: Start of W: ``"normal"``, drawn from N(0, 1) as released; ``"zeros"``, ``"grey"`` (0.5) or ``"white"`` (0.95).
+        init: Start of the border: ``"normal"``, W drawn from N(0, 1) as released; ``"zeros"``; ``"grey"``; ``"white"``.
         resolution: Shrink images to this side first, as the released code does (64 in training, 128 in evaluation,
             before they are resized to 224). None keeps what is there.
         seed: Of the ``"normal"`` start.

@@ -29,17 +29,21 @@ def corrupt(images: Tensor, name: str, severity: int, seed: int = 0) -> Tensor:
     """Corrupt a batch of images.
 
     Args:
-        images: uint8 (n, 3, h, w), 0 to 255, of at least 8 by 8 pixels.
-        name: one of :data:`CORRUPTIONS`.
+        images: uint8, shape (n, 3, h, w), 0 to 255, at least 8 by 8 pixels.
+        name: One of :data:`CORRUPTIONS`.
         severity: 1 (mild) to 5 (severe).
-        seed: of the noise; the same seed gives the same pictures.
+        seed: Of the noise; the same seed gives the same pictures.
 
     Returns:
-        A new uint8 (n, 3, h, w) tensor; ``images`` is left as it was.
+        A new uint8 tensor, shape (n, 3, h, w); ``images`` stays as it is.
 
     Raises:
-        UnknownName: no such corruption.
-        RPLibError: wrong shape, dtype or severity.
+        UnknownName: No such corruption.
+        RPLibError: A shape, dtype or severity that does not fit.
+
+    Example:
+        >>> corrupt(torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "gaussian_noise", severity=3).shape
+        torch.Size([2, 3, 16, 16])
     """
     if name not in CORRUPTIONS:
         raise UnknownName("corruption", name, CORRUPTIONS)

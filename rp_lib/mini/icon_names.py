@@ -28,10 +28,10 @@ _PAIRS = {("two", "tone"): "twotone", ("dual", "tone"): "duotone"}
 class IconName:
     """A parsed icon name.
 
-    Attributes:
-        concept: lower-case words of what is shown, style and numbering removed, e.g. ``"shopping cart"``.
-        style: style words in the order found, e.g. ``("outline",)``.
-        variant: the designer's own numbering, e.g. ``"2"`` for a second house; empty if there is none.
+    Args:
+        concept: Lower-case words of what is shown, style and numbering removed, such as ``"shopping cart"``.
+        style: Style words in the order found, such as ``("outline",)``.
+        variant: The designer's own numbering, such as ``"2"`` for a second house; empty if there is none.
         clean: False when only style words, digits or nothing was left.
     """
 

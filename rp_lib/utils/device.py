@@ -16,12 +16,14 @@ PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """``auto`` takes CUDA, then Apple's MPS, then the CPU; any torch device string is accepted.
+    """Choose a device and check that it is there.
 
-    Of several processes that a launcher started, each gets its own GPU with ``auto`` and with ``cuda``.
+    Args:
+        name: ``"auto"`` takes CUDA, then Apple's MPS, then the CPU; or any torch device string. Of several processes
+            that a launcher started, each gets its own GPU with ``"auto"`` and with ``"cuda"``.
 
     Raises:
-        RPLibError: the device is not there.
+        RPLibError: The device is not there.
     """
     own = distributed.local_device()
     if name == "auto":
@@ -41,9 +43,9 @@ def pick_device(name: str = "auto") -> torch.device:
 
 
 def autocast_dtype(device: torch.device, precision: str = "auto") -> torch.dtype | None:
-    """The dtype to autocast to while training, or None for plain float32.
+    """Choose the dtype to autocast to while training; None is plain float32.
 
-    ``auto`` uses bfloat16 where the hardware multiplies in it (recent GPUs; CPUs with AVX512-BF16 or AMX;
+    ``precision="auto"`` uses bfloat16 where the hardware multiplies in it (recent GPUs; CPUs with AVX512-BF16 or AMX;
     elsewhere it would be emulated and slow), float16 with scaled gradients on older GPUs, and float32 everywhere else.
     """
     if precision not in PRECISIONS:
@@ -65,7 +67,7 @@ def in_float32(device: torch.device) -> torch.autocast:
 
 @contextlib.contextmanager
 def evaluating() -> Iterator[None]:
-    """Suspend autocast on every device: features and scores that are judged are computed in float32."""
+    """Suspend autocast on every device: features and scores of an evaluation are computed in float32."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.autocast("cpu", enabled=False))
         accelerator = torch.accelerator.current_accelerator(check_available=True)
@@ -93,7 +95,7 @@ def compile_in_place(module: nn.Module, device: torch.device, backend: str = "in
     """``torch.compile`` for a module that stays what it is: names, weights and type do not change.
 
     Raises:
-        RPLibError: nothing can be compiled here, for example because there is no C++ compiler.
+        RPLibError: Nothing can be compiled here, for example because there is no C++ compiler.
     """
     try:  # now, on something small, and not at the first step of training
         torch.compile(lambda x: x + 1, backend=backend)(torch.zeros(2, device=device))

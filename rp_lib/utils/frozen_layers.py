@@ -1,8 +1,8 @@
 """Two layers of a frozen tower, computed so that a gradient through them costs no more than it must on a CPU.
 
-Reprogramming asks for gradients with respect to activations, never to weights, and torch takes a slow way for two
-layers then: it multiplies by a weight once per token, copying the weight each time, and it runs a convolution backwards
-that is one matrix product. Names, weights and types of the layers stay what they are; results differ by rounding alone.
+Reprogramming asks for gradients with respect to activations, never to weights, and torch takes a slow way through
+two layers then: it multiplies by a weight once per token, copying the weight each time, and it runs a convolution
+backwards that is one matrix product. Names, weights and types of the layers stay; results differ by rounding alone.
 With a ViT-B/32 these two were a third of a training step (``python -m tests.speed``).
 """
 
@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 
 def speed_up_frozen_layers(model: nn.Module) -> nn.Module:
-    """Apply both to every layer of a model that they fit, in place, once; returns it."""
+    """Replace both kinds of layers of a model, in place; a second call changes nothing.
+
+    Args:
+        model: Any module; layers that do not fit stay as they are.
+
+    Returns:
+        The same model.
+    """
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention) and module.batch_first and not module._forward_pre_hooks:
             module.register_forward_pre_hook(_tokens_first, with_kwargs=True)

@@ -32,7 +32,7 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Call ``write(temporary_path)``, then rename it to ``path``; on any failure remove the temporary file.
 
     Raises:
-        StorageError: the folder cannot be written or the disk is full. ``path`` is as it was before.
+        StorageError: The folder cannot be written or the disk is full. ``path`` is as it was before.
     """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -61,7 +61,15 @@ def check_writable(folder: Path) -> None:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, object]) -> None:
-    """Save named tensors and JSON-able metadata as one safetensors file, atomically."""
+    """Save named tensors and JSON-able metadata as one safetensors file, atomically.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "x.safetensors"
+        >>> save_tensors(path, {"b": torch.zeros(2)}, {"epochs": 3})
+        >>> load_tensors(path)
+        ({'b': tensor([0., 0.])}, {'epochs': 3})
+    """
     payload = serialise(
         {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
         {key: json.dumps(value) for key, value in metadata.items()},
@@ -81,7 +89,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
     """Read what :func:`save_tensors` wrote.
 
     Raises:
-        StorageError: the file is missing, truncated or no safetensors file.
+        StorageError: The file is missing, truncated or no safetensors file.
     """
     if not path.is_file():
         raise StorageError(f"{path} does not exist")

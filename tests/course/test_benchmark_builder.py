@@ -20,8 +20,9 @@ from rp_course.mini_world.selection import (
     ood_place,
     spread,
 )
+from rp_course.mini_world.stored import encode_sheet, quantize
 
-from rp_lib.mini.sheets import decode_sheet, encode_sheet, quantise, read_benchmark
+from rp_lib.mini.sheets import decode_sheet, read_benchmark
 from rp_lib.utils.errors import RPLibError
 
 CLASSES = ("bell", "car", "house")
@@ -164,15 +165,15 @@ def test_no_corpus(tmp_path):
 def test_sheets_hold_any_number_of_pictures():
     rng = np.random.default_rng(1)
     for n in (1, 40, 41, 83):
-        grey = quantise(rng.integers(0, 256, (n, 64, 64), dtype=np.uint8))
+        grey = quantize(rng.integers(0, 256, (n, 64, 64), dtype=np.uint8))
         assert np.array_equal(decode_sheet(encode_sheet(grey), n), np.repeat(grey[:, None], 3, 1))
         rgb = rng.integers(0, 256, (n, 3, 64, 64), dtype=np.uint8)
         assert np.array_equal(decode_sheet(encode_sheet(rgb), n), rgb)
 
 
-def test_quantise_has_16_levels_and_errs_by_half_a_step():
+def test_quantize_has_16_levels_and_errs_by_half_a_step():
     ramp = np.arange(256, dtype=np.uint8).repeat(16).reshape(1, 64, 64)
-    grey = quantise(ramp)
+    grey = quantize(ramp)
     assert len(np.unique(grey)) == 16
     assert np.abs(255 - grey.astype(int) - ramp).max() <= 8
 

@@ -9,6 +9,7 @@ from rp_course.mini_world import pretrain as module
 from rp_course.mini_world.captions import WordTokens, caption
 from rp_course.mini_world.icon_pairs import IconPairs, augment
 from rp_course.mini_world.pretrain import CONFIG, Recipe, contrastive_loss, learning_rate, pretrain
+from rp_course.mini_world.stored import export_clip
 
 from rp_lib.mini import weights
 from rp_lib.utils.errors import RPLibError
@@ -117,7 +118,7 @@ def test_interrupted_run_ends_where_an_uninterrupted_one_does(corpus, tmp_path, 
 def test_exported_checkpoint_gives_the_trained_model(corpus, tmp_path):
     pretrain(corpus, tmp_path / "run", RECIPE)
     state = torch.load(tmp_path / "run" / "state.pt", weights_only=True)
-    weights.export(state, CONFIG, tmp_path / "m.safetensors")
+    export_clip(state, CONFIG, tmp_path / "m.safetensors")
     clip = weights.load_clip(str(tmp_path / "m.safetensors"))
     for name, value in state["model"].items():
         if name != "token_embedding.weight":
@@ -126,7 +127,7 @@ def test_exported_checkpoint_gives_the_trained_model(corpus, tmp_path):
     table = clip.model.token_embedding.weight
     torch.testing.assert_close(table[ids], state["model"]["token_embedding.weight"].half().float())
     few = ids[:5]
-    weights.export(state, CONFIG, tmp_path / "few.safetensors", keep_tokens=few)
+    export_clip(state, CONFIG, tmp_path / "few.safetensors", keep_tokens=few)
     table = weights.load_clip(str(tmp_path / "few.safetensors")).model.token_embedding.weight
     torch.testing.assert_close(table[few], state["model"]["token_embedding.weight"][:5].half().float())
     assert torch.equal(table[ids[6]], table[ids[7]])

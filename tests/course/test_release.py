@@ -43,7 +43,7 @@ def test_fractions_count_all_stages(released):
     assert "**Stage 2**: 3 steps" in card and "drawn again in other manners" in card and "A note." in card
 
 
-def test_earlier_weights_ship_again_unchanged(released):
+def test_earlier_weights_ship_again_unchanged(released, monkeypatch):
     old, _ = load_tensors(released / "first" / "final.safetensors")
     new, _ = load_tensors(released / "second" / "at-67-percent.safetensors")
     assert all(torch.equal(old[k], v) for k, v in new.items() if not k.startswith(("token", "other")))
@@ -51,7 +51,8 @@ def test_earlier_weights_ship_again_unchanged(released):
     assert len(new["token_ids"]) and all(
         torch.equal(rows[i], r) for i, r in zip(new["token_ids"].tolist(), new["token_rows"], strict=True)
     )
-    assert weights.load_clip("final", folder=released / "second").image_size == 64
+    monkeypatch.setattr(weights, "FOLDER", released / "second")
+    assert weights.load_clip("final").image_size == 64
 
 
 def test_second_stage_begins_with_the_released_weights(released, corpus, tmp_path):  # noqa: F811
@@ -84,7 +85,7 @@ def test_a_refused_release_leaves_the_folder_as_it_was(released, tmp_path):
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
 
 
-def test_another_size_is_exported_with_a_card(corpus, tmp_path):  # noqa: F811
+def test_another_size_is_exported_with_a_card(corpus, tmp_path, monkeypatch):  # noqa: F811
     few = load_benchmark().subsample(40, 20)
     pretrain(corpus, tmp_path / "narrow", replace(RECIPE, width=96, steps=3, keep_at=()))
     with pytest.MonkeyPatch.context() as patch:
@@ -92,7 +93,8 @@ def test_another_size_is_exported_with_a_card(corpus, tmp_path):  # noqa: F811
         release_size(tmp_path / "narrow", tmp_path / "out", "half-width")
         release((tmp_path / "narrow",), tmp_path / "other", ())  # of this width alone
     small, large = weights.load_clip(str(tmp_path / "out" / "half-width.safetensors")), weights.load_clip("final")
-    assert weights.load_clip("final", folder=tmp_path / "other").model.visual.conv1.out_channels == 96
+    monkeypatch.setattr(weights, "FOLDER", tmp_path / "other")
+    assert weights.load_clip("final").model.visual.conv1.out_channels == 96
     assert small.model.visual.conv1.out_channels == 96 and large.model.visual.conv1.out_channels == 192
     heads = [clip.model.visual.transformer.resblocks[0].attn.num_heads for clip in (small, large)]
     assert heads[0] == heads[1] == 3 and small.embed_dim == large.embed_dim

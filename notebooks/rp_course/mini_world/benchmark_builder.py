@@ -33,7 +33,8 @@ from rp_course.mini_world.selection import (
     read_icons,
     spread,
 )
-from rp_lib.mini.sheets import FORMAT, INDEX, describe_icons, encode_sheet, quantise, write_index
+from rp_course.mini_world.stored import describe_icons, encode_sheet, quantize, write_index
+from rp_lib.mini.sheets import FORMAT, INDEX
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import write_atomically
 
@@ -274,7 +275,7 @@ def _write(pools: Mapping[str, Pool], class_names: Sequence[str], out: Path) -> 
         pool = pools[name]
         sheets = []
         mono = sum(not icon.coloured for icon in pool.icons)  # a pool is sorted: monochrome first
-        parts = [(f"{name}.png", quantise(pool.ink[:mono]))] if mono else []
+        parts = [(f"{name}.png", quantize(pool.ink[:mono]))] if mono else []
         if mono < len(pool) and pool.rgb is not None:
             parts.append((f"{name}-colour.png", pool.rgb[mono:]))
         for file, pictures in parts:

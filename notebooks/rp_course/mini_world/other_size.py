@@ -12,9 +12,10 @@ import torch
 
 from rp_course.mini_world.pretrain import config
 from rp_course.mini_world.release import accuracy_cell, benchmark_tokens, read_stage, stage_text
+from rp_course.mini_world.stored import export_clip
 from rp_lib.features import FeatureStore
 from rp_lib.methods import ZeroShot
-from rp_lib.mini import load_benchmark, load_clip, weights
+from rp_lib.mini import load_benchmark, load_clip
 from rp_lib.utils.io import write_atomically
 
 
@@ -32,8 +33,8 @@ def release_size(run: Path, out: Path, name: str) -> None:
     benchmark = load_benchmark()
     path = out / f"{name}.safetensors"
     out.mkdir(parents=True, exist_ok=True)
-    weights.export(state, config(stage["width"]), path, benchmark_tokens(load_clip(), benchmark))
-    clip = weights.load_clip(str(path))
+    export_clip(state, config(stage["width"]), path, benchmark_tokens(load_clip(), benchmark))
+    clip = load_clip(str(path))
     method, store = ZeroShot(clip, benchmark.class_names, benchmark.templates), FeatureStore()
     sets = [benchmark.test, *benchmark.shifts.values()]
     rows = [f"| {s.name} | {len(s):,} | {accuracy_cell(method, s, store)} |" for s in sets]

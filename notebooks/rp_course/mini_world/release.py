@@ -13,6 +13,7 @@ import torch
 
 from rp_course.mini_world.icon_pairs import SHARED_BY
 from rp_course.mini_world.pretrain import CONFIG, config
+from rp_course.mini_world.stored import export_clip
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
 from rp_lib.features import FeatureStore
@@ -65,7 +66,7 @@ def release(
 
     def add(name: str, state: dict[str, Any], fraction: float, tokens: torch.Tensor | None) -> None:
         path = out / f"{name}.safetensors"
-        weights.export(state, architecture, path, tokens)
+        export_clip(state, architecture, path, tokens)
         entries[name] = {"file": path.name, "sha256": file_sha256(path), "fraction": fraction}
 
     add("final", final, 1.0, None)
