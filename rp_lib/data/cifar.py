@@ -1,7 +1,11 @@
-"""The files of the CIFAR-10 benchmark, read without executing anything that stands in them.
+"""The paper's CIFAR-10 benchmark from downloaded data, and a smaller one from class folders of image files.
 
-Pixels are uint8 (n, h, h, 3), labels int64 (n,) numbers of CIFAR-10's classes. What does not look as published raises
-:class:`FileFormatError` with the file's name.
+CIFAR-10 is ID, CIFAR-10.1, CIFAR-10.2 and STL-10 are shifted, SVHN, LSUN (crop and resize), iSUN, Textures and
+Places365 are OOD. All sets are squares of one side, CIFAR-10's own 32 pixels by default, so that resolution tells
+neither ID from OOD nor one method from another.
+
+The published files are read without executing anything that stands in them. Pixels are uint8 (n, h, h, 3), labels int64
+(n,) numbers of CIFAR-10's classes. What does not look as published raises :class:`FileFormatError` with its name.
 """
 
 from __future__ import annotations
@@ -24,14 +28,9 @@ from rp_lib.utils.errors import RPLibError, UnknownName
 
 # All that CIFAR-10's own files name. numpy moved its modules; old pickles name the old place, new ones the new place.
 _ALLOWED = {
-    (module, name)
-    for modules, name in (
-        (("numpy.core.multiarray", "numpy._core.multiarray"), "_reconstruct"),
-        (("numpy",), "ndarray"),
-        (("numpy",), "dtype"),
-    )
-    for module in modules
-}
+    ("numpy.core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "_reconstruct"), ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+}  # fmt: skip
 
 
 class FileFormatError(RPLibError):
@@ -46,20 +45,20 @@ class Photos(NamedTuple):
 
 
 def read_cifar10(folder: Path, *, train: bool) -> Photos:
-    """CIFAR-10's five training batches, or its test batch, below ``folder`` (Python version of the data)."""
+    """Read CIFAR-10's five training batches, or its test batch, below ``folder`` (Python version of the data)."""
     names = [f"data_batch_{i}" for i in range(1, 6)] if train else ["test_batch"]
     batches = [_batch(folder / "cifar-10-batches-py" / name) for name in names]
     return Photos(np.concatenate([b.pixels for b in batches]), torch.cat([b.labels for b in batches]))
 
 
 def read_cifar10_1(folder: Path) -> Photos:
-    """CIFAR-10.1 v6: two ``.npy`` files."""
+    """Read CIFAR-10.1 v6: two ``.npy`` files."""
     pixels, labels = (_numpy(folder / f"cifar10.1_v6_{part}.npy") for part in ("data", "labels"))
     return _checked(folder / "cifar10.1_v6_data.npy", pixels, labels, 32)
 
 
 def read_cifar10_2(folder: Path) -> Photos:
-    """CIFAR-10.2's test set: arrays ``images`` and ``labels`` of one ``.npz`` file."""
+    """Read CIFAR-10.2's test set: arrays ``images`` and ``labels`` of one ``.npz`` file."""
     path = folder / "cifar102_test.npz"
     with _numpy(path) as arrays, _readable(path):
         pixels, labels = arrays["images"], arrays["labels"]
@@ -67,12 +66,13 @@ def read_cifar10_2(folder: Path) -> Photos:
 
 
 def read_stl10(folder: Path, *, order: str = "cifar10") -> Photos:
-    """STL-10's test images but for the monkeys, 96 px: binary files, images stored column by column.
+    """Read STL-10's test images but for the monkeys, 96 px: binary files, images stored column by column.
 
     Args:
+        folder: The data set's.
         order: ``cifar10`` maps the labels to CIFAR-10's classes. ``as_released`` keeps STL-10's own numbers, as the
-            released code does (row 3 of the ledger): bird, automobile and horse then count as other classes, and a
-            perfect classifier scores two thirds.
+            released code does: bird, automobile and horse then count as other classes, and a perfect classifier
+            scores two thirds.
     """
     path = folder / "stl10_binary" / "test_X.bin"
     with _readable(path):
@@ -89,7 +89,7 @@ def read_stl10(folder: Path, *, order: str = "cifar10") -> Photos:
 
 
 def read_svhn(folder: Path) -> np.ndarray:
-    """Pixels of SVHN's test images: the array ``X`` (32, 32, 3, n) of a Matlab file."""
+    """Read the pixels of SVHN's test images: the array ``X`` (32, 32, 3, n) of a Matlab file."""
     from scipy.io import loadmat
 
     path = folder / "test_32x32.mat"
@@ -137,9 +137,7 @@ def _checked(path: Path, pixels: np.ndarray, labels: np.ndarray, side: int) -> P
 def _readable(path: Path) -> Iterator[None]:
     try:
         yield
-    except RPLibError:
-        raise
-    except MemoryError:
+    except (RPLibError, MemoryError):
         raise
     except Exception as error:  # pickle, numpy and scipy raise what they like on bytes that are not theirs
         raise FileFormatError(
@@ -147,12 +145,6 @@ def _readable(path: Path) -> Iterator[None]:
             "it with --check"
         ) from error
 
-
-# The paper's CIFAR-10 benchmark from downloaded data, and a smaller one from class folders of image files.
-#
-# CIFAR-10 is ID, CIFAR-10.1, CIFAR-10.2 and STL-10 are shifted, SVHN, LSUN (crop and resize), iSUN, Textures and
-# Places365 are OOD. All sets are squares of one side, CIFAR-10's own 32 pixels by default, so that resolution tells
-# neither ID from OOD nor one method from another.
 
 SHIFTS = ("cifar10.1", "cifar10.2", "stl10")
 # OOD sets of image files, and where those are in their folders. Textures are all 5,640 images of DTD: the
@@ -176,36 +168,38 @@ def cifar10_benchmark(
     missing: str = "error",
     cache: Path | None = None,
     seed: int = 0,
-    workers: int | None = None,
     progress: bool = False,
 ) -> Benchmark:
-    """CIFAR-10 with its shifted and OOD sets, as ``./data_download.sh cifar`` gets them.
+    """Read CIFAR-10 with its shifted and OOD sets, as ``./data_download.sh cifar`` gets them.
 
     Images of another side than ``size`` are resized, shorter side bicubic with antialiasing, and cut out of the centre.
     STL-10's monkeys are left out: a classifier of CIFAR-10's classes has no answer for them.
 
     Args:
-        root: folder of the data sets; by default ``$RP_DATA``, else ``data``.
-        subset: at most so many images of each of val, test, every shifted and every OOD set, drawn with ``seed``;
-            classes keep their shares. per_class: training images of each class, drawn likewise; by default all.
-        val_per_class: images of each class of the training batches that are kept aside for validation.
-        size: side of all images, pixels.
-        templates: prompts, or ``plain``, ``as_released`` (row 13 of the ledger: no full stop) or ``ensemble``, see
+        root: Folder of the data sets; by default ``$RP_DATA``, else ``data``.
+        subset: At most so many images of each of val, test, every shifted and every OOD set, drawn with ``seed``;
+            classes keep their shares.
+        per_class: Training images of each class, drawn likewise; by default all.
+        val_per_class: Images of each class of the training batches that are kept aside for validation.
+        size: Side of all images, pixels.
+        templates: Prompts, or ``plain``, ``as_released`` or ``ensemble``, see
             :func:`rp_lib.data.class_names.prompt_templates`.
-        stl10_order: ``cifar10``, or ``as_released``, which leaves STL-10's labels as they are (row 3).
-        missing: what a shifted or OOD set that is not there is: an ``"error"``, or ``"skip"``, left out with a warning.
-        cache, workers, progress: see :func:`rp_lib.data.load_images`.
+        stl10_order: ``cifar10``, or ``as_released``, which leaves STL-10's labels as they are, see :func:`read_stl10`.
+        missing: What a shifted or OOD set that is not there is: an ``"error"``, or ``"skip"``, left out with a warning.
+        cache: Folder of the decoded images, see :func:`rp_lib.data.load_images`.
+        seed: Of all draws.
+        progress: Show bars.
 
     Raises:
-        NotThere: data sets that are not downloaded; the message lists all and the command that gets them.
-        RPLibError: files that are not as published, or options that do not fit.
+        NotThere: Data sets that are not downloaded; the message lists all and the command that gets them.
+        RPLibError: Files that are not as published, or options that do not fit.
     """
     check_sizes(subset=subset, per_class=per_class, val_per_class=val_per_class, size=size)
     if stl10_order not in STL10_ORDERS:
         raise UnknownName("order of STL-10's labels", stl10_order, STL10_ORDERS)
     prompts = prompt_templates(templates)
     folders = located(["cifar10"], [*SHIFTS, *OOD], root, missing)
-    make = Maker(size, cache, workers, progress, seed)
+    make = Maker(size, cache, progress, seed)
     files = {n: image_files(folders[n] / below) for n, below in OOD_FOLDERS.items() if n in folders}
 
     photos = read_cifar10(folders["cifar10"], train=True)
@@ -245,26 +239,25 @@ def cifar10_from_folders(
     templates: str | Sequence[str] = "plain",
     cache: Path | None = None,
     seed: int = 0,
-    workers: int | None = None,
     progress: bool = False,
 ) -> Benchmark:
-    """CIFAR-10 from class folders of image files, with Tiny-ImageNet as a natural shift and OOD folders.
+    """Read CIFAR-10 from class folders of image files, with Tiny-ImageNet as a natural shift and OOD folders.
 
     Args:
-        train, test: folders with one subfolder for each class of CIFAR-10, by its name.
-        tiny_imagenet: Tiny-ImageNet's folder ``val`` as published (``val_annotations.txt`` beside ``images``), or
+        train: Folder with one subfolder for each class of CIFAR-10, by its name.
+        test: The same.
+        tiny_imagenet: Tiny-ImageNet's folder ``val`` as published (``val_annotations.txt`` next to ``images``), or
             class folders by WordNet id. Images of :data:`rp_lib.data.class_names.TINY_IMAGENET_TO_CIFAR10` become the
             shifted set ``tiny-imagenet``; they show seven of the ten classes, predictions are made among all ten.
-        ood: image folders, one or several, by name; none may show a class of CIFAR-10.
-        subset, per_class, val_per_class, size, templates, cache, seed, workers, progress: see
-            :func:`cifar10_benchmark`.
+        ood: Image folders, one or several, by name; none may show a class of CIFAR-10.
+        subset, per_class, val_per_class, size, templates, cache, seed, progress: See :func:`cifar10_benchmark`.
 
     Raises:
-        RPLibError: folders that do not fit, or files that cannot be decoded.
+        RPLibError: Folders that do not fit, or files that cannot be decoded.
     """
     check_sizes(subset=subset, per_class=per_class, val_per_class=val_per_class, size=size)
     prompts = prompt_templates(templates)
-    make = Maker(size, cache, workers, progress, seed)
+    make = Maker(size, cache, progress, seed)
     found = {"train": image_folder(train), "test": image_folder(test)}
     for part in found.values():
         if part.classes != CIFAR10:

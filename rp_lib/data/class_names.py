@@ -32,7 +32,7 @@ IMAGENET_RENAMED: Mapping[int, tuple[str, str]] = {744: ("missile", "projectile"
 IMAGENET_NAMES = ("distinct", "as_released")
 
 TEMPLATES: Mapping[str, tuple[str, ...]] = {"plain": ("a photo of a {}.",), "as_released": ("a photo of a {}",)}
-# What the released code does with the data, as arguments of the benchmarks: rows 3, 4 and 13 of the ledger.
+# What the released code does with the data, as arguments of the benchmarks [3, 4, 13].
 DATA_SWITCHES: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "cifar10": {"paper": {}, "as_released": {"stl10_order": "as_released", "templates": "as_released"}},
     "imagenet": {
@@ -51,7 +51,7 @@ def prompt_templates(templates: str | Sequence[str]) -> tuple[str, ...]:
     stop; ``ensemble`` the seven that OpenAI chose from its eighty for ImageNet.
 
     Raises:
-        UnknownName: no such name.
+        UnknownName: No such name.
     """
     if not isinstance(templates, str):
         return tuple(templates)
@@ -85,7 +85,7 @@ def imagenet_class_names(names: str = "distinct") -> tuple[str, ...]:
             998 prompts: the second name of a pair ends in a blank, which CLIP's tokeniser drops.
 
     Raises:
-        UnknownName: another value of ``names``.
+        UnknownName: Another value of ``names``.
     """
     from open_clip import IMAGENET_CLASSNAMES
 

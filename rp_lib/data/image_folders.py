@@ -28,10 +28,10 @@ class ClassFolder:
     """A folder with one subfolder for each class.
 
     Attributes:
-        root: the folder.
+        root: The folder.
         paths: n image files, class by class, in the order of their sorted paths.
         labels: int64 (n,), positions in ``classes``.
-        classes: names of the subfolders, sorted.
+        classes: Names of the subfolders, sorted.
     """
 
     root: Path
@@ -41,16 +41,16 @@ class ClassFolder:
 
 
 def image_folder(root: Path | str, *, numeric: bool = False) -> ClassFolder:
-    """The images of a folder of class folders, in the order of torchvision's ``ImageFolder``.
+    """List the images of a folder of class folders, in the order of torchvision's ``ImageFolder``.
 
     Extensions may be of any case; hidden files and folders and files that are no pictures are ignored. A class folder
     may have subfolders of its own.
 
     Args:
-        numeric: sort the class folders as numbers (0, 1, 2, ..., 10), as ImageNetV2 numbers its classes.
+        numeric: Sort the class folders as numbers (0, 1, 2, ..., 10), as ImageNetV2 numbers its classes.
 
     Raises:
-        FolderError: no such folder, no class folder, one without images, images beside the class folders, a name
+        FolderError: No such folder, no class folder, one without images, images beside the class folders, a name
             that is no number although ``numeric`` asks for one, or pictures of a kind that is not read.
     """
     root = _existing(root)
@@ -78,10 +78,10 @@ def image_folder(root: Path | str, *, numeric: bool = False) -> ClassFolder:
 
 
 def image_files(root: Path | str) -> list[Path]:
-    """All images of a folder, straight in it or in its subfolders, sorted.
+    """List all images of a folder, straight in it or in its subfolders, sorted.
 
     Raises:
-        FolderError: no such folder, no image in it, or pictures of a kind that is not read.
+        FolderError: No such folder, no image in it, or pictures of a kind that is not read.
     """
     root = _existing(root)
     images = _images_below(root)
@@ -94,7 +94,7 @@ def several(folders: Path | str | Sequence[Path | str]) -> list[Path]:
     """One folder, or some, as a list.
 
     Raises:
-        FolderError: an empty list.
+        FolderError: An empty list.
     """
     found = [folders] if isinstance(folders, str | Path) else list(folders)
     if not found:

@@ -38,35 +38,36 @@ def imagenet_benchmark(
     missing: str = "error",
     cache: Path | None = None,
     seed: int = 0,
-    workers: int | None = None,
     progress: bool = False,
 ) -> Benchmark:
-    """ImageNet-1k with its shifted and OOD sets, as ``./data_download.sh imagenet`` gets them.
+    """Read ImageNet-1k with its shifted and OOD sets, as ``./data_download.sh imagenet`` gets them.
 
     Every JPEG is decoded once, into the cache (150 kB an image at 224 pixels: 2.4 GB for 16 of each class, 193 GB for
     all of ImageNet's training images), and mapped into memory from there; what is not drawn is not decoded.
     ImageNet's validation images are the test set; val is drawn from the training images.
 
     Args:
-        root: folder of the data sets; by default ``$RP_DATA``, else ``data``.
-        subset: at most so many images of each of val, test, every shifted and every OOD set, drawn with ``seed``;
+        root: Folder of the data sets; by default ``$RP_DATA``, else ``data``.
+        subset: At most so many images of each of val, test, every shifted and every OOD set, drawn with ``seed``;
             classes keep their shares.
-        per_class: training images of each class ("shots"), drawn likewise; by default all.
-        val_per_class: training images of each class that are kept aside for validation.
-        size: side of all images, pixels.
-        templates: prompts, or ``plain``, ``as_released`` (row 13 of the ledger: no full stop) or ``ensemble``, see
+        per_class: Training images of each class ("shots"), drawn likewise; by default all.
+        val_per_class: Training images of each class that are kept aside for validation.
+        size: Side of all images, pixels.
+        templates: Prompts, or ``plain``, ``as_released`` or ``ensemble``, see
             :func:`rp_lib.data.class_names.prompt_templates`.
-        class_names: 1000 names, or ``distinct`` or ``as_released`` (row 13: 998 distinct prompts), see
+        class_names: 1000 names, or ``distinct`` or ``as_released`` (998 distinct prompts), see
             :func:`rp_lib.data.class_names.imagenet_class_names`.
-        score_among_all_classes: score ImageNet-R and -A over 1000 classes, as the released code does (row 4), instead
-            of over the 200 that they show.
-        missing: what a shifted or OOD set that is not there is: an ``"error"``, or ``"skip"``, left out with a warning.
-        cache, workers, progress: see :func:`rp_lib.data.load_images`.
+        score_among_all_classes: Score ImageNet-R and -A over 1000 classes, as the released code does, instead of over
+            the 200 that they show.
+        missing: What a shifted or OOD set that is not there is: an ``"error"``, or ``"skip"``, left out with a warning.
+        cache: Folder of the decoded images, see :func:`rp_lib.data.load_images`.
+        seed: Of all draws.
+        progress: Show bars.
 
     Raises:
-        NotThere: data sets that are not there; the message lists all and how to get them.
-        FolderError: class folders that are not ImageNet's.
-        RPLibError: files that cannot be decoded, or options that do not fit.
+        NotThere: Data sets that are not there; the message lists all and how to get them.
+        FolderError: Class folders that are not ImageNet's.
+        RPLibError: Files that cannot be decoded, or options that do not fit.
     """
     check_sizes(subset=subset, per_class=per_class, val_per_class=val_per_class, size=size)
     prompts = prompt_templates(templates)
@@ -74,7 +75,7 @@ def imagenet_benchmark(
     if len(names) != 1000:
         raise RPLibError(f"class_names must be 1000 names in the order of the sorted WordNet ids, got {len(names)}")
     folders = located(["imagenet-1k"], [*SHIFTS, *OOD_FOLDERS], root, missing)
-    make, wnids = Maker(size, cache, workers, progress, seed), imagenet_wnids()
+    make, wnids = Maker(size, cache, progress, seed), imagenet_wnids()
 
     # Everything is listed and checked before the first image is decoded.
     source = image_folder(folders["imagenet-1k"] / "train")

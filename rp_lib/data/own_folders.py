@@ -1,4 +1,4 @@
-"""A benchmark of a reader's own folders: list, check, split, decode, check again."""
+"""Make a benchmark of a reader's own folders: list, check, split, decode, check again."""
 
 from __future__ import annotations
 
@@ -55,52 +55,53 @@ def from_folders(
     subset: int | None = None,
     per_class: int | None = None,
     seed: int = 0,
-    workers: int | None = None,
     progress: bool = True,
 ) -> Benchmark:
-    """A benchmark of your own photographs: folders with one subfolder of images for each class.
+    """Make a benchmark of your own photographs: folders with one subfolder of images for each class.
 
     The images are decoded once into a cache on disk and mapped into memory, as squares of one side for every method:
     :mod:`rp_lib.data.pixel_cache`. Pictures count as the same when these pixels are: copies of a file are, and so are
     lossless conversions; near-duplicates are not found. Copies within one set share a group.
 
     Args:
-        name: of the benchmark.
-        train: its class folders are the classes, sorted by name.
-        test, val: the same class folders; without them a part of every class of ``train`` is kept aside.
-        shifts: the same classes under covariate shift, by name; classes are matched by folder name.
-        ood: images that show none of the classes, straight in a folder (or several) or in subfolders, by name.
-        class_names: folder to name as it stands in prompts, or names in the order of the sorted folders; by default
+        name: Of the benchmark.
+        train: Its class folders are the classes, sorted by name.
+        test: The same class folders; without it a part of every class of ``train`` is kept aside.
+        val: Likewise.
+        shifts: The same classes under covariate shift, by name; classes are matched by folder name.
+        ood: Images that show none of the classes, straight in a folder (or several) or in subfolders, by name.
+        class_names: Folder to name as it stands in prompts, or names in the order of the sorted folders; by default
             the folders' names with underscores as spaces.
-        templates: prompts with one ``{}`` for the class name.
-        size: side of the images, pixels; a backbone that takes another size resizes them.
-        cache: folder of the decoded images; by default ``$RP_CACHE``, else ``rp_lib`` in the user's cache folder.
-        near: names of the OOD sets that are near the classes (role ``near-ood``); what an image shows is taken from
+        templates: Prompts with one ``{}`` for the class name.
+        size: Side of the images, pixels; a backbone that takes another size resizes them.
+        cache: Folder of the decoded images; by default ``$RP_CACHE``, else ``rp_lib`` in the user's cache folder.
+        near: Names of the OOD sets that are near the classes (role ``near-ood``); what an image shows is taken from
             its subfolder. All others are ``far-ood``.
-        numeric: sort the class folders of ``train`` as numbers.
-        missing: what a val, test or shifted set that lacks classes is: ``"refuse"``; ``"among"``, predictions are
+        numeric: Sort the class folders of ``train`` as numbers.
+        missing: What a val, test or shifted set that lacks classes is: ``"refuse"``; ``"among"``, predictions are
             made among the classes that it shows; or ``"all"``, among all classes.
-        duplicates: what a picture is that stands in two sets of train, val, test, shifts and OOD, in this order (two
+        duplicates: What a picture is that stands in two sets of train, val, test, shifts and OOD, in this order (two
             shifts, or two OOD sets, may share some): ``"refuse"``, or ``"drop"``, which leaves it out of the later one.
             A picture with two labels is refused in any case.
-        greyscale: what a file with one channel is: ``"refuse"``, or ``"convert"`` to three equal ones.
-        val_fraction, test_fraction: parts of every class of ``train``, at least one image each, that are kept aside
-            for a val or test set that is not given; copies of a picture stay together. ``seed`` draws them.
-        subset: at most so many images of each set but ``train``, drawn with ``seed``; classes keep their shares.
-        per_class: at most so many training images of each class, drawn likewise. All images are decoded and checked,
+        greyscale: What a file with one channel is: ``"refuse"``, or ``"convert"`` to three equal ones.
+        val_fraction: Part of every class of ``train``, at least one image, that is kept aside for a val set that is
+            not given; copies of a picture stay together.
+        test_fraction: Likewise for a test set.
+        subset: At most so many images of each set but ``train``, drawn with ``seed``; classes keep their shares.
+        per_class: At most so many training images of each class, drawn likewise. All images are decoded and checked,
             whatever is drawn, so a smaller draw is part of the same split.
-        workers: threads that decode.
-        progress: show bars, and say what was split or left out.
+        seed: Of all draws and splits.
+        progress: Show bars, and say what was split or left out.
 
     Raises:
-        FolderError: folders that are missing, empty, or do not fit the classes.
-        BrokenImages: files that cannot be decoded, of all sets.
-        SharedImages: a picture in two sets or two classes.
-        RPLibError: names, prompts, sizes or options that do not fit.
+        FolderError: Folders that are missing, empty, or do not fit the classes.
+        BrokenImages: Files that cannot be decoded, of all sets.
+        SharedImages: A picture in two sets or two classes.
+        RPLibError: Names, prompts, sizes or options that do not fit.
     """
     _check_options(missing, duplicates, greyscale, val_fraction, test_fraction)
     check_sizes(subset=subset, per_class=per_class)
-    say = tqdm.write if progress else _silent
+    say = tqdm.write if progress else lambda text: None
     shifts, ood = dict(shifts or {}), {key: several(folder) for key, folder in (ood or {}).items()}
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
     _check_set_names(shifts, ood, near)
@@ -123,7 +124,7 @@ def from_folders(
         files = [path for root in roots for path in image_files(root)]
         wanted[key] = ("near-ood" if key in near else "far-ood", files, None)
 
-    load = _Loader(size, cache, workers, progress)
+    load = _Loader(size, cache, progress)
     fractions = {"val": val_fraction if val is None else 0.0, "test": test_fraction if test is None else 0.0}
     split = [key for key, fraction in fractions.items() if fraction]
 
@@ -162,13 +163,12 @@ def from_folders(
 class _Loader:
     """Loads sets with the same settings."""
 
-    def __init__(self, size: int, cache: Path | None, workers: int | None, progress: bool) -> None:
-        self._options = {"cache": cache, "workers": workers}
-        self._size, self._progress = size, progress
+    def __init__(self, size: int, cache: Path | None, progress: bool) -> None:
+        self._size, self._cache, self._progress = size, cache, progress
 
     def digests(self, paths: Sequence[Path]) -> list[bytes]:
         """SHA-256 of every file; unreadable ones count as different, and are named when they are loaded."""
-        files, broken = hash_files(paths, progress="train" if self._progress else None, **self._options)
+        files, broken = hash_files(paths, cache=self._cache, progress="train" if self._progress else None)
         return [b"%d" % i if i in broken else row.tobytes() for i, row in enumerate(files)]
 
     def all(self, wanted: Sequence[tuple[str, str, list[Path], Tensor | None]]) -> list[Loaded]:
@@ -185,7 +185,7 @@ class _Loader:
 
     def one(self, key: str, role: str, paths: list[Path], labels: Tensor | None) -> Loaded:
         """Load one set."""
-        cached = load_images(paths, self._size, progress=key if self._progress else None, **self._options)
+        cached = load_images(paths, self._size, cache=self._cache, progress=key if self._progress else None)
         return Loaded(key, role, paths, labels, cached)
 
 
@@ -266,7 +266,3 @@ def _check_set_names(shifts: Mapping[str, Folder], ood: Mapping[str, Folder], ne
     for key in near:
         if key not in ood:
             raise UnknownName("OOD set in near", key, ood)
-
-
-def _silent(text: str) -> None:
-    """Say nothing."""

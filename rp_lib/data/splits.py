@@ -1,4 +1,7 @@
-"""What makes a reader's folders no benchmark: each check names the folders, files or classes that it is about."""
+"""What benchmarks of image files are put together from: names, checks, draws and splits, image sets.
+
+Each check names the folders, files or classes that it is about.
+"""
 
 from __future__ import annotations
 
@@ -48,14 +51,15 @@ def plain(name: str) -> str:
 
 
 def name_classes(folders: Sequence[str], given: Mapping[str, str] | Sequence[str] | None) -> tuple[str, ...]:
-    """Class names in the order of their folders.
+    """List class names in the order of their folders.
 
     Args:
-        given: folder to name, or names in the order of the sorted folders; None: the folders' own names, underscores
+        folders: Names of the class folders, sorted.
+        given: Folder to name, or names in the order of the sorted folders; None: the folders' own names, underscores
             as spaces.
 
     Raises:
-        RPLibError: a folder without a name, another number of names than of folders, or names in another order.
+        RPLibError: A folder without a name, another number of names than of folders, or names in another order.
     """
     if given is None:
         return tuple(folder.replace("_", " ").strip() for folder in folders)
@@ -109,7 +113,7 @@ def match_classes(name: str, found: ClassFolder, folders: Sequence[str], *, may_
     """Labels of ``found`` as positions in the ID ``folders``: by folder name, whatever the order.
 
     Raises:
-        FolderError: a class folder that the ID data does not have, or one that is missing and may not be.
+        FolderError: A class folder that the ID data does not have, or one that is missing and may not be.
     """
     unknown = [folder for folder in found.classes if folder not in set(folders)]
     lacking = [folder for folder in folders if folder not in set(found.classes)]
@@ -196,21 +200,21 @@ def _with_nearest(items: Sequence[str], known: Sequence[str]) -> str:
     return ", ".join(parts) + (f" and {len(items) - 5:,} more" if len(items) > 5 else "")
 
 
-# What the published benchmarks are put together from: folders that were downloaded, draws, image sets.
-
 log = logging.getLogger(__name__)
 MISSING = ("error", "skip")
 
 
 def located(needed: Sequence[str], optional: Sequence[str], root: Path | None, missing: str) -> dict[str, Path]:
-    """Folders of data sets by name.
+    """Find the folders of data sets by name.
 
     Args:
-        needed, optional: names as in ``rp-lib data --list``. root: folder of the data sets.
-        missing: what an optional one that is not there is: an ``"error"``, or ``"skip"``, left out with a warning.
+        needed: Names as in ``rp-lib data --list``.
+        optional: Likewise.
+        root: Folder of the data sets.
+        missing: What an optional one that is not there is: an ``"error"``, or ``"skip"``, left out with a warning.
 
     Raises:
-        NotThere: some are not there; the message lists all of them and how to get them.
+        NotThere: Some are not there; the message lists all of them and how to get them.
     """
     if missing not in MISSING:
         raise UnknownName("value of missing", missing, MISSING)
@@ -237,7 +241,7 @@ def located(needed: Sequence[str], optional: Sequence[str], root: Path | None, m
 
 
 def draw(labels: Tensor | None, n: int, wanted: int | None, seed: int) -> Tensor:
-    """int64 positions, ascending, of ``wanted`` of ``n`` images at random; all if there are no more.
+    """Draw ``wanted`` of ``n`` images: int64 positions, ascending; all if there are no more.
 
     With int64 ``labels`` (n,) the classes keep their shares, to within one image each.
     """
@@ -256,14 +260,16 @@ def draw(labels: Tensor | None, n: int, wanted: int | None, seed: int) -> Tensor
 
 
 def shots(labels: Tensor, train: int | None, val: int, seed: int) -> tuple[Tensor, Tensor]:
-    """int64 positions, ascending, of the images to train on and of those kept aside, drawn for each class.
+    """Draw the images to train on and those kept aside, for each class: int64 positions, ascending.
 
     Args:
-        labels: int64 (n,). train: images of each class; None takes all that are not kept aside.
-        val: images of each class kept aside; they do not depend on ``train``.
+        labels: int64 (n,).
+        train: Images of each class; None takes all that are not kept aside.
+        val: Images of each class kept aside; they do not depend on ``train``.
+        seed: Of the draw.
 
     Raises:
-        RPLibError: a class has too few images, or a number below 1.
+        RPLibError: A class has too few images, or a number below 1.
     """
     if val < 1 or (train is not None and train < 1):
         raise RPLibError(f"at least one image of each class is needed to train and to validate, got {train} and {val}")
@@ -284,7 +290,7 @@ def shots(labels: Tensor, train: int | None, val: int, seed: int) -> tuple[Tenso
 
 
 def most_of_each(labels: Tensor, most: int | None, seed: int) -> Tensor:
-    """int64 positions, ascending, of at most ``most`` images of each class at random; None takes all."""
+    """Draw at most ``most`` images of each class: int64 positions, ascending; None takes all."""
     if most is None:
         return torch.arange(len(labels))
     chance = torch.from_numpy(np.random.default_rng(seed).random(len(labels)))
@@ -296,13 +302,17 @@ def most_of_each(labels: Tensor, most: int | None, seed: int) -> Tensor:
 def split_classes(
     labels: Tensor, identities: Sequence[bytes], fractions: Mapping[str, float], names: Sequence[str], seed: int
 ) -> dict[str, list[int]]:
-    """Positions of ``train`` and of each part kept aside: the given fraction of every class, at least one picture.
+    """Split into ``train`` and parts kept aside, the given fraction of every class, at least one picture: positions.
 
     Args:
-        labels: int64 (n,). identities: n, images with equal ones stay together. fractions: 0 makes no part.
+        labels: int64 (n,).
+        identities: n, images with equal ones stay together.
+        fractions: By part; 0 makes none.
+        names: Of the classes, for messages.
+        seed: Of the draw.
 
     Raises:
-        RPLibError: a class with fewer pictures than there are parts.
+        RPLibError: A class with fewer pictures than there are parts.
     """
     wanted = {part: fraction for part, fraction in fractions.items() if fraction}
     parts: dict[str, list[int]] = {"train": [], **{part: [] for part in wanted}}
@@ -337,17 +347,16 @@ def check_sizes(**numbers: int | None) -> None:
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes image sets of one side, drawn with one seed.
+    """Makes image sets of one side (``size`` pixels), drawn with one seed.
 
-    Attributes:
-        size: pixels. cache, workers, progress: see :func:`rp_lib.data.load_images`.
+    Example:
+        >>> Maker(32).of_files("scenes", "far-ood", image_files("scenes"), subset=1000)  # doctest: +SKIP
     """
 
     size: int
-    cache: Path | None
-    workers: int | None
-    progress: bool
-    seed: int
+    cache: Path | None = None
+    progress: bool = False
+    seed: int = 0
 
     def of_files(
         self,
@@ -361,10 +370,8 @@ class Maker:
     ) -> ImageSet:
         """At most ``subset`` of these files, decoded once into the cache and mapped into memory."""
         index = draw(labels, len(paths), subset, self.seed)
-        cached = load_images(
-            [paths[i] for i in index.tolist()], self.size, cache=self.cache, workers=self.workers,
-            progress=name if self.progress else None,
-        )  # fmt: skip
+        bar = name if self.progress else None
+        cached = load_images([paths[i] for i in index.tolist()], self.size, cache=self.cache, progress=bar)
         labels = None if labels is None else labels[index]
         return ImageSet(name, role, cached.images, labels, content=cached.content, class_subset=class_subset)
 

@@ -80,7 +80,7 @@ def label_order(methods: Sequence[Method], photographs: ImageSet, monkeys: Tenso
         (Wilson), n.
     """
     side = photographs.images.shape[-1]
-    make = Maker(side, None, None, False, 0)
+    make = Maker(side)
     sets = {}
     with tempfile.TemporaryDirectory() as folder:
         write_stl10(Path(folder), *as_stl10(photographs, monkeys))
@@ -103,7 +103,7 @@ def monkeys_of(tiny_imagenet: Path, side: int) -> Tensor:
     lines = (tiny_imagenet / "val_annotations.txt").read_text(encoding="utf-8").splitlines()
     files = {parts[0] for parts in (line.split("\t") for line in lines) if parts[1] == BABOON}
     paths = [path for path in image_files(tiny_imagenet / "images") if path.name in files]
-    return Maker(side, None, None, False, 0).of_files("monkeys", "far-ood", paths).images[:]
+    return Maker(side).of_files("monkeys", "far-ood", paths).images[:]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
