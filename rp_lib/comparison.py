@@ -15,9 +15,9 @@ import numpy as np
 
 from rp_lib.detectors import build_detector, detection_scores
 from rp_lib.metrics import check_ood_options
-from rp_lib.outputs import MethodOutputs, Outputs, check_comparable
-from rp_lib.stats import auroc_and_fpr_of_sets, bootstrap_weights, in_threads, of_members, with_the_data
-from rp_lib.utils.arrays import Array, check_array
+from rp_lib.outputs import MethodOutputs, check_comparable
+from rp_lib.stats import Resamples, auroc_and_fpr, holm, in_threads, percentiles, resample_sets
+from rp_lib.utils.arrays import Array
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class PairedDraws:
             i, j = self._index(first), self._index(second)
             for axis, name in enumerate(self.axes):
                 drawn = self.resampled[:, i, axis] - self.resampled[:, j, axis]
-                low, high = np.quantile(drawn, ((1 - confidence) / 2, (1 + confidence) / 2))
+                low, high = np.quantile(drawn, percentiles(confidence))
                 p = min(1.0, 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (r + 1))
                 difference = self.values[i, axis] - self.values[j, axis]
                 rows.append((first, second, name, difference, low, high, p))
@@ -73,7 +73,7 @@ class PairedDraws:
         """Each method's number on each axis with its percentile interval: ``method, axis, value, low, high``."""
         import pandas as pd
 
-        low, high = np.quantile(self.resampled, ((1 - confidence) / 2, (1 + confidence) / 2), axis=0)
+        low, high = np.quantile(self.resampled, percentiles(confidence), axis=0)
         rows = [
             (method, axis, self.values[i, j], low[i, j], high[i, j])
             for i, method in enumerate(self.methods)
@@ -96,7 +96,7 @@ class PairedDraws:
         for axis, name in enumerate(self.axes):
             values, drawn = self.values[:, axis] * sign[axis], self.resampled[:, :, axis] * sign[axis]
             rank, ranks = rankdata(-values), rankdata(-drawn, axis=1)
-            low, high = np.quantile(ranks, ((1 - confidence) / 2, (1 + confidence) / 2), axis=0)
+            low, high = np.quantile(ranks, percentiles(confidence), axis=0)
             best = (drawn == drawn.max(1, keepdims=True)).mean(0)
             columns = zip(self.methods, rank, ranks.mean(0), low, high, best, strict=True)
             rows += [(method, name, *numbers) for method, *numbers in columns]
@@ -157,11 +157,11 @@ def paired_bootstrap(
     if any(kind != kinds[everyone[0]] for kind in kinds.values()):
         raise RPLibError("these outputs hold different image sets; compute all of them for the same sets")
 
-    weights = _draw_pictures(everyone[0], clusters, n_resamples, seed)
+    draws = _draw_pictures(everyone[0], clusters, n_resamples, seed)
     axes = AXES[:1] + AXES[1:2] * bool(everyone[0].shifts) + AXES[2:] * bool(everyone[0].ood)
     judges = {name: detector if isinstance(detector, str) else detector[name] for name in contestants}
-    accuracies = _accuracies(everyone, weights)
-    detection = in_threads(lambda job: _detection(job[1], judges[job[0]], weights, tpr), named)
+    accuracies = _accuracies(everyone, draws)
+    detection = in_threads(lambda job: _detection(job[1], judges[job[0]], draws, tpr), named)
     found = {job: np.stack([*accuracies[job[1]], *outside], 1) for job, outside in zip(named, detection, strict=True)}
     by_seed = {name: [found[name, o] for o in sorted(runs, key=lambda o: o.seed)] for name, runs in contestants.items()}
     return draws_over_seeds(by_seed, axes, seed=seed, resample_seeds=resample_seeds)
@@ -187,57 +187,27 @@ def draws_over_seeds(
     r, n_seeds = shapes.pop()[0] - 1, max(counts, default=1)
     values = np.empty((len(numbers), len(axes)))
     resampled = np.empty((r, *values.shape))
-    drawn = bootstrap_weights(np.random.default_rng((seed, 1)), n_seeds, r) if resample_seeds else np.ones((r, n_seeds))
+    weights = Resamples.draw(n_seeds, r, (seed, 1)).weights[1:] if resample_seeds else np.ones((r, n_seeds))
     for k, runs in enumerate(numbers.values()):
         stacked = np.stack(runs)  # (seeds, 1 + r, axes)
         values[k] = stacked[:, 0].mean(0)
-        share = drawn.astype(np.float64) if len(runs) > 1 else np.ones((r, 1))
+        share = weights.astype(np.float64) if len(runs) > 1 else np.ones((r, 1))
         resampled[:, k] = np.einsum("rs,sra->ra", share / share.sum(1, keepdims=True), stacked[:, 1:])
     return PairedDraws(tuple(numbers), tuple(axes), values, resampled)
 
 
-def holm(p: Sequence[float] | Array) -> Array:
-    """Holm's (1979) step-down correction of a family of p-values (m,), in their order; controls the family's error.
-
-    Raises:
-        ValueError: no p-values, NaN, or one outside [0, 1].
-    """
-    p = check_array(p, "p")
-    if p.min() < 0 or p.max() > 1:
-        raise ValueError("p-values must be in [0, 1]")
-    order, m = np.argsort(p, kind="stable"), len(p)
-    adjusted = np.empty(m)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate((m - np.arange(m)) * p[order]))
-    return adjusted
+def _draw_pictures(outputs: MethodOutputs, clusters: str, n_resamples: int, seed: int) -> dict[str, Resamples]:
+    """By image set, how often each image counts; sets derived from test pictures follow these."""
+    sets = {data.name: data for data in (outputs.test, *outputs.shifts.values(), *outputs.ood.values())}
+    units = {name: getattr(data, clusters).numpy() for name, data in sets.items()}
+    derived = [name for name, data in sets.items() if data.derived]
+    for name in derived:
+        if not np.isin(units[name], units[outputs.test.name]).all():
+            raise RPLibError(f"{name!r} is derived from test images that the test set does not hold")
+    return resample_sets(units, {outputs.test.name, *derived}, n_resamples, (seed, 0))
 
 
-def _draw_pictures(outputs: MethodOutputs, clusters: str, n_resamples: int, seed: int) -> dict[str, Array]:
-    """By image set, float32 (1 + r, n): how often each image counts; the first row is the data as they are."""
-    weights: dict[str, Array] = {}
-    test, count = outputs.test, itertools.count()
-
-    def draw(data: Outputs, ids: Array) -> Array:
-        size = int(ids.max()) + 1
-        if size < 2:
-            raise RPLibError(f"all images of {data.name!r} are one cluster ({clusters}): nothing can be resampled")
-        return with_the_data(bootstrap_weights(np.random.default_rng((seed, 0, next(count))), size, n_resamples))
-
-    known, ids = np.unique(getattr(test, clusters).numpy(), return_inverse=True)
-    shared = draw(test, ids)
-    weights[test.name] = of_members(shared, ids)
-    for data in (*outputs.shifts.values(), *outputs.ood.values()):
-        keys = getattr(data, clusters).numpy()
-        if data.derived:
-            if not np.isin(keys, known).all():
-                raise RPLibError(f"{data.name!r} is derived from test images that the test set does not hold")
-            weights[data.name] = of_members(shared, np.searchsorted(known, keys))
-        else:
-            ids = np.unique(keys, return_inverse=True)[1]
-            weights[data.name] = of_members(draw(data, ids), ids)
-    return weights
-
-
-def _accuracies(everyone: Sequence[MethodOutputs], weights: Mapping[str, Array]) -> dict[MethodOutputs, list[Array]]:
+def _accuracies(everyone: Sequence[MethodOutputs], draws: Mapping[str, Resamples]) -> dict[MethodOutputs, list[Array]]:
     """By fitted method, float64 (1 + r,) accuracies on the test set and, if there are shifts, their mean over these.
 
     All methods at once: one product for each image set.
@@ -246,20 +216,19 @@ def _accuracies(everyone: Sequence[MethodOutputs], weights: Mapping[str, Array])
     found: dict[str, Array] = {}
     for name in (first.test.name, *first.shifts):
         data = [o.sets[name] for o in everyone]
-        columns = [(d.reported.argmax(1) == d.labels).numpy() for d in data] + [np.ones(len(data[0]), bool)]
-        sums = (weights[name] @ np.stack(columns, 1).astype(np.float32)).astype(np.float64)
-        found[name] = sums[:, :-1] / np.maximum(sums[:, -1:], 1)  # a resample may hold none of a subset's pictures
+        correct = np.stack([(d.reported.argmax(1) == d.labels).numpy() for d in data], 1)
+        found[name] = draws[name].mean(correct)  # (1 + r, methods)
     test = found.pop(first.test.name)
     axes = [test, *([np.mean(list(found.values()), axis=0)] if found else [])]
     return {o: [axis[:, i] for axis in axes] for i, o in enumerate(everyone)}
 
 
-def _detection(outputs: MethodOutputs, detector: str, weights: Mapping[str, Array], tpr: float) -> list[Array]:
+def _detection(outputs: MethodOutputs, detector: str, draws: Mapping[str, Resamples], tpr: float) -> list[Array]:
     """float64 (1 + r,) AUROC and FPR of one fitted method as means over OOD sets; nothing if there are none."""
     if not outputs.ood:
         return []
     id_scores, sets = detection_scores(build_detector(detector), outputs)
-    pairs = auroc_and_fpr_of_sets(id_scores, sets, weights[outputs.test.name], weights, tpr)
+    pairs = auroc_and_fpr(id_scores, sets, draws[outputs.test.name], draws, tpr)
     return list(np.mean(list(pairs.values()), axis=0))
 
 
@@ -307,7 +276,7 @@ def mean_ranks(draws: PairedDraws, *, confidence: float = 0.95) -> pd.DataFrame:
 
     rank = rankdata(-_parts(draws, draws.values), axis=0).mean(1)
     drawn = rankdata(-_parts(draws, draws.resampled), axis=1).mean(2)
-    low, high = np.quantile(drawn, ((1 - confidence) / 2, (1 + confidence) / 2), axis=0)
+    low, high = np.quantile(drawn, percentiles(confidence), axis=0)
     best = (drawn == drawn.min(1, keepdims=True)).mean(0)
     return pd.DataFrame({"method": draws.methods, "rank": rank, "low": low, "high": high, "best": best})
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,19 +13,10 @@ from rp_lib.benchmark import OOD_ROLES, Benchmark
 from rp_lib.detectors import MEMBERS, Detector, NotApplicable, build_detector, detection_scores
 from rp_lib.features import FeatureStore
 from rp_lib.methods import Method
-from rp_lib.metrics import calibration_gaps, check_ood_options
+from rp_lib.metrics import calibration_gaps
 from rp_lib.negative_labels import NegativeWords, mine_negative_words
 from rp_lib.outputs import MethodOutputs, Outputs, check_comparable, compute_outputs
-from rp_lib.stats import (
-    Interval,
-    auroc_and_fpr_of_sets,
-    bootstrap_ood_sets_ci,
-    bootstrap_weights,
-    kept_weights,
-    shared_draws,
-    wilson_interval,
-    with_the_data,
-)
+from rp_lib.stats import Interval, Resamples, bootstrap_ci, bootstrap_ood, resample_sets, wilson_interval
 from rp_lib.utils.errors import RPLibError
 
 if TYPE_CHECKING:
@@ -81,11 +71,8 @@ def detection_rows(
     except NotApplicable as reason:
         log.info("no rows for %s of %s: %s", detector.name, outputs.method, reason)
         return []
-    if convention == "id-positive" and set(metrics) <= {"auroc", "fpr"}:
-        found = _fast_intervals(id_scores, sets, metrics, tpr, n_resamples, outputs.seed)
-    else:
-        options = {"tpr": tpr, "convention": convention, "n_resamples": n_resamples, "seed": outputs.seed}
-        found = bootstrap_ood_sets_ci(id_scores, sets, metrics, mean=ALL_OOD, **options)
+    options = {"tpr": tpr, "convention": convention, "n_resamples": n_resamples, "seed": outputs.seed}
+    found = bootstrap_ood(id_scores, sets, metrics, mean=ALL_OOD, **options)
     roles = {name: data.role for name, data in outputs.ood.items()} | {ALL_OOD: "ood"}
     sizes = {name: len(scores) for name, scores in sets.items()}
     sizes[ALL_OOD] = sum(sizes.values())
@@ -108,84 +95,38 @@ def _row(
     }  # fmt: skip
 
 
-def _fast_intervals(
-    id_scores: np.ndarray, sets: Mapping[str, np.ndarray], metrics: Sequence[str], tpr: float, n: int, seed: int
-) -> dict[str, dict[str, Interval]]:
-    """As :func:`bootstrap_ood_sets_ci` for AUROC and FPR, by weights."""
-    check_ood_options(tpr, "id-positive")
-    drawn, *others = _weights(seed, n, (len(id_scores), *map(len, sets.values())))
-    pairs = auroc_and_fpr_of_sets(id_scores, sets, drawn, dict(zip(sets, others, strict=True)), tpr)
-    numbers = np.array([dict(zip(("auroc", "fpr"), pair, strict=True))[m] for pair in pairs.values() for m in metrics])
-    numbers = numbers.reshape(len(pairs), len(metrics), 1 + n)
-    numbers = np.concatenate([numbers, numbers.mean(0, keepdims=True)])
-    low, high = np.quantile(numbers[..., 1:], (0.025, 0.975), axis=-1)
-    return {
-        name: {m: Interval(*map(float, (numbers[i, j, 0], low[i, j], high[i, j]))) for j, m in enumerate(metrics)}
-        for i, name in enumerate((*pairs, ALL_OOD))
-    }
-
-
-@functools.lru_cache(maxsize=4)
-def _weights(seed: int, n_resamples: int, sizes: tuple[int, ...]) -> tuple[np.ndarray, ...]:
-    """Counts of each set of these sizes, (1 + n_resamples, size); the first row is the data as they are.
-
-    Every method of a seed and every detector is judged on the same ones.
-    """
-    rngs = np.random.default_rng(seed).spawn(len(sizes))
-    return tuple(with_the_data(bootstrap_weights(rng, n, n_resamples)) for rng, n in zip(rngs, sizes, strict=True))
-
-
 def _calibration_interval(data: Outputs, n_resamples: int, seed: int) -> Interval:
-    """As ``bootstrap_ci`` of the expected calibration error: each bin's gaps are summed for all resamples at once."""
+    """Expected calibration error: each bin's gaps are summed for all resamples at once."""
     index, gap = calibration_gaps(data.reported.double().softmax(1).numpy(), data.labels.numpy())
     by_bin = np.zeros((len(gap), index.max() + 1))
     by_bin[np.arange(len(gap)), index] = gap
-    errors = np.abs(kept_weights(seed, len(gap), n_resamples) @ by_bin).sum(1) / len(gap)
-    return _interval(errors)
+    errors = np.abs(Resamples.draw(len(gap), n_resamples, seed).weights @ by_bin).sum(1) / len(gap)
+    return Interval.of_resamples(errors)
 
 
-def _interval(numbers: np.ndarray) -> Interval:
-    """The number of the data, which stands first, with the percentile interval of the resamples behind it."""
-    return Interval(*map(float, (numbers[0], *np.quantile(numbers[1:], (0.025, 0.975)))))
-
-
-def accuracy_interval(correct: np.ndarray, data: Outputs, seed: int, n_resamples: int = 1000) -> Interval:
+def accuracy_interval(correct: np.ndarray, data: Outputs, seed: int) -> Interval:
     """Wilson's interval; where pictures repeat (one picture under four corruptions), a bootstrap of pictures.
 
     Raises:
         RPLibError: every image is made of the same picture.
     """
-    known, ids = np.unique(data.sources.numpy(), return_inverse=True)
-    if len(known) == len(ids):
+    known = len(data.sources.unique())
+    if known == len(data):
         return wilson_interval(int(correct.sum()), len(correct))
-    if len(known) < 2:
+    if known < 2:
         raise RPLibError(f"all images of {data.name!r} are made of one picture: nothing can be resampled")
-    drawn = kept_weights(seed, len(known), n_resamples)
-    right, there = (np.bincount(ids, weights).astype(np.float32) for weights in (correct, None))
-    return _interval((drawn @ right).astype(np.float64) / (drawn @ there).astype(np.float64))
+    return bootstrap_ci(correct, clusters=data.sources, seed=seed)
 
 
-def mean_accuracy_interval(
-    shifted: list[tuple[np.ndarray, Outputs]], seed: int, n_resamples: int = 1000
-) -> tuple[float, float, float]:
+def mean_accuracy_interval(shifted: list[tuple[np.ndarray, Outputs]], seed: int, n_resamples: int = 1000) -> Interval:
     """Mean accuracy over sets, each weighing the same, and its percentile bootstrap interval.
 
     Sets derived from the test pictures share each resample of them: their errors do not average out.
     """
-    size = 1 + max(int(data.sources.max()) for _, data in shifted)
-    sizes = tuple(None if data.derived else len(data) for _, data in shifted)
-    resampled = np.empty((n_resamples, len(shifted)))
-    for block, shared, alone in shared_draws(seed, n_resamples, size, sizes):
-        for column, (correct, data) in enumerate(shifted):
-            if data.derived:
-                sources = data.sources.numpy()
-                right, there = (np.bincount(sources, weights, size) for weights in (correct, None))
-                drawn = shared @ np.stack([right, there], 1).astype(np.float32)
-                resampled[block, column] = drawn[:, 0] / np.maximum(1, drawn[:, 1]).astype(np.float64)
-            else:
-                resampled[block, column] = (alone[column] @ correct.astype(np.float32)).astype(np.float64) / len(data)
-    low, high = np.quantile(resampled.mean(1), (0.025, 0.975))
-    return float(np.mean([correct.mean() for correct, _ in shifted])), float(low), float(high)
+    units = {data.name: data.sources.numpy() for _, data in shifted}
+    draws = resample_sets(units, {data.name for _, data in shifted if data.derived}, n_resamples, (seed,))
+    means = np.mean([draws[data.name].mean(correct) for correct, data in shifted], axis=0)
+    return Interval.of_resamples(means)._replace(value=float(np.mean([correct.mean() for correct, _ in shifted])))
 
 
 # Judge fitted methods on three axes at once: ID accuracy, accuracy under covariate shift, OOD detection.

@@ -3,20 +3,11 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from rp_lib.comparison import AXES, PARTS, PairedDraws, aggregate, holm, mean_ranks, paired_bootstrap
+from rp_lib.comparison import AXES, PARTS, PairedDraws, aggregate, mean_ranks, paired_bootstrap
 from rp_lib.evaluation import mean_accuracy_interval
 from rp_lib.metrics import ood_metrics
 from rp_lib.outputs import Head, MethodOutputs, Outputs
-from rp_lib.stats import (
-    BLOCK,
-    auroc_and_fpr,
-    auroc_and_fpr_of_sets,
-    bootstrap_ci,
-    bootstrap_weights,
-    kept_weights,
-    of_members,
-    shared_draws,
-)
+from rp_lib.stats import resample_sets
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 
@@ -50,23 +41,6 @@ def world(accuracy, gap, seed, n=300) -> MethodOutputs:
         said("a", "near-ood", scores=rng.normal(0, 1, n)),
         said("b", "far-ood", scores=rng.normal(0, 1, n // 2)),
     )
-
-
-def test_weights_are_resamples():
-    weights = bootstrap_weights(np.random.default_rng(0), 50, 4000)
-    assert weights.shape == (4000, 50) and (weights.sum(1) == 50).all()
-    assert weights.mean(0) == pytest.approx(1, abs=0.1) and weights.var() == pytest.approx(1 - 1 / 50, abs=0.02)
-
-
-@pytest.mark.parametrize("tpr", [0.5, 0.95, 1.0])
-def test_weighted_curves_equal_the_samples_written_out(tpr):
-    rng = np.random.default_rng(0)
-    inside, outside = rng.normal(1, 1, 40).round(1), rng.normal(0, 1, 30).round(1)  # with ties
-    w, v = bootstrap_weights(rng, 40, 50), bootstrap_weights(rng, 30, 50)
-    auroc, fpr = auroc_and_fpr(inside, outside, w, v, tpr)
-    for i in range(50):
-        direct = ood_metrics(np.repeat(inside, w[i].astype(int)), np.repeat(outside, v[i].astype(int)), tpr=tpr)
-        assert auroc[i] == pytest.approx(direct["auroc"]) and fpr[i] == pytest.approx(direct["fpr"])
 
 
 def test_identical_methods_do_not_differ():
@@ -186,13 +160,6 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     assert 0.9 <= hits / sims <= 0.99
 
 
-def test_holm_against_a_worked_example():
-    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-    np.testing.assert_allclose(holm([0.5, 0.9, 1.0]), 1.0)
-    with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        holm([1.2])
-
-
 def test_what_cannot_be_compared_is_refused():
     one = run(said("test", "test", np.ones(10)))
     for contest in ({"x": [one]}, {"x": [one], "y": []}):
@@ -206,47 +173,6 @@ def test_what_cannot_be_compared_is_refused():
         paired_bootstrap({"x": [one], "y": [one]}, clusters="styles")
 
 
-def test_several_sets_and_blocks_give_what_each_gives_alone(monkeypatch):
-    from rp_lib import stats as resampling
-
-    rng = np.random.default_rng(0)
-    inside, sets = rng.normal(1, 1, 40).round(1), {k: rng.normal(0, 1, n).round(1) for k, n in (("a", 30), ("b", 7))}
-    w = bootstrap_weights(rng, 40, 23)
-    v = {k: bootstrap_weights(rng, len(s), 23) for k, s in sets.items()}
-    together = auroc_and_fpr_of_sets(inside, sets, w, v, 0.9)
-    for name, scores in sets.items():
-        np.testing.assert_array_equal(together[name], auroc_and_fpr(inside, scores, w, v[name], 0.9))
-    monkeypatch.setattr(resampling, "BLOCK", 5 * 40)  # blocks of five resamples
-    blocked = auroc_and_fpr_of_sets(inside, sets, w, v, 0.9)
-    assert BLOCK > 5 * 40 and all(np.array_equal(blocked[k], together[k]) for k in sets)
-
-
-def test_members_count_as_their_cluster():
-    weights = np.array([[2, 0, 1], [0, 3, 0]])
-    assert of_members(weights, np.array([0, 0, 2, 1])).tolist() == [[2, 2, 1, 0], [0, 0, 0, 3]]
-
-
-def test_shared_draws_in_blocks_are_the_same_and_go_on_where_they_stopped(monkeypatch):
-    from rp_lib import stats as resampling
-
-    def all_of(blocks):
-        blocks = list(blocks)
-        shared = np.concatenate([b[1] for b in blocks])
-        return len(blocks), shared, {k: np.concatenate([b[2][k] for b in blocks]) for k in blocks[0][2]}
-
-    one, whole, alone = all_of(shared_draws(3, 40, 9, (None, 5, 4)))
-    assert one == 1 and whole.shape == (40, 9) and (whole.sum(1) == 9).all()
-    assert {k: a.shape for k, a in alone.items()} == {1: (40, 5), 2: (40, 4)} and (alone[1].sum(1) == 5).all()
-    # The draws that resampling one by one would make.
-    rng = np.random.default_rng(3)
-    for row in range(40):
-        for counts, n in ((whole, 9), (alone[1], 5), (alone[2], 4)):
-            assert counts[row].tolist() == np.bincount(rng.integers(0, n, n), minlength=n).tolist()
-    monkeypatch.setattr(resampling, "BLOCK", 18 * 7)
-    many, again, others = all_of(shared_draws(3, 40, 9, (None, 5, 4)))
-    assert many == 6 and np.array_equal(again, whole) and all(np.array_equal(others[k], alone[k]) for k in alone)
-
-
 def test_the_mean_over_shifts_is_resampled_picture_by_picture():
     rng = np.random.default_rng(0)
     sources = np.r_[np.arange(3, 40), np.arange(3, 20)]  # not of all pictures, and of some twice
@@ -254,10 +180,10 @@ def test_the_mean_over_shifts_is_resampled_picture_by_picture():
     alone = said("far", "shift", rng.random(30) < 0.7)
     shifted = [((s.logits.argmax(1) == s.labels).numpy(), s) for s in (derived, alone)]
     value, low, high = mean_accuracy_interval(shifted, seed=5, n_resamples=200)
-    g, means = np.random.default_rng(5), []
-    for _ in range(200):
-        drawn = np.bincount(g.integers(0, 40, 40), minlength=40)[sources]
-        means.append(((drawn * shifted[0][0]).sum() / drawn.sum() + shifted[1][0][g.integers(0, 30, 30)].mean()) / 2)
+    draws = resample_sets({"dark": sources, "far": np.arange(30)}, {"dark"}, 200, (5,))
+    means = []
+    for one, other in zip(draws["dark"].weights[1:], draws["far"].weights[1:], strict=True):
+        means.append(((one * shifted[0][0]).sum() / one.sum() + (other * shifted[1][0]).sum() / 30) / 2)
     assert value == pytest.approx(np.mean([shifted[0][0].mean(), shifted[1][0].mean()]))
     np.testing.assert_allclose((low, high), np.quantile(means, (0.025, 0.975)))
 
@@ -294,30 +220,6 @@ def test_estimates_and_some_of_the_methods():
     assert some.ranks()["rank"].max() == 2
     with pytest.raises(UnknownName):
         draws.of(("w",))
-
-
-def test_large_counts_are_summed_in_double(monkeypatch):
-    rng = np.random.default_rng(0)
-    inside, outside = rng.normal(1, 1, 40).round(1), rng.normal(0, 1, 30).round(1)
-    w, v = bootstrap_weights(rng, 40, 30), bootstrap_weights(rng, 30, 30)
-    before = auroc_and_fpr(inside, outside, w, v, 0.9)
-    monkeypatch.setattr("rp_lib.stats.EXACT", 0)
-    assert np.array_equal(before, auroc_and_fpr(inside, outside, w, v, 0.9))
-    # Counts whose sum float32 cannot hold: 3001 and 6001 more than a multiple of what it resolves there.
-    monkeypatch.undo()
-    many = [np.full((1, n), k, np.float32) for n, k in ((3, 3001), (3, 6001))]
-    auroc, fpr = auroc_and_fpr(np.array([3.0, 2.0, 1.0]), np.array([2.5, 1.5, 0.5]), *many, 0.95)
-    assert auroc[0] == 6 / 9 and fpr[0] == 2 / 3
-
-
-def test_kept_weights_are_the_resamples_of_bootstrap_ci():
-    values = np.random.default_rng(1).random(30)
-    weights = kept_weights(5, 30, 400)
-    assert (weights[0] == 1).all() and weights is kept_weights(5, 30, 400)
-    with pytest.raises(ValueError, match="read-only"):
-        weights[0, 0] = 2
-    means = weights[1:] @ values / 30
-    assert tuple(np.quantile(means, (0.025, 0.975))) == pytest.approx(bootstrap_ci(values, n_resamples=400, seed=5)[1:])
 
 
 def test_one_methods_outputs_may_stand_under_two_names():

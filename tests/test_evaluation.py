@@ -14,7 +14,6 @@ from rp_lib.evaluation import (
     COLUMNS,
     RECORDED,
     Run,
-    _weights,
     accuracy_interval,
     accuracy_rows,
     detection_rows,
@@ -28,7 +27,7 @@ from rp_lib.methods import LinearProbe, Reprogrammer, ResidualReprogrammer, Zero
 from rp_lib.metrics import calibration_gaps, ood_metrics
 from rp_lib.negative_labels import mine_negative_words
 from rp_lib.outputs import Head, Outputs, compute_outputs
-from rp_lib.stats import auroc_and_fpr, bootstrap_ci
+from rp_lib.stats import Resamples, auroc_and_fpr
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 
@@ -201,15 +200,13 @@ def test_cooked_takes_the_probe_of_the_same_seed(probed, tiny_benchmark):
 
 def test_fast_intervals_agree_with_resampling_one_by_one(runs, tiny_benchmark):
     outputs = [compute_outputs(run.method, tiny_benchmark, seed=run.seed) for run in runs]
-    fast = evaluate_outputs(outputs, n_resamples=2000)
-    slow = evaluate_outputs(outputs, metrics=RECORDED, n_resamples=2000)
+    fast = evaluate_outputs(outputs, n_resamples=300)
+    slow = evaluate_outputs(outputs, metrics=RECORDED, n_resamples=300)
     slow = slow[slow.metric.isin(set(fast.metric))].reset_index(drop=True)
     numbers = ["value", "low", "high"]
     pd.testing.assert_frame_equal(fast.drop(columns=numbers), slow.drop(columns=numbers))
     np.testing.assert_allclose(fast.value, slow.value, atol=1e-12)
-    # On a dozen images FPR moves in steps of 1/16, and two bootstraps may differ by one of them.
-    np.testing.assert_allclose(fast[["low", "high"]], slow[["low", "high"]], atol=1 / 15)
-    assert (fast[["low", "high"]].to_numpy() - slow[["low", "high"]].to_numpy()).mean() == pytest.approx(0, abs=0.01)
+    np.testing.assert_allclose(fast[["low", "high"]], slow[["low", "high"]], atol=1e-12)  # the same resamples
 
 
 def test_outputs_of_two_benchmarks_do_not_mix(runs, tiny_benchmark):
@@ -226,24 +223,31 @@ def test_unknown_detectors_are_named_before_anything_runs(runs, tiny_benchmark):
         evaluate(runs, tiny_benchmark, detectors=("enrgy",))
 
 
-def test_intervals_by_weights_are_those_of_bootstrap_ci(runs, tiny_benchmark):
+def written_out(seed: int, n: int, n_resamples: int) -> np.ndarray:
+    """(n_resamples, n): the units that each resample draws."""
+    return np.random.default_rng(seed).integers(0, n, (n_resamples, n))
+
+
+def test_intervals_are_those_of_the_samples_written_out(runs, tiny_benchmark):
     outputs = compute_outputs(runs[1].method, tiny_benchmark, seed=3)
     rng = np.random.default_rng(0)
     data = next(iter(outputs.shifts.values()))
     correct = (data.reported.argmax(1) == data.labels).numpy()
-    gaps = calibration_gaps(data.reported.double().softmax(1).numpy(), data.labels.numpy())
+    index, gap = calibration_gaps(data.reported.double().softmax(1).numpy(), data.labels.numpy())
 
-    def error(index, gap):
-        return float(np.abs(np.bincount(index, weights=gap)).sum() / len(gap))
+    def error(drawn):
+        return float(np.abs(np.bincount(index[drawn], weights=gap[drawn])).sum() / len(gap))
 
     rows = {(r["set"], r["metric"]): r for r in accuracy_rows(outputs, 150)}
     ece = rows[data.name, "ece"]
-    expected = bootstrap_ci(gaps, error, n_resamples=150, seed=3)
-    assert (ece["value"], ece["low"], ece["high"]) == pytest.approx(tuple(expected), rel=1e-12)
+    errors = [error(drawn) for drawn in written_out(3, len(gap), 150)]
+    expected = (error(np.arange(len(gap))), *np.quantile(errors, (0.025, 0.975)))
+    assert (ece["value"], ece["low"], ece["high"]) == pytest.approx(expected, rel=1e-12)
     repeated = dataclasses.replace(data, sources=torch.from_numpy(rng.integers(0, 5, len(data))))
-    assert accuracy_interval(correct, repeated, 3) == pytest.approx(
-        bootstrap_ci(correct.astype(float), clusters=repeated.sources.numpy(), seed=3)
-    )
+    members = [np.flatnonzero(repeated.sources == k) for k in repeated.sources.unique()]
+    means = [correct[np.concatenate([members[k] for k in drawn])].mean() for drawn in written_out(3, len(members), 1000)]
+    expected = (correct.mean(), *np.quantile(means, (0.025, 0.975)))
+    assert accuracy_interval(correct, repeated, 3) == pytest.approx(expected)
     with pytest.raises(RPLibError, match="one picture"):
         accuracy_interval(correct, dataclasses.replace(data, sources=torch.zeros(len(data), dtype=torch.int64)), 3)
 
@@ -254,8 +258,8 @@ def test_detection_intervals_are_quantiles_of_the_resamples_alone(runs, tiny_ben
         (r["set"], r["metric"]): r for r in detection_rows(outputs, MaxLogit(), metrics=("fpr", "auroc"), n_resamples=7)
     }
     id_scores, sets = detection_scores(MaxLogit(), outputs)
-    weights = _weights(3, 7, (len(id_scores), *map(len, sets.values())))
-    found = [auroc_and_fpr(id_scores, s, weights[0], w, 0.95) for s, w in zip(sets.values(), weights[1:], strict=True)]
+    draws = [Resamples.draw(len(s), 7, 3, (k,)) for k, s in enumerate((id_scores, *sets.values()))]
+    found = list(auroc_and_fpr(id_scores, sets, draws[0], dict(zip(sets, draws[1:], strict=True)), 0.95).values())
     for which, metric in enumerate(("auroc", "fpr")):
         for name, numbers in [(n, f[which]) for n, f in zip(sets, found, strict=True)] + [
             (ALL_OOD, np.mean([f[which] for f in found], axis=0))

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.interpolate import interp1d
-from scipy.stats import binomtest
 from sklearn import metrics as sk
 
 from rp_lib.metrics import CONVENTIONS, OOD_METRICS, accuracy, expected_calibration_error, ood_metrics
-from rp_lib.stats import Interval, bootstrap_ci, bootstrap_ood_ci, wilson_interval
 from rp_lib.utils.errors import UnknownName
 
 ORDER = ("authors", "mcm", "clipn", "id-positive", "openood", "pytorch-ood")
@@ -229,15 +225,6 @@ def test_bad_options():
             ood_metrics(*A, tpr=tpr)
     with pytest.raises(UnknownName, match="did you mean openood"):
         ood_metrics(*A, convention="open-ood")
-    with pytest.raises(UnknownName, match="unknown metric 'auroc95'"):
-        bootstrap_ood_ci(*A, metric="auroc95")
-    with pytest.raises(UnknownName):
-        bootstrap_ood_ci(*A, convention="x")
-    for options in ({"n_resamples": 0}, {"confidence": 95}, {"confidence": 0}):
-        with pytest.raises(ValueError, match="must be"):
-            bootstrap_ood_ci(*A, **options)
-        with pytest.raises(ValueError, match="must be"):
-            bootstrap_ci([1, 2], **options)
 
 
 # --- accuracy and calibration ---------------------------------------------------------------------------------------
@@ -292,103 +279,3 @@ def test_ece_edges_and_errors():
     ):
         with pytest.raises(ValueError, match=message):
             expected_calibration_error(p, y, **options)
-
-
-# --- intervals ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("k", "n", "confidence"), [(0, 10, 0.95), (10, 10, 0.95), (37, 40, 0.9), (1200, 1600, 0.99)])
-def test_wilson_equals_scipy(k, n, confidence):
-    ours = wilson_interval(k, n, confidence)
-    scipy = binomtest(k, n).proportion_ci(confidence, method="wilson")
-    assert ours == pytest.approx((k / n, scipy.low, scipy.high), abs=1e-12)
-    assert ours.low <= ours.value <= ours.high
-    for bad in ((-1, 10), (11, 10), (0, 0)):
-        with pytest.raises(ValueError, match="successes"):
-            wilson_interval(*bad)
-
-
-@pytest.mark.parametrize("kind", ["normal", "binary"])
-def test_bootstrap_of_the_mean_covers(kind):
-    rng, hits = np.random.default_rng(1), 0
-    for k in range(200):
-        x = rng.normal(2, 1, 60) if kind == "normal" else rng.random(60) < 0.7
-        low, high = bootstrap_ci(x, n_resamples=400, seed=k)[1:]
-        hits += low <= (2 if kind == "normal" else 0.7) <= high
-    assert 0.90 <= hits / 200 <= 0.985  # 0.95 within three standard errors, and the bootstrap's slight optimism
-
-
-def test_bootstrap_is_seeded_and_has_the_right_width():
-    rng = np.random.default_rng(0)
-    x, correct = rng.normal(size=500), rng.random(500) < 0.8
-    assert bootstrap_ci(x, seed=3) == bootstrap_ci(torch.tensor(x), seed=3) == bootstrap_ci(x, seed=3)
-    assert bootstrap_ci(x, seed=3) != bootstrap_ci(x, seed=4)
-    assert isinstance(bootstrap_ci(x), Interval)
-    for values in (x, correct):
-        value, low, high = bootstrap_ci(values, n_resamples=4000)
-        se = np.std(values) / np.sqrt(500)
-        assert value == pytest.approx(np.mean(values))
-        assert (high - low) / se == pytest.approx(2 * 1.96, rel=0.06)
-        assert (high + low) / 2 == pytest.approx(value, abs=0.2 * se)
-    narrow = bootstrap_ci(x, confidence=0.5)
-    assert narrow.high - narrow.low < 0.5 * (bootstrap_ci(x).high - bootstrap_ci(x).low)
-    # The binomial shortcut and the general path agree, up to the noise of the bootstrap.
-    loop = bootstrap_ci(correct, lambda v: v.mean(), n_resamples=2000)
-    assert bootstrap_ci(correct, n_resamples=2000) == pytest.approx(loop, abs=0.005)
-
-
-def test_bootstrap_of_a_statistic_keeps_arrays_aligned():
-    rng = np.random.default_rng(0)
-    logits = rng.normal(size=(200, 3))
-    labels = logits.argmax(1)
-    assert bootstrap_ci((logits, labels), accuracy, n_resamples=50) == (1, 1, 1)
-    x = rng.normal(size=200)
-    assert bootstrap_ci((x, 2 * x), lambda a, b: np.corrcoef(a, b)[0, 1], n_resamples=50).low == pytest.approx(1)
-    for values, statistic, options, message in (
-        ([], None, {}, "empty"),
-        ([1, np.nan], None, {}, "NaN"),
-        ((x, x), None, {}, "give a statistic"),
-        ((x, x[1:]), accuracy, {}, "lengths differ"),
-        (x, lambda v: float("nan"), {}, "statistic is NaN"),
-        (x, None, {"clusters": [1] * 200}, "one cluster"),
-        (x, None, {"clusters": [1, 2]}, "lengths differ"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            bootstrap_ci(values, statistic, n_resamples=5, **options)
-
-
-def test_clusters_widen_the_interval():
-    rng = np.random.default_rng(0)
-    clusters = np.repeat(np.arange(40), 25)
-    x = rng.normal(size=40)[clusters] + 0.1 * rng.normal(size=1000)
-    alone, grouped = bootstrap_ci(x), bootstrap_ci(x, clusters=clusters * 7 - 3)
-    expected = 2 * 1.96 * x.reshape(40, 25).mean(1).std() / np.sqrt(40)
-    assert grouped.high - grouped.low == pytest.approx(expected, rel=0.1)
-    assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
-    # The loop for any statistic draws the same clusters as the fast path, for unequal sizes and 0/1 values as well.
-    uneven = np.r_[np.zeros(700, int), np.arange(1, 301)]
-    for values, group in ((x, clusters), (x > 0, uneven)):
-        fast = bootstrap_ci(values, clusters=group, n_resamples=80)
-        assert fast == pytest.approx(bootstrap_ci(values, np.mean, clusters=group, n_resamples=80))
-    assert bootstrap_ci(x > 0, clusters=np.arange(1000)) == pytest.approx(bootstrap_ci(x > 0), abs=0.005)
-
-
-def test_bootstrap_ood():
-    rng = np.random.default_rng(0)
-    i, o = rng.normal(1, 1, 1600), rng.normal(0, 1, 1000)
-    start = time.perf_counter()
-    result = bootstrap_ood_ci(i, o, ("auroc", "fpr"))
-    assert time.perf_counter() - start < 2  # some 0.06 s; the bound allows for a busy machine
-    assert result == bootstrap_ood_ci(i, o, ["auroc", "fpr"]) != bootstrap_ood_ci(i, o, ("auroc", "fpr"), seed=1)
-    assert bootstrap_ood_ci(i, o) == {"auroc": result["auroc"]}
-    point = ood_metrics(i, o)
-    for name, (value, low, high) in result.items():
-        assert low < value == point[name] < high
-    # The standard error of the AUROC by DeLong et al. (1988): both classes contribute.
-    wins = (i[:, None] > o[None]).astype(float)
-    se = np.sqrt(wins.mean(1).var() / 1600 + wins.mean(0).var() / 1000)
-    assert (result["auroc"].high - result["auroc"].low) / se == pytest.approx(2 * 1.96, rel=0.2)
-    for convention in ORDER:
-        few = bootstrap_ood_ci(i[:100], o[:80], OOD_METRICS, convention=convention, tpr=0.9, n_resamples=40)
-        assert {k: v.value for k, v in few.items()} == ood_metrics(i[:100], o[:80], tpr=0.9, convention=convention)
-        assert all(v.low < v.high for v in few.values())

@@ -9,9 +9,9 @@ from rp_course.experiments.measures import Claim, claimed_differences, verdicts_
 from sklearn.metrics import roc_auc_score
 
 from rp_lib.benchmark import ImageSet
-from rp_lib.comparison import PairedDraws, draws_over_seeds, holm
+from rp_lib.comparison import PairedDraws, draws_over_seeds
 from rp_lib.metrics import class_spread, cosine_drift, linear_cka
-from rp_lib.stats import bootstrap_weights, with_the_data
+from rp_lib.stats import Resamples, holm
 from rp_lib.utils.errors import RPLibError
 
 CLAIMS = (Claim("a beats b", "size", "a", "b", "higher"), Claim("b is rounder than c", "form", "b", "c", "higher"))
@@ -108,9 +108,9 @@ def test_neighbours_are_resampled_picture_by_picture():
         neighbours.SAME: rng.random(20), neighbours.ACROSS: rng.random(30), neighbours.SILHOUETTE: rng.random(18),
         "ID distance": rng.random(20), "OOD distance": rng.random(15) + 0.3,
     }  # fmt: skip
-    weights = [with_the_data(bootstrap_weights(rng, n, 40)) for n in (20, 30, 15)]
-    found = neighbours._resampled(measured, weights, several)
-    for row, test, shift, ood in zip(found, *(w.astype(int) for w in weights), strict=True):
+    draws = [Resamples.draw(n, 40, n) for n in (20, 30, 15)]
+    found = neighbours._resampled(measured, draws, several)
+    for row, test, shift, ood in zip(found, *(d.weights.astype(int) for d in draws), strict=True):
         inside, outside = (np.repeat(measured[f"{k} distance"], w) for k, w in (("ID", test), ("OOD", ood)))
         truth = np.r_[np.ones(len(inside)), np.zeros(len(outside))]
         np.testing.assert_allclose(row, [

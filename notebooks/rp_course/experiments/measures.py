@@ -8,7 +8,8 @@ from typing import NamedTuple
 import pandas as pd
 
 from rp_course.experiments.base import COLUMNS, Verdict, difference
-from rp_lib.comparison import PairedDraws, holm
+from rp_lib.comparison import PairedDraws
+from rp_lib.stats import holm
 from rp_lib.utils.errors import RPLibError
 
 

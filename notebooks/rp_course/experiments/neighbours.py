@@ -21,7 +21,7 @@ from rp_course.experiments.world import World
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.comparison import draws_over_seeds
 from rp_lib.metrics import ood_metrics
-from rp_lib.stats import auroc_and_fpr, bootstrap_weights, with_the_data
+from rp_lib.stats import Resamples, auroc_and_fpr
 from rp_lib.utils.errors import MissingDependency
 from rp_lib.utils.io import StorageError, write_atomically
 
@@ -49,8 +49,7 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
     sets = [s.subsample(PICTURES // (3 if world.quick else 1)) for s in (benchmark.test, shift, ood)]
     store, rows, points = world.store(clip), [], []
     several = _with_company(sets[0].labels.numpy())
-    weights = [with_the_data(bootstrap_weights(np.random.default_rng(k), len(s), PAIRED_RESAMPLES))
-               for k, s in enumerate(sets)]  # fmt: skip
+    draws = [Resamples.draw(len(s), PAIRED_RESAMPLES, k) for k, s in enumerate(sets)]
     compared: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
     for seed in world.seeds:
         fitted = {}
@@ -64,7 +63,7 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
                 measured = _measures(where, sets)
                 rows += _rows(name, seed, space, measured)
                 if space == "features" and (name != "zero-shot" or not compared[name]):  # nothing is drawn in zero-shot
-                    compared[name].append(_resampled(measured, weights, several))
+                    compared[name].append(_resampled(measured, draws, several))
             trust = _trust(np.concatenate(features), np.concatenate(flat))
             rows.append((name, seed, "UMAP", "trustworthiness", *trust))
             if seed == world.seeds[0]:
@@ -151,15 +150,15 @@ def _rows(name: str, seed: int, space: str, measured: Mapping[str, np.ndarray]) 
     return [*rows, (name, seed, space, DISTANCE, auroc, *np.quantile(drawn, (0.025, 0.975)), len(near))]
 
 
-def _resampled(measured: Mapping[str, np.ndarray], weights: list[np.ndarray], several: np.ndarray) -> np.ndarray:
+def _resampled(measured: Mapping[str, np.ndarray], draws: list[Resamples], several: np.ndarray) -> np.ndarray:
     """float64 (1 + r, 3): ACROSS, SILHOUETTE and DISTANCE of the data and of the same resamples of test, shift, OOD.
 
     Pictures are drawn as queries; whom they may have as neighbours stays.
     """
-    test, shift, ood = weights
-    kept = test[:, several]
-    auroc, _ = auroc_and_fpr(-measured["ID distance"], -measured["OOD distance"], test, ood, 0.95)
-    return np.stack([shift @ measured[ACROSS] / shift.sum(1), kept @ measured[SILHOUETTE] / kept.sum(1), auroc], axis=1)
+    test, shift, ood = draws
+    silhouette = test.of_members(np.flatnonzero(several)).mean(measured[SILHOUETTE])
+    auroc, _ = auroc_and_fpr(-measured["ID distance"], {"": -measured["OOD distance"]}, test, {"": ood}, 0.95)[""]
+    return np.stack([shift.mean(measured[ACROSS]), silhouette, auroc], axis=1)
 
 
 def _trust(features: np.ndarray, flat: np.ndarray) -> tuple[float, float, float, int]:

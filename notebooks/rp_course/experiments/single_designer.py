@@ -16,7 +16,7 @@ from rp_course.experiments.grid import Condition, run_grid
 from rp_course.experiments.training_data import of_classes, same_steps
 from rp_course.experiments.world import World
 from rp_lib.benchmark import ImageSet
-from rp_lib.comparison import holm
+from rp_lib.stats import holm
 
 FAMILIES = 4  # the largest ones, each alone; the fifth has 39 images
 ALONE, MIXED, MEAN = "one", "all", "mean"

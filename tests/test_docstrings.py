@@ -1,0 +1,12 @@
+"""The examples in docstrings run as they stand there."""
+
+import doctest
+import importlib
+
+import pytest
+
+
+@pytest.mark.parametrize("module", ["metrics", "stats", "losses", "detectors", "outputs", "comparison"])
+def test_examples(module):
+    found = doctest.testmod(importlib.import_module(f"rp_lib.{module}"))
+    assert found.failed == 0

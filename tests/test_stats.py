@@ -1,0 +1,239 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binomtest
+
+from rp_lib import stats
+from rp_lib.metrics import CONVENTIONS, OOD_METRICS, ood_metrics
+from rp_lib.stats import (
+    Interval,
+    Resamples,
+    auroc_and_fpr,
+    bootstrap_ci,
+    bootstrap_ood,
+    holm,
+    in_threads,
+    percentiles,
+    resample_sets,
+    wilson_interval,
+)
+from rp_lib.utils.errors import RPLibError, UnknownName
+
+INSIDE, OUTSIDE = [3.0, 2.0, 1.0], [2.5, 0.5]
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (10, 10), (37, 40), (1200, 1600)])
+def test_wilson_equals_its_formula(k, n):
+    ours, z, p = wilson_interval(k, n), 1.959963984540054, k / n
+    half = z * np.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    expected = [(p + z * z / (2 * n) + side * half) / (1 + z * z / n) for side in (-1, 1)]
+    assert ours == pytest.approx((p, *expected), abs=1e-12)
+    assert ours.low <= ours.value <= ours.high
+    assert binomtest(k, n).proportion_ci(0.95, method="wilson").low == ours.low
+    for bad in ((-1, 10), (11, 10), (0, 0)):
+        with pytest.raises(ValueError, match="successes"):
+            wilson_interval(*bad)
+
+
+@pytest.mark.parametrize("kind", ["normal", "binary"])
+def test_bootstrap_of_the_mean_covers(kind):
+    rng, hits = np.random.default_rng(1), 0
+    for k in range(200):
+        x = rng.normal(2, 1, 60) if kind == "normal" else rng.random(60) < 0.7
+        low, high = bootstrap_ci(x, n_resamples=400, seed=k)[1:]
+        hits += low <= (2 if kind == "normal" else 0.7) <= high
+    assert 0.90 <= hits / 200 <= 0.985  # 0.95 within three standard errors, and the bootstrap's slight optimism
+
+
+def test_bootstrap_is_seeded_and_has_the_right_width():
+    rng = np.random.default_rng(0)
+    x, correct = rng.normal(size=500), rng.random(500) < 0.8
+    assert bootstrap_ci(x, seed=3) == bootstrap_ci(torch.tensor(x), seed=3) == bootstrap_ci(x, seed=3)
+    assert bootstrap_ci(x, seed=3) != bootstrap_ci(x, seed=4)
+    assert isinstance(bootstrap_ci(x), Interval)
+    for values in (x, correct):
+        value, low, high = bootstrap_ci(values, n_resamples=4000)
+        se = np.std(values) / np.sqrt(500)
+        assert value == pytest.approx(np.mean(values))
+        assert (high - low) / se == pytest.approx(2 * 1.96, rel=0.06)
+        assert (high + low) / 2 == pytest.approx(value, abs=0.2 * se)
+    drawn = np.random.default_rng(3).integers(0, 500, (1000, 500))
+    assert bootstrap_ci(x, seed=3)[1:] == pytest.approx(np.quantile(x[drawn].mean(1), (0.025, 0.975)), rel=1e-9)
+    for bad in (0, 1, 95):
+        with pytest.raises(ValueError, match="confidence must be"):
+            percentiles(bad)
+    assert percentiles(0.5) == (0.25, 0.75)
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "message"),
+    [
+        ([], {}, "empty"),
+        ([1, np.nan], {}, "NaN"),
+        ([[1, 2]], {}, "1-D"),
+        ([1, 2, 3], {"clusters": [1, 1, 1]}, "one cluster"),
+        ([1, 2, 3], {"clusters": [1, 2]}, "lengths differ"),
+        ([1, 2, 3], {"n_resamples": 0}, "n_resamples must be"),
+    ],
+)
+def test_bad_input_is_refused(values, options, message):
+    with pytest.raises(ValueError, match=message):
+        bootstrap_ci(values, **options)
+
+
+def test_clusters_widen_the_interval():
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(40), 25)
+    x = rng.normal(size=40)[clusters] + 0.1 * rng.normal(size=1000)
+    alone, grouped = bootstrap_ci(x), bootstrap_ci(x, clusters=clusters * 7 - 3)
+    expected = 2 * 1.96 * x.reshape(40, 25).mean(1).std() / np.sqrt(40)
+    assert grouped.high - grouped.low == pytest.approx(expected, rel=0.1)
+    assert grouped.high - grouped.low > 3 * (alone.high - alone.low)
+    # Clusters of unequal sizes, written out.
+    uneven = np.r_[np.zeros(700, int), np.arange(1, 301)]
+    members = [np.flatnonzero(uneven == k) for k in range(301)]
+    drawn = np.random.default_rng(0).integers(0, 301, (80, 301))
+    means = [x[np.concatenate([members[k] for k in row])].mean() for row in drawn]
+    found = bootstrap_ci(x, clusters=uneven, n_resamples=80)
+    assert found == pytest.approx((x.mean(), *np.quantile(means, (0.025, 0.975))))
+    assert bootstrap_ci(x > 0, clusters=np.arange(1000)) == bootstrap_ci(x > 0)
+
+
+def test_bootstrap_ood():
+    rng = np.random.default_rng(0)
+    i, o = rng.normal(1, 1, 1600), rng.normal(0, 1, 1000)
+    start = time.perf_counter()
+    result = bootstrap_ood(i, {"o": o})["o"]
+    assert time.perf_counter() - start < 2  # some 0.06 s; the bound allows for a busy machine
+    assert result == bootstrap_ood(i, {"o": o}, ["auroc", "fpr"])["o"] != bootstrap_ood(i, {"o": o}, seed=1)["o"]
+    assert bootstrap_ood(i, {"o": o}, ("auroc",))["o"] == {"auroc": result["auroc"]}
+    point = ood_metrics(i, o)
+    for name, (value, low, high) in result.items():
+        assert low < value < high and value == pytest.approx(point[name], abs=1e-12)
+    # The standard error of the AUROC by DeLong et al. (1988): both classes contribute.
+    wins = (i[:, None] > o[None]).astype(float)
+    se = np.sqrt(wins.mean(1).var() / 1600 + wins.mean(0).var() / 1000)
+    assert (result["auroc"].high - result["auroc"].low) / se == pytest.approx(2 * 1.96, rel=0.2)
+    for convention in CONVENTIONS:
+        found = bootstrap_ood(
+            i[:100], {"a": o[:80], "b": o[80:99]}, OOD_METRICS, convention=convention, tpr=0.9, n_resamples=40
+        )
+        few = found["a"]
+        assert {k: v.value for k, v in few.items()} == ood_metrics(i[:100], o[:80], tpr=0.9, convention=convention)
+        assert all(v.low < v.high for v in few.values())
+        assert found["mean"]["auroc"].value == pytest.approx((few["auroc"].value + found["b"]["auroc"].value) / 2)
+    for options, error in (({"metrics": ["auroc95"]}, UnknownName), ({"convention": "x"}, UnknownName),
+                           ({"n_resamples": 0}, ValueError), ({"tpr": 95}, ValueError)):  # fmt: skip
+        with pytest.raises(error):
+            bootstrap_ood(INSIDE, {"o": OUTSIDE}, **options)
+    with pytest.raises(ValueError, match="no OOD set"):
+        bootstrap_ood(INSIDE, {})
+
+
+# --- resamples ------------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_resamples_of_their_seed_and_stream():
+    draws = Resamples.draw(50, 4000, seed=0)
+    assert draws.weights.shape == (4001, 50) and (draws.weights.sum(1) == 50).all() and (draws.weights[0] == 1).all()
+    drawn = draws.weights[1:]
+    assert drawn.mean(0) == pytest.approx(1, abs=0.1) and drawn.var() == pytest.approx(1 - 1 / 50, abs=0.02)
+    assert draws.weights is Resamples.draw(50, 4000, seed=0).weights  # kept
+    with pytest.raises(ValueError, match="read-only"):
+        draws.weights[0, 0] = 2
+    for other in (Resamples.draw(50, 4000, 1), Resamples.draw(50, 4000, 0, (1,)), Resamples.draw(50, 4000, (0, 1))):
+        assert not np.array_equal(other.weights, draws.weights)
+    spawned = np.random.default_rng(0).spawn(2)[1].integers(0, 50, 50)  # the first resample of the second stream
+    assert Resamples.draw(50, 9, 0, (1,)).weights[1].tolist() == np.bincount(spawned, minlength=50).tolist()
+
+
+def test_blocks_give_the_same_draws(monkeypatch):
+    drawn = np.random.default_rng(3).integers(0, 9, (40, 9))
+    expected = [np.bincount(row, minlength=9).tolist() for row in drawn]
+    assert Resamples.draw(9, 40, 3).weights[1:].tolist() == expected
+    monkeypatch.setattr(stats, "BLOCK", 9 * 7)
+    monkeypatch.setattr(stats, "KEPT", 0)
+    assert Resamples.draw(9, 40, 3).weights[1:].tolist() == expected
+
+
+def test_means_and_members():
+    draws = Resamples(np.array([[1, 1, 1], [2, 0, 1], [0, 3, 0]], np.float32))
+    assert draws.of_members(np.array([0, 0, 2, 1])).weights.tolist() == [[1, 1, 1, 1], [2, 2, 1, 0], [0, 0, 0, 3]]
+    assert draws.mean(np.array([3.0, 0, 6])).tolist() == [3, 4, 0]
+    assert draws.mean(np.array([[True, False], [False, False], [True, True]])).tolist() == [[2 / 3, 1 / 3], [1, 1 / 3], [0, 0]]
+    # A unit of four pictures weighs four times as much as a unit of one, and one of none nothing.
+    assert draws.ratio(np.array([2, 0, 1]), np.array([4, 0, 1])).tolist() == [3 / 5, 5 / 9, 0]
+
+
+def test_large_whole_numbers_keep_their_digits():
+    draws = Resamples.draw(3, 5, 0)
+    values = np.array([2**40, 1, 3])
+    assert draws.mean(values)[0] == (2**40 + 4) / 3
+
+
+def test_derived_sets_share_the_draws_of_the_test_set():
+    units = {"test": np.array([5, 7, 9]), "far": np.arange(3), "dark": np.array([9, 5, 5])}
+    found = {k: d.weights for k, d in resample_sets(units, {"test", "dark"}, 50, (1, 2)).items()}
+    assert np.array_equal(found["dark"], found["test"][:, [2, 0, 0]])
+    assert not np.array_equal(found["far"], found["test"])
+    assert np.array_equal(found["far"], Resamples.draw(3, 50, (1, 2, 1)).weights)
+    with pytest.raises(RPLibError, match="one cluster"):
+        resample_sets({"a": np.zeros(4, int)}, set(), 5, (0,))
+
+
+@pytest.mark.parametrize("tpr", [0.5, 0.9, 0.95, 1.0])
+def test_weighted_curves_equal_the_samples_written_out(tpr, monkeypatch):
+    rng = np.random.default_rng(0)
+    inside, sets = rng.normal(1, 1, 40).round(1), {k: rng.normal(0, 1, n).round(1) for k, n in (("a", 30), ("b", 7))}
+    w, v = Resamples.draw(40, 50, 1), {k: Resamples.draw(len(s), 50, 2) for k, s in sets.items()}  # with ties
+    found = auroc_and_fpr(inside, sets, w, v, tpr)
+    for name, outside in sets.items():
+        for i, (auroc, fpr) in enumerate(zip(*found[name], strict=True)):
+            drawn = (np.repeat(s, d.weights[i].astype(int)) for s, d in ((inside, w), (outside, v[name])))
+            direct = ood_metrics(*drawn, tpr=tpr)
+            assert auroc == pytest.approx(direct["auroc"]) and fpr == pytest.approx(direct["fpr"])
+    for name, value in (("BLOCK", 5 * 40), ("EXACT", 0)):  # blocks of five resamples; sums in float64
+        monkeypatch.setattr(stats, name, value)
+        again = auroc_and_fpr(inside, sets, w, v, tpr)
+        assert all(np.array_equal(again[k], found[k]) for k in sets)
+
+
+def test_large_counts_are_summed_in_double():
+    # Counts whose sum float32 cannot hold: 3001 and 6001 more than a multiple of what it resolves there.
+    w, v = (Resamples(np.full((1, 3), k, np.float32)) for k in (3001, 6001))
+    ((auroc, fpr),) = auroc_and_fpr(np.array([3.0, 2, 1]), {"": np.array([2.5, 1.5, 0.5])}, w, {"": v}, 0.95).values()
+    assert auroc[0] == 6 / 9 and fpr[0] == 2 / 3
+
+
+def test_holm_against_a_worked_example():
+    np.testing.assert_allclose(holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(holm([0.5, 0.9, 1.0]), 1.0)
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        holm([1.2])
+
+
+# --- threads --------------------------------------------------------------------------------------------------------
+
+
+def test_results_keep_their_order_and_kernels_one_thread():
+    before = torch.get_num_threads()
+    seen: list[tuple[int, int]] = []
+
+    def work(k: int) -> int:
+        time.sleep(0.01 * (4 - k))  # the first is the last to finish
+        seen.append((threading.get_ident(), torch.get_num_threads()))
+        return k * k
+
+    assert in_threads(work, iter(range(5))) == [0, 1, 4, 9, 16] and in_threads(work, []) == []
+    assert {kernels for _, kernels in seen} == {1} and torch.get_num_threads() == before
+    assert threading.get_ident() not in {ident for ident, _ in seen}
+
+
+def test_an_error_arrives_and_leaves_the_threads_as_they_were():
+    before = torch.get_num_threads()
+    with pytest.raises(ZeroDivisionError):
+        in_threads(lambda k: 1 // k, [1, 0, 2])
+    assert torch.get_num_threads() == before
