@@ -55,7 +55,7 @@ from rp_lib.utils.errors import MissingDependency, RPLibError
 
 RESERVE = 64 << 20  # bytes left free: a system whose disk is full to the last byte cannot even log it
 NOTE = ".rp-data.json"
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
+IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # of torchvision's ImageFolder
 _BLOCK = 1 << 20
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # worth another try: timeouts, too many requests, a server's troubles
 _FINAL = {1, 3, 35, 47, 51, 58, 60, 77, 83, 90, 91}  # curl's codes for addresses and certificates that stay wrong
@@ -188,7 +188,7 @@ class _GiveUp(Exception):
     """This address will not do."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Transfer:
     """One file on its way: ``TARGET.partial``, and ``TARGET.partial.json`` that says what it is the beginning of.
 
@@ -216,15 +216,9 @@ class Transfer:
     say: Callable[[str], None] = lambda text: None
     on_bytes: Callable[[int, int | None], None] = lambda done, total: None
 
-    @property
-    def partial(self) -> Path:
-        """The bytes so far."""
-        return self.target.with_name(self.target.name + ".partial")
-
-    @property
-    def about(self) -> Path:
-        """What they are the beginning of."""
-        return self.target.with_name(self.target.name + ".partial.json")
+    def __post_init__(self) -> None:
+        self.partial = self.target.with_name(self.target.name + ".partial")
+        self.about = self.target.with_name(self.target.name + ".partial.json")
 
     @property
     def have(self) -> int:
@@ -345,8 +339,7 @@ class Transfer:
         if status not in (200, 206):
             raise _Retry(f"an answer that makes no sense (HTTP {status})" if status else f"no connection ({reason})")
         if curl.returncode or have != (total or have):
-            whole = f" of {human(total)}" if total else ""
-            raise _Retry(f"the server cut off after {human(have)}{whole}" + (f" ({reason})" if complaint else ""))
+            raise _Retry(f"the server cut off after {human(have)} of {human(total)}" + f" ({reason})" * bool(complaint))
 
     def _append(
         self, status: int, headers: Mapping[str, str], body: BinaryIO, url: str, known: Entity | None, have: int
@@ -536,9 +529,8 @@ def read_note(home: Path) -> Note | None:
         raise VerificationError(f"{home / NOTE} cannot be read ({error}); delete {home} and download again") from error
 
 
-def list_files(folder: Path) -> dict[str, int]:
-    """Sizes of all files below ``folder`` by POSIX path, without the note; folders behind links are followed once."""
-    sizes: dict[str, int] = {}
+def walk(folder: Path) -> Iterator[tuple[Path, list[str], list[str]]]:
+    """``os.walk`` that follows links, but enters no folder twice: a link to a folder above would never end."""
     seen: set[tuple[int, int]] = set()
     for at, folders, files in os.walk(folder, followlinks=True):
         identity = os.stat(at)  # noqa: PTH116
@@ -546,14 +538,17 @@ def list_files(folder: Path) -> dict[str, int]:
             folders.clear()
             continue
         seen.add((identity.st_dev, identity.st_ino))
-        for path in map(Path(at).joinpath, files):
-            if path.is_file():
-                sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
-    sizes.pop(NOTE, None)
-    return sizes
+        yield Path(at), folders, files
 
 
-def _is_image(path: str) -> bool:
+def list_files(folder: Path) -> dict[str, int]:
+    """Sizes of all files below ``folder`` by POSIX path, without the note."""
+    paths = [at / name for at, _, files in walk(folder) for name in files if at != folder or name != NOTE]
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths if path.is_file()}
+
+
+def is_image(path: str) -> bool:
+    """Whether a file's name is an image's, and not hidden."""
     name = PurePosixPath(path).name
     return name.lower().endswith(IMAGES) and not name.startswith(".")
 
@@ -563,7 +558,7 @@ def check_expected(folder: Path, expected: Expected, files: Mapping[str, int]) -
     for path in expected.paths:
         if not (folder / path).exists():
             raise VerificationError(f"{path} is missing in {folder}")
-    images = [PurePosixPath(p) for p in files if _is_image(p)]
+    images = [PurePosixPath(p) for p in files if is_image(p)]
     if expected.images not in (None, len(images)):
         raise VerificationError(f"{folder} holds {len(images):,} images instead of {expected.images:,}")
     for top, number in expected.class_folders.items():
@@ -594,7 +589,7 @@ def check_note(home: Path, note: Note, *, contents: bool) -> None:
             )
         return
     wrong = [f"{p} is missing" for p in note.files if p not in found]
-    wrong += [f"{p} was not there" for p in found if p not in note.files and _is_image(p)]
+    wrong += [f"{p} was not there" for p in found if p not in note.files and is_image(p)]
     wrong += [f"{p} has another size" for p, (size, _) in note.files.items() if found.get(p, size) != size]
     if contents and not wrong:
         wrong = [f"{p} has another content" for p, (_, sha) in note.files.items() if digest(home / p, "sha256") != sha]

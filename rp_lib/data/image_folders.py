@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rp_lib.data.download import IMAGES, is_image, walk
 from rp_lib.utils.errors import RPLibError
-
-# Those of torchvision's ImageFolder.
-IMG_EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
 # Pictures all the same, but not of a kind that is read here: to ignore them would lose images silently.
 UNREAD = frozenset(".avif .cr2 .dng .eps .gif .heic .heif .j2k .jfif .jp2 .jxl .nef .psd .svg .tga".split())
@@ -55,7 +52,7 @@ def image_folder(root: Path | str, *, numeric: bool = False) -> ClassFolder:
     """
     root = _existing(root)
     files = [path for path in sorted(root.iterdir()) if path.is_file()]
-    beside = [path for path in files if _is_image(path) or path.suffix.lower() in UNREAD]
+    beside = [path for path in files if is_image(path.name) or path.suffix.lower() in UNREAD]
     if beside:
         raise FolderError(
             f"{listed(beside)} {'lies' if len(beside) == 1 else 'lie'} in {root} beside the class folders: move each "
@@ -71,7 +68,7 @@ def image_folder(root: Path | str, *, numeric: bool = False) -> ClassFolder:
     if empty:
         raise FolderError(
             f"{root} has no image in the class {'folder' if len(empty) == 1 else 'folders'} {listed(empty)} (images "
-            f"end in {', '.join(IMG_EXTENSIONS)}): add some or remove the folder"
+            f"end in {', '.join(IMAGES)}): add some or remove the folder"
         )
     labels = torch.repeat_interleave(torch.arange(len(folders)), torch.tensor([len(m) for m in members]))
     return ClassFolder(root, [path for images in members for path in images], labels, tuple(f.name for f in folders))
@@ -86,7 +83,7 @@ def image_files(root: Path | str) -> list[Path]:
     root = _existing(root)
     images = _images_below(root)
     if not images:
-        raise FolderError(f"{root} holds no image (images end in {', '.join(IMG_EXTENSIONS)})")
+        raise FolderError(f"{root} holds no image (images end in {', '.join(IMAGES)})")
     return images
 
 
@@ -124,27 +121,15 @@ def _subfolders(root: Path) -> list[Path]:
     return [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
-def _is_image(path: Path) -> bool:
-    return path.name.lower().endswith(IMG_EXTENSIONS) and not path.name.startswith(".")
-
-
 def _images_below(folder: Path) -> list[Path]:
     images, unread = [], []
-    seen: set[tuple[int, int]] = set()
-    for at, folders, names in os.walk(folder, followlinks=True):
-        here = Path(at)
-        stat = here.stat()
-        if (stat.st_dev, stat.st_ino) in seen:  # a link to a folder above: it would never end
-            folders.clear()
-            continue
-        seen.add((stat.st_dev, stat.st_ino))
+    for at, folders, names in walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        paths = [here / name for name in names if not name.startswith(".")]
-        images += [(at, path.name, path) for path in paths if _is_image(path)]
-        unread += [path for path in paths if path.suffix.lower() in UNREAD]
+        images += [(str(at), name) for name in names if is_image(name)]
+        unread += [at / name for name in names if Path(name).suffix.lower() in UNREAD and not name.startswith(".")]
     if unread:
         raise FolderError(f"{listed(sorted(unread))}: such pictures are not read; convert them to PNG or JPEG")
-    return [path for *_, path in sorted(images)]
+    return [Path(at, name) for at, name in sorted(images)]
 
 
 def _by_number(root: Path, folders: Sequence[Path]) -> list[Path]:
