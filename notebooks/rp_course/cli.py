@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rp_course.authoring.notebooks import add_notebooks_command
 from rp_lib.cli import Command, run_command
 from rp_lib.mini import load_benchmark
 from rp_lib.utils.errors import RPLibError, UnknownName
@@ -21,7 +21,7 @@ if TYPE_CHECKING:  # the command line starts fast
 
 
 def add_experiment_command(commands: argparse._SubParsersAction) -> None:
-    """Add ``experiment`` to the commands of ``rp-lib``."""
+    """Add ``experiment`` to the commands."""
     text = "Run a named experiment: tidy records, verdicts computed from them, comparison with the shipped ones."
     parser = commands.add_parser(
         "experiment", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
@@ -122,6 +122,52 @@ def _say(question: str, verdicts: list) -> None:
     print(question)
     for verdict in verdicts:
         print(f"  {verdict}")
+
+
+def add_notebooks_command(commands: argparse._SubParsersAction) -> None:
+    """Add ``notebooks`` to the commands."""
+    text = "Keep the notebooks in order: Colab badge and set-up cell, stable bytes; run them, or check them."
+    parser = commands.add_parser(
+        "notebooks", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks (00_tour or 00); default: all")
+    parser.add_argument("--execute", action="store_true", help="run every cell anew and save the outputs")
+    parser.add_argument("--check", action="store_true", help="change nothing; say what is wrong")
+    parser.add_argument("--book", type=Path, metavar="OUT", help="render all of them, as stored, as web pages in OUT")
+    parser.add_argument("--folder", type=Path, default=Path("notebooks"), help="where they are")
+    parser.add_argument(
+        "--repository", metavar="OWNER/NAME", help="on GitHub, for the badges of a fork; default: of pyproject.toml"
+    )
+    parser.set_defaults(run=_notebooks)
+
+
+def _notebooks(args: argparse.Namespace) -> None:
+    from rp_course.authoring.notebooks import execute, normalise, paths, prepare, read, repository, write
+
+    if args.book:
+        from rp_course.authoring.book import build_book
+
+        print(f"Open {build_book(args.folder, args.book)}")
+        return
+    where = repository(args.folder)
+    if args.repository:
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", args.repository):
+            raise RPLibError(f"--repository takes OWNER/NAME, got {args.repository!r}")
+        where = f"https://github.com/{args.repository}"
+    chosen = paths(args.folder, args.names)
+    if args.check:
+        from rp_course.authoring.checks import findings
+
+        found = [f"{path.name}: {text}" for path in chosen for text in findings(path, where)]
+        if found:
+            raise RPLibError("\n  ".join([f"{len(found)} findings:", *found]))
+        print(f"{len(chosen)} notebooks, nothing to complain about")
+        return
+    for path in chosen:
+        notebook = prepare(read(path), path.stem, where)
+        if args.execute:
+            notebook = normalise(execute(notebook, path.stem, path.parent))
+        print(f"{path.name}: {'written' if write(path, notebook) else 'unchanged'}", flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

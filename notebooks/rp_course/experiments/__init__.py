@@ -18,7 +18,7 @@ from rp_course.experiments import pretraining as strength
 from rp_course.experiments import released_code as ledger
 from rp_course.experiments import single_designer as narrowness
 from rp_course.experiments import token_drift as words
-from rp_course.experiments.base import Drawing, Experiment, Finding, Verdict, rejudge, run, shipped_records
+from rp_course.experiments.base import Drawing, Experiment, ExperimentResult, Verdict, rejudge, run, shipped_records
 from rp_course.experiments.world import World
 from rp_lib.utils.errors import UnknownName
 
@@ -60,7 +60,7 @@ __all__ = [
     "EXPERIMENTS",
     "Drawing",
     "Experiment",
-    "Finding",
+    "ExperimentResult",
     "Verdict",
     "World",
     "experiment",

@@ -88,7 +88,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Finding:
+class ExperimentResult:
     """Records of a run with their verdicts, and how they agree with the shipped ones (None if there are none)."""
 
     records: pd.DataFrame
@@ -110,7 +110,7 @@ class Agreement:
         return f"{self.inside} of {self.compared} figures lie inside the shipped 95 % intervals"
 
 
-def run(experiment: Experiment, world: World, out: Path, shipped: Path = SHIPPED) -> Finding:
+def run(experiment: Experiment, world: World, out: Path, shipped: Path = SHIPPED) -> ExperimentResult:
     """Measure, judge, record to ``out/NAME.csv`` with provenance, and compare with what ships.
 
     The shipped records are compared with only if they come from the same weights, data and number of seeds. The
@@ -142,7 +142,7 @@ def run(experiment: Experiment, world: World, out: Path, shipped: Path = SHIPPED
         theirs, about = load_records(path)
         if all(about.get(k) == provenance[k] for k in ("backbone_sha256", "benchmark_sha256", "seeds", *extra)):
             agreement = compare(records, theirs, experiment.factors)
-    return Finding(records, verdicts, agreement)
+    return ExperimentResult(records, verdicts, agreement)
 
 
 def reused(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -154,7 +154,7 @@ def reused(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def rejudge(experiment: Experiment, out: Path) -> Finding:
+def rejudge(experiment: Experiment, out: Path) -> ExperimentResult:
     """Read ``out/NAME.csv`` and judge it with today's code, without measuring; the provenance gets the new verdicts.
 
     Raises:
@@ -174,7 +174,7 @@ def rejudge(experiment: Experiment, out: Path) -> Finding:
         write_atomically(
             path.with_suffix(".json"), lambda p: p.write_text(json.dumps(about, indent=1, default=str) + "\n")
         )
-    return Finding(records, verdicts, None)
+    return ExperimentResult(records, verdicts, None)
 
 
 def compare(records: pd.DataFrame, shipped: pd.DataFrame, factors: Iterable[str]) -> Agreement:

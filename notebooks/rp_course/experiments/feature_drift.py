@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,14 @@ import pandas as pd
 import torch
 
 from rp_course.experiments.base import COLUMNS, Drawing, Experiment, Verdict, over_seeds
-from rp_course.experiments.measures import Claim, claimed_differences, verdicts_of
+from rp_course.experiments.measures import (
+    Claim,
+    Panel,
+    claimed_differences,
+    describe_measures,
+    draw_measures,
+    verdicts_of,
+)
 from rp_course.experiments.world import World
 from rp_lib.benchmark import ImageSet
 from rp_lib.comparison import draws_over_seeds
@@ -161,13 +168,22 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
     return verdicts_of(records, CLAIMS)
 
 
-def _figures() -> Mapping[str, Drawing]:
-    from rp_course.experiments.drawings.measures import INTRUSION_DRAWINGS
+PANELS = (
+    Panel("cosine drift", "test", "Cosine drift, ID test", "0: features unmoved"),
+    Panel("linear CKA", "test", "Linear CKA, ID test", "1: same geometry"),
+    Panel("open-vocabulary accuracy", "near", "Accuracy on classes\nthe task never named", "higher is better"),
+    Panel("within-class spread", "test", "Spread within ID classes", "lower: tighter"),
+)
 
-    return INTRUSION_DRAWINGS
+DRAWINGS = {
+    "": Drawing(
+        lambda r: draw_measures(r, PANELS, "How far each adaptation moves CLIP's features and words"),
+        lambda r: describe_measures(r, PANELS),
+    )
+}
 
 
 EXPERIMENT = Experiment(
     "intrusion", "What makes reprogramming less intrusive, and how does one measure it?", ("space",), measure, judge, 5,
-    figures=_figures,
+    figures=lambda: DRAWINGS,
 )  # fmt: skip

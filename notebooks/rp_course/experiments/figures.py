@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from rp_course.experiments.base import Drawing, Experiment, pick
 from rp_lib.figures import AXES, STYLE
 from rp_lib.utils.errors import UnknownName
+
+if TYPE_CHECKING:  # drawn by few, imported by all
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # What the panels of :data:`rp_lib.figures.AXES` are called in a sentence.
 SHORT = {a[:2]: n for a, n in zip(AXES, ("ID accuracy", "accuracy under shift", "AUROC", "FPR95"), strict=True)}
@@ -76,6 +79,8 @@ def draw(experiment: Experiment, records: pd.DataFrame) -> Figure | None:
 
     With a numeric factor of several levels it shows lines over that factor, else one row of dots per method.
     """
+    from matplotlib.figure import Figure
+
     plain = _plain(records)
     axes = _axes(plain)
     if not axes:
@@ -138,6 +143,8 @@ def listed(names: Sequence[str]) -> str:
 
 def heatmap(records: pd.DataFrame, metric: str = "fpr") -> Figure:
     """Methods x detectors: the mean over OOD sets of ``auroc`` or ``fpr``, in percent; blank where undefined."""
+    from matplotlib.figure import Figure
+
     rows = pick(records, set="mean of OOD sets", metric=metric, versus=None)
     table = 100 * rows.pivot_table(index="method", columns="detector", values="value", sort=False)
     figure = Figure(figsize=(0.75 * table.shape[1] + 3, 0.38 * table.shape[0] + 1.8), layout="constrained")

@@ -16,7 +16,14 @@ import torch
 import torch.nn.functional as F
 
 from rp_course.experiments.base import COLUMNS, SHIPPED, Drawing, Experiment, Verdict, over_seeds
-from rp_course.experiments.measures import Claim, claimed_differences, verdicts_of
+from rp_course.experiments.measures import (
+    Claim,
+    Panel,
+    claimed_differences,
+    describe_measures,
+    draw_measures,
+    verdicts_of,
+)
 from rp_course.experiments.world import World
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.comparison import draws_over_seeds
@@ -199,14 +206,24 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
     return verdicts_of(records, CLAIMS)
 
 
-def _figures() -> Mapping[str, Drawing]:
-    from rp_course.experiments.drawings.measures import NEIGHBOURS_DRAWINGS
+PANELS = (
+    Panel("ID neighbours of the same class", None, "ID neighbours\nof the same class", "higher is tighter"),
+    Panel("ID neighbours of a shifted picture that share its class", None,
+          "ID neighbours of a shifted\npicture of its class", "higher is better"),
+    Panel("silhouette of ID classes", None, "Silhouette of ID classes", "higher is tighter"),
+    Panel("AUROC of the distance to ID", None, "AUROC of the\ndistance to ID", "higher is better"),
+)  # fmt: skip
 
-    return NEIGHBOURS_DRAWINGS
+DRAWINGS = {
+    "": Drawing(
+        lambda r: draw_measures(r, PANELS, "Neighbours in the features themselves"),
+        lambda r: describe_measures(r, PANELS),
+    )
+}
 
 
 EXPERIMENT = Experiment(
     "neighbours", "Do programmed features cluster more tightly, and does that explain detection?", ("space",), measure,
     judge, 3,
-    figures=_figures,
+    figures=lambda: DRAWINGS,
 )  # fmt: skip

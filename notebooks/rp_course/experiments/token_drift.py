@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -11,9 +11,13 @@ import torch
 import torch.nn.functional as F
 
 from rp_course.experiments.base import COLUMNS, FAILS, HOLDS, UNDECIDED, Drawing, Experiment, Verdict, pick
+from rp_course.experiments.figures import tidy
 from rp_course.experiments.world import World
 from rp_lib.methods import Reprogrammer
 from rp_lib.towers import text_part
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def token_words(rp: Reprogrammer) -> dict[int, str]:
@@ -73,14 +77,51 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
     return [keep, Verdict("every class word moves more than the words of the template", outcome, evidence)]
 
 
-def _figures() -> Mapping[str, Drawing]:
-    from rp_course.experiments.drawings.measures import WORDS_DRAWINGS
+def draw_words(records: pd.DataFrame) -> Figure:
+    """How far each trained word moved, and its cosine to where it began, furthest first."""
+    from matplotlib.figure import Figure
 
-    return WORDS_DRAWINGS
+    distance = pick(records, metric="relative distance").set_index("word")["value"].sort_values()
+    cosine = pick(records, metric="cosine to the start").set_index("word")["value"].loc[distance.index]
+    near = pick(records, metric="still nearest to itself").set_index("word")["value"].loc[distance.index]
+    figure = Figure(figsize=(9, 0.19 * len(distance) + 1.6), layout="constrained")
+    y = np.arange(len(distance))
+    colours = np.where(near == 1, "#0072B2", "#D55E00")
+    for panel, values, label in zip(
+        figure.subplots(1, 2, sharey=True), (distance, cosine), ("distance / length of the row", "cosine to the start"),
+        strict=True,
+    ):  # fmt: skip
+        panel.hlines(y, 0 if panel.get_subplotspec().is_first_col() else 1, values, color=colours, lw=1)
+        panel.scatter(values, y, color=colours, s=22)
+        panel.set_yticks(y, distance.index, fontsize=8)
+        panel.set_ylim(-0.8, len(distance) - 0.2)
+        panel.set_xlabel(label)
+        tidy(panel)
+    seeds = int(pick(records, metric="relative distance")["seeds"].max())
+    lost = int((near < 1).sum())
+    figure.suptitle(
+        f"How far the text program moved each word (mean of {seeds} seeds)\n"
+        f"orange: nearest to another word afterwards in at least one seed ({lost} of {len(near)})", fontsize=11,
+    )  # fmt: skip
+    return figure
+
+
+def describe_words(records: pd.DataFrame) -> str:
+    """Which words moved furthest and least, and how many are nearest to another one afterwards."""
+    distance = pick(records, metric="relative distance").set_index("word")["value"].sort_values()
+    near = pick(records, metric="still nearest to itself")["value"]
+    return (
+        f"How far {len(distance)} words moved, as a share of their length: from {distance.iloc[0]:.3f} "
+        f"({distance.index[0]}) to {distance.iloc[-1]:.3f} ({distance.index[-1]}); {int((near == 1).sum())} of "
+        f"{len(near)} stay nearest to themselves in all seeds."
+    )
+
+
+DRAWINGS = {"": Drawing(draw_words, describe_words)}
 
 
 EXPERIMENT = Experiment(
     "words", "Which words did the text program move, and how far?", ("word",), measure,
     judge, 1,
-    figures=_figures,
+    figures=lambda: DRAWINGS,
 )  # fmt: skip

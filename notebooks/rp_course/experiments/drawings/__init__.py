@@ -1,1 +1,0 @@
-"""Figures of single experiments, each with its alternative text; imported when they are drawn."""
