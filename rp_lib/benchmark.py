@@ -125,12 +125,11 @@ class ImageSet:
         classes = "" if self.labels is None else f", {len(self.labels.unique())} classes"
         return f"ImageSet({self.name!r}, role={self.role!r}, {len(self)} images of {height} x {width} pixels{classes})"
 
-    def subset(self, index: Tensor | Sequence[int], name: str | None = None) -> ImageSet:
+    def subset(self, index: Tensor | Sequence[int]) -> ImageSet:
         """Select images by position or by mask.
 
         Args:
             index: int64 positions, shape (m,), or a bool mask, shape (n,).
-            name: Of the new set; by default that of this one.
         """
         index = torch.as_tensor(index)
         if index.dtype == torch.bool:
@@ -141,7 +140,6 @@ class ImageSet:
         positions = index.tolist()
         return replace(
             self,
-            name=name or self.name,
             images=self.images[index],
             labels=None if self.labels is None else self.labels[index],
             groups=self.groups[index],

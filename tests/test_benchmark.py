@@ -48,8 +48,8 @@ def test_subset_keeps_everything_together():
         part = images.subset(index)
         assert torch.equal(part.images, IMAGES[[4, 1]]) and part.labels.tolist() == [1, 1]
         assert part.groups.tolist() == [7, 5] and part.styles == ["y", "v"] and part.name == "train"
-    mask = images.subset(LABELS == 2, name="twos")
-    assert mask.labels.tolist() == [2, 2] and mask.styles == ["w", "z"] and mask.name == "twos" and len(mask) == 2
+    mask = images.subset(LABELS == 2)
+    assert mask.labels.tolist() == [2, 2] and mask.styles == ["w", "z"] and len(mask) == 2
     with pytest.raises(RPLibError, match="mask"):
         images.subset(torch.ones(3, dtype=torch.bool))
 
@@ -194,6 +194,15 @@ def test_derived_shifts(mini):
     assert len(corrupted) == 1200 and len(corrupted.styles) == 1200
     assert torch.equal(corrupted.labels.reshape(4, 300), corrupted.labels[:300].repeat(4, 1))
     assert torch.equal(mini.shifts["corrupted-1"].labels, corrupted.labels)
+
+
+def test_a_subsample_keeps_derived_images_with_their_sources(mini):
+    few = mini.subsample(test=100, other=50)
+    assert len(few.test) == 100 and len(few.shifts["emoji"]) == len(few.ood["near"]) == 50
+    assert few.train is mini.train and few.val is mini.val
+    assert torch.equal(few.shifts["dark"].images, 255 - few.test.images)
+    corrupted = set(few.shifts["corrupted-3"].sources.tolist())
+    assert corrupted and corrupted <= set(few.test.sources.tolist())
 
 
 def test_attribution_names_every_set(stored):
