@@ -1,10 +1,15 @@
-"""Confidence scores of an OOD detector: higher means more like the ID data."""
+"""OOD detectors: confidence that an image is like the ID data, from a method's outputs; and a threshold on it.
+
+A higher score means more in-distribution (ID). Those that learn nothing are functions under ``@formula``; the others
+are classes. :func:`build_detector` makes each of them by name.
+"""
 
 from __future__ import annotations
 
+import inspect
 import json
 from abc import ABC, abstractmethod
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Self
 from weakref import WeakKeyDictionary
@@ -19,34 +24,22 @@ from rp_lib.utils.arrays import Array, check_array
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 
-def maximum_softmax_probability(logits: Tensor, *, half: bool = False) -> np.ndarray:
-    """MSP (Hendrycks and Gimpel 2017, arXiv 1610.02136): float64 (n,) in (0, 1] of float (n, C) logits.
-
-    With ``half`` the probabilities are rounded to float16, as the released detection script leaves them: values
-    within 2**-12 of 1 become exactly 1 and tie.
-
-    Raises:
-        RPLibError: a logit is NaN.
-    """
-    if bool(logits.isnan().any()):
-        raise RPLibError("the logits hold NaN: the backbone or the trained method is damaged; train it again")
-    probability = logits.double().softmax(1).amax(1)
-    return (probability.half() if half else probability).double().numpy()
-
-
-# The small interface that every OOD detector implements.
-
 class NotApplicable(RPLibError):
     """The detector is not defined for this method, say because it needs class embeddings and there are none."""
 
 
 class Detector(ABC):
-    """Confidence that an image is ID, from a method's saved outputs.
+    """Score the images of a method's outputs: the higher, the more in-distribution.
 
     Attributes:
-        name: what records call it.
-        needs: beyond logits and features of the images at hand: ``"train"``, labelled outputs of the training set;
+        name: What records call it.
+        needs: Beyond logits and features of the images at hand: ``"train"``, labelled outputs of the training set;
             ``"others"``, logits of other methods; ``"negatives"``, embeddings of negative words.
+
+    Example:
+        >>> detector = build_detector("mahalanobis").fit(outputs.train)  # doctest: +SKIP
+        >>> detector.score(outputs.test).mean() > detector.score(outputs.ood["far"]).mean()  # doctest: +SKIP
+        True
     """
 
     name: ClassVar[str]
@@ -55,17 +48,22 @@ class Detector(ABC):
     def fit(self, train: Outputs, val: Outputs | None = None) -> Self:
         """Learn from ID data; nothing to do for most detectors.
 
+        Args:
+            train: Outputs of the training set.
+            val: Outputs of the validation set, if there is one.
+
         Raises:
-            RPLibError: labels or features are missing. NotApplicable: not defined for this method.
+            RPLibError: Labels or features are missing.
+            NotApplicable: The detector is not defined for this method.
         """
         return self
 
     def score(self, outputs: Outputs) -> np.ndarray:
-        """float64 (n,) confidences, higher = more ID.
+        """Compute float64 (n,) confidences, higher = more ID.
 
         Raises:
             RPLibError: NaN in the outputs or in the score, or outputs that lack what the detector ``needs``.
-            NotApplicable: not defined for this method.
+            NotApplicable: The detector is not defined for this method.
         """
         for what, values in (("features", outputs.features), ("logits", outputs.logits)):
             if bool(values.isnan().any()):
@@ -79,11 +77,11 @@ class Detector(ABC):
 
     @abstractmethod
     def confidence(self, outputs: Outputs) -> Tensor | np.ndarray:
-        """:meth:`score` without its checks."""
+        """Compute :meth:`score` without its checks."""
 
 
 def cosines_of(outputs: Outputs, detector: str) -> Tensor:
-    """float64 (n, C) cosine similarities to the classes; raise :class:`NotApplicable` if there are none."""
+    """Return float64 (n, C) cosine similarities to the classes; raise :class:`NotApplicable` if there are none."""
     cosines = outputs.cosines
     if cosines is None:
         raise NotApplicable(
@@ -93,155 +91,164 @@ def cosines_of(outputs: Outputs, detector: str) -> Tensor:
 
 
 def labels_of(train: Outputs, detector: str) -> Tensor:
-    """int64 (n,) labels to fit on; raise ``RPLibError`` if there are none."""
+    """Return int64 (n,) labels to fit on; raise ``RPLibError`` if there are none."""
     if train.labels is None or not len(train):
         raise RPLibError(f"{detector!r} is fitted on labelled ID images; {train.name!r} has none")
     return train.labels
 
 
 def detection_scores(detector: Detector, outputs: MethodOutputs) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Fit a detector if it needs that, then float64 scores of the ID test set and of every OOD set by name."""
+    """Fit a detector if it needs that, then score the ID test set and every OOD set, by name (float64 each)."""
     if "train" in detector.needs:
         detector.fit(outputs.train, outputs.val)
     return detector.score(outputs.test), {name: detector.score(ood) for name, ood in outputs.ood.items()}
 
 
-# Detectors that read the logits (or the cosine similarities) of one image and learn nothing.
-#
-# pytorch-ood computes the scores; its sign is turned, because there a high score means OOD. It is imported at the first
-# use: that takes seconds.
-
-class MaximumSoftmaxProbability(Detector):
-    """MSP (Hendrycks and Gimpel 2017, arXiv 1610.02136): the largest predicted probability."""
-
-    name = "msp"
-
-    def confidence(self, outputs: Outputs) -> np.ndarray:
-        """In (0, 1]; rounded to float16 where the released script's switch is on."""
-        return maximum_softmax_probability(outputs.logits, half=outputs.head.half_precision)
+DETECTORS: dict[str, type[Detector]] = {}  # by name; filled below, in the order of tables
 
 
-class MaximumConceptMatching(Detector):
-    """MCM (Ming et al. 2022, arXiv 2211.13445): the largest softmax probability over cosine similarities.
+def register(detector: type[Detector]) -> type[Detector]:
+    """Put a detector into :data:`DETECTORS`."""
+    DETECTORS[detector.name] = detector
+    return detector
+
+
+def build_detector(name: str, **options: Any) -> Detector:
+    """Build a detector by name, not yet fitted.
 
     Args:
-        temperature: what cosines are divided by; the paper's 1. At 1 / CLIP's logit scale MCM is MSP, and as it
-            grows the order of the images tends to that of the largest minus the mean cosine.
+        name: A key of :data:`DETECTORS`.
+        options: As its class or its formula takes them.
+
+    Example:
+        >>> build_detector("energy", temperature=2.0).options
+        {'temperature': 2.0}
     """
-
-    name = "mcm"
-
-    def __init__(self, temperature: float = 1.0) -> None:
-        if not temperature > 0:
-            raise RPLibError(f"the temperature must be positive, got {temperature}")
-        self.temperature = temperature
-
-    def confidence(self, outputs: Outputs) -> Tensor:
-        """In (0, 1]; defined for methods that classify by similarity."""
-        from pytorch_ood.detector import MaxSoftmax
-
-        return -MaxSoftmax.score(cosines_of(outputs, self.name), t=self.temperature)
+    if name not in DETECTORS:
+        raise UnknownName("detector", name, DETECTORS)
+    return DETECTORS[name](**options)
 
 
-class MaxLogit(Detector):
-    """The largest logit (Hendrycks et al. 2022, arXiv 1911.11132)."""
+class FormulaDetector(Detector):
+    """Score outputs by a formula that learns nothing; see :func:`formula`."""
 
-    name = "max-logit"
+    function: ClassVar[Callable[..., Tensor | np.ndarray]]
 
-    def confidence(self, outputs: Outputs) -> Tensor:
-        """Any number."""
-        from pytorch_ood.detector import MaxLogit as Score
+    def __init__(self, **options: Any) -> None:
+        inspect.signature(self.function).bind(None, **options)  # an unknown option is an error now
+        if not options.get("temperature", 1) > 0:
+            raise RPLibError(f"the temperature must be positive, got {options['temperature']}")
+        self.options = options
 
-        return -Score.score(outputs.logits.double())
+    def confidence(self, outputs: Outputs) -> Tensor | np.ndarray:
+        """Compute the formula's score."""
+        return self.function(outputs, **self.options)
 
 
-class Energy(Detector):
-    """Negative energy, T logsumexp(logits / T) (Liu et al. 2020, arXiv 2010.03759).
+def formula(name: str, *needs: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Make a function of outputs, and options, the detector ``name``."""
+
+    def registered(function: Callable[..., Any]) -> Callable[..., Any]:
+        parts = {
+            "name": name,
+            "needs": frozenset(needs),
+            "function": staticmethod(function),
+            "__doc__": function.__doc__,
+        }
+        register(type(function.__name__, (FormulaDetector,), parts))
+        return function
+
+    return registered
+
+
+# --- Formulas; z are the logits of an image, p its softmax probabilities ----------------------------------------------
+# pytorch-ood computes the scores where it has them; there a high score means OOD, so the sign is turned. It is imported
+# at the first use: that takes seconds.
+
+
+def maximum_softmax_probability(logits: Tensor, *, half: bool = False) -> np.ndarray:
+    """Compute MSP, max p (Hendrycks and Gimpel 2017, arXiv 1610.02136): float64 (n,) in (0, 1].
 
     Args:
-        temperature: T; the paper's 1.
+        logits: float (n, C).
+        half: Round p to float16, as the released detection script leaves it: values near 1 become exactly 1 and tie.
+
+    Raises:
+        RPLibError: A logit is NaN.
+
+    Example:
+        >>> maximum_softmax_probability(torch.tensor([[0.0, 0.0], [100.0, 0.0]])).tolist()
+        [0.5, 1.0]
     """
-
-    name = "energy"
-
-    def __init__(self, temperature: float = 1.0) -> None:
-        if not temperature > 0:
-            raise RPLibError(f"the temperature must be positive, got {temperature}")
-        self.temperature = temperature
-
-    def confidence(self, outputs: Outputs) -> Tensor:
-        """Any number, at least the largest logit."""
-        from pytorch_ood.detector import EnergyBased
-
-        return -EnergyBased.score(outputs.logits.double(), t=self.temperature)
+    if bool(logits.isnan().any()):
+        raise RPLibError("the logits hold NaN: the backbone or the trained method is damaged; train it again")
+    probability = logits.double().softmax(1).amax(1)
+    return (probability.half() if half else probability).double().numpy()
 
 
-class Entropy(Detector):
-    """Negative Shannon entropy of the predicted probabilities (as in Chan et al. 2021, arXiv 2012.06575).
+@formula("msp")
+def _msp(outputs: Outputs) -> np.ndarray:
+    """Compute max p, see :func:`maximum_softmax_probability`."""
+    return maximum_softmax_probability(outputs.logits, half=outputs.head.half_precision)
 
-    pytorch-ood clips probabilities at 1e-7 inside the logarithm.
+
+@formula("mcm")
+def _mcm(outputs: Outputs, temperature: float = 1.0) -> Tensor:
+    """Compute max softmax(cosines / T), MCM (Ming et al. 2022, arXiv 2211.13445); the paper's T is 1.
+
+    At 1 / CLIP's logit scale MCM is MSP; as T grows, images are ordered by the largest minus the mean cosine.
     """
+    from pytorch_ood.detector import MaxSoftmax
 
-    name = "entropy"
-
-    def confidence(self, outputs: Outputs) -> Tensor:
-        """In [-log C, 0]."""
-        from pytorch_ood.detector import Entropy as Score
-
-        return -Score.score(outputs.logits.double())
+    return -MaxSoftmax.score(cosines_of(outputs, "mcm"), t=temperature)
 
 
-class GeneralizedEntropy(Detector):
-    """GEN (Liu, Lochman and Zach, CVPR 2023): minus the mean of p^gamma (1 - p)^gamma over the largest M probabilities.
+@formula("max-logit")
+def _max_logit(outputs: Outputs) -> Tensor:
+    """Compute max z (Hendrycks et al. 2022, arXiv 1911.11132)."""
+    from pytorch_ood.detector import MaxLogit
 
-    The paper sums; the mean orders images the same. pytorch-ood clips probabilities to [1e-7, 1 - 1e-7], so that
-    nearly saturated predictions tie.
+    return -MaxLogit.score(outputs.logits.double())
 
-    Args:
-        gamma: the paper's 0.1. top: M, None = all classes (the paper uses 100 of ImageNet's 1000).
+
+@formula("energy")
+def _energy(outputs: Outputs, temperature: float = 1.0) -> Tensor:
+    """Compute T logsumexp(z / T), the negative energy (Liu et al. 2020, arXiv 2010.03759); the paper's T is 1."""
+    from pytorch_ood.detector import EnergyBased
+
+    return -EnergyBased.score(outputs.logits.double(), t=temperature)
+
+
+@formula("entropy")
+def _entropy(outputs: Outputs) -> Tensor:
+    """Compute sum p log p, as in Chan et al. 2021 (arXiv 2012.06575); pytorch-ood clips p at 1e-7 in the log."""
+    from pytorch_ood.detector import Entropy
+
+    return -Entropy.score(outputs.logits.double())
+
+
+@formula("gen")
+def _gen(outputs: Outputs, gamma: float = 0.1, top: int | None = None) -> Tensor:
+    """Compute -mean p^gamma (1 - p)^gamma over the ``top`` largest p, GEN (Liu, Lochman and Zach, CVPR 2023).
+
+    The paper sums, takes gamma = 0.1 and, of ImageNet's 1000 classes, the top 100; None takes all. pytorch-ood clips p
+    to [1e-7, 1 - 1e-7], so that nearly saturated predictions tie.
     """
+    from pytorch_ood.detector import GEN
 
-    name = "gen"
-
-    def __init__(self, gamma: float = 0.1, top: int | None = None) -> None:
-        self.gamma, self.top = gamma, top
-
-    def confidence(self, outputs: Outputs) -> Tensor:
-        """At most 0."""
-        from pytorch_ood.detector import GEN
-
-        return -GEN.score(outputs.logits.double(), gamma=self.gamma, M=self.top)
+    return -GEN.score(outputs.logits.double(), gamma=gamma, M=top)
 
 
-class DeltaEnergy(Detector):
-    """Energy change when the largest cosine similarity is lowered to zero (Zhu et al. 2025, arXiv 2510.11296).
+# --- Detectors that compare features with those of the training images ------------------------------------------------
 
-    ``E1 - E0`` with ``E = -logsumexp(logits)``, E0 of the logits as they are, E1 with the largest set to 0. This is the
-    score as the paper's abstract describes it; its equations were not at hand, so two details are unverified: that
-    the "low value" is 0, and that energies are taken at CLIP's logit scale. The paper crops the top c similarities; how
-    their changes are combined is not known here, and c = 1 is the case in which every reading is the same.
-
-    At CLIP's logit scale exp(0) is small beside the other classes' terms, and the score nears -log(1 - MSP): expect
-    the figures of MSP.
-    """
-
-    name = "delta-energy"
-
-    def confidence(self, outputs: Outputs) -> Tensor:
-        """Any number; positive unless the largest logit is negative."""
-        logits = outputs.logits.double()
-        lowered = logits.scatter(1, logits.argmax(1, keepdim=True), 0.0)
-        return torch.logsumexp(logits, 1) - torch.logsumexp(lowered, 1)
-
-
-# Detectors that compare features with those of the training images.
 
 class _Gaussian:
-    """Centres and a metric; pytorch-ood's version works in float32 and multiplies by the precision once per class."""
+    """Class centres and a metric; pytorch-ood's works in float32 and multiplies by the precision once per class."""
 
     def __init__(self, features: Tensor, labels: Tensor) -> None:
         from sklearn.covariance import ledoit_wolf
 
+        # The mean of each class that has an image, and what is left of each feature.
         classes, index = labels.unique(return_inverse=True)
         total = torch.zeros(len(classes), features.shape[1], dtype=features.dtype).index_add_(0, index, features)
         self.centres = total / index.bincount()[:, None]
@@ -255,7 +262,7 @@ class _Gaussian:
         self._known: MutableMapping[Outputs, Tensor] = WeakKeyDictionary()
 
     def nearest(self, outputs: Outputs) -> Tensor:
-        """float64 (n,) squared distances to the nearest centre, remembered for as long as the outputs live."""
+        """Compute float64 (n,) squared distances to the nearest centre, kept for as long as the outputs live."""
         if outputs not in self._known:
             features = outputs.features.double() @ self.root
             self._known[outputs] = torch.cdist(features, self.centres @ self.root).amin(1).square()
@@ -272,6 +279,7 @@ def _class_gaussians(train: Outputs, detector: str) -> _Gaussian:
     return _GAUSSIANS[train]
 
 
+@register
 class Mahalanobis(Detector):
     """Minus half the squared Mahalanobis distance to the nearest class mean (Lee et al. 2018, arXiv 1807.03888).
 
@@ -283,35 +291,37 @@ class Mahalanobis(Detector):
     needs = frozenset({"train"})
 
     def fit(self, train: Outputs, val: Outputs | None = None) -> Self:
-        """Class means and the shared covariance; classes without an image have no mean."""
+        """Fit class means and the shared covariance; classes without an image have no mean."""
         self.gaussian = _class_gaussians(train, self.name)
         return self
 
     def confidence(self, outputs: Outputs) -> Tensor:
-        """At most 0."""
+        """Compute scores of at most 0."""
         return -0.5 * self.gaussian.nearest(outputs)
 
 
+@register
 class RelativeMahalanobis(Mahalanobis):
     """Mahalanobis distance to the nearest class minus that to all training data (Ren et al. 2021, arXiv 2106.09022)."""
 
     name = "relative-mahalanobis"
 
     def fit(self, train: Outputs, val: Outputs | None = None) -> Self:
-        """As :class:`Mahalanobis`, and one Gaussian for all training images."""
+        """Fit as :class:`Mahalanobis`, and one Gaussian to all training images."""
         self.background = _Gaussian(train.features.double(), torch.zeros_like(labels_of(train, self.name)))
         return super().fit(train, val)
 
     def confidence(self, outputs: Outputs) -> Tensor:
-        """Any number."""
+        """Compute scores without bounds."""
         return self.background.nearest(outputs) - self.gaussian.nearest(outputs)
 
 
+@register
 class NearestNeighbours(Detector):
     """Minus the distance to the k-th nearest training feature, at unit length (Sun et al. 2022, arXiv 2204.06507).
 
     Args:
-        k: at most the number of training images is used. pytorch-ood's 50 is meant for thousands of images a class;
+        k: At most the number of training images is used. pytorch-ood's 50 is meant for thousands of images a class;
             ID data alone give nothing to choose k by, so it is small here and fixed beforehand.
     """
 
@@ -324,7 +334,7 @@ class NearestNeighbours(Detector):
         self.k = k
 
     def fit(self, train: Outputs, val: Outputs | None = None) -> Self:
-        """Remember the training features."""
+        """Keep the training features."""
         from pytorch_ood.detector import KNN
 
         k = min(self.k, len(train))
@@ -332,10 +342,11 @@ class NearestNeighbours(Detector):
         return self
 
     def confidence(self, outputs: Outputs) -> Tensor:
-        """In [-2, 0]."""
+        """Compute scores in [-2, 0]."""
         return -self.index.predict_features(outputs.features.double())
 
 
+@register
 class VirtualLogit(Detector):
     """ViM (Wang et al. 2022, arXiv 2203.10807): energy of the logits minus a virtual logit.
 
@@ -343,7 +354,7 @@ class VirtualLogit(Detector):
     scale of the largest logit. pytorch-ood computes it, in float32.
 
     Args:
-        dimensions: of the principal subspace; None = half of the features' or of the images' number, the smaller.
+        dimensions: Of the principal subspace; None takes half of the features' or of the images' number, the smaller.
     """
 
     name = "vim"
@@ -353,7 +364,7 @@ class VirtualLogit(Detector):
         self.dimensions = dimensions
 
     def fit(self, train: Outputs, val: Outputs | None = None) -> Self:
-        """The principal subspace and the virtual logit's scale."""
+        """Fit the principal subspace and the virtual logit's scale."""
         from pytorch_ood.detector import ViM
 
         weight, bias = train.head.weight, train.head.bias
@@ -369,116 +380,76 @@ class VirtualLogit(Detector):
         return self
 
     def confidence(self, outputs: Outputs) -> Tensor:
-        """Any number."""
+        """Compute scores without bounds."""
         return -self.model.predict_features(outputs.features)
 
 
-# COOkeD: an ensemble of what three classifiers predict.
+# --- Formulas that need negative words, the logits alone, or other methods --------------------------------------------
+
+
+@formula("neg-label", "negatives")
+def _neg_label(outputs: Outputs, group_size: int = 100, seed: int = 0) -> Tensor:
+    """Compute the softmax mass of classes against negative words, NegLabel (Jiang et al. 2024, arXiv 2403.20078).
+
+    The mean over groups of the probability of all classes together, under a softmax over classes and that group's
+    words at CLIP's logit scale. Words are put into groups at random, and those that fill no group are dropped, as in
+    the released code; the paper has 100 groups of 100. With fewer words than ``group_size`` there is one group.
+    """
+    if group_size < 1:
+        raise RPLibError(f"a group needs at least one word, got {group_size}")
+    classes, words = cosines_of(outputs, "neg-label"), outputs.negative_cosines
+    if words is None and outputs.head.negatives is not None:
+        raise NotApplicable("'neg-label' needs features in CLIP's space; this method's are not")
+    if words is None:
+        raise RPLibError("'neg-label' needs negative words: compute the outputs with `negatives`")
+    scale, count = outputs.head.logit_scale, words.shape[1]
+    size = min(group_size, count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[: count // size * size]
+    positive = torch.logsumexp(scale * classes, 1, keepdim=True)  # (n, 1)
+    negative = torch.logsumexp(scale * words[:, order].unflatten(1, (-1, size)), 2)  # (n, groups)
+    return torch.sigmoid(positive - negative).mean(1)
+
+
+@formula("delta-energy")
+def _delta_energy(outputs: Outputs) -> Tensor:
+    """Compute logsumexp(z) - logsumexp(z with its largest set to 0), after Zhu et al. 2025 (arXiv 2510.11296).
+
+    This is the score as the paper's abstract describes it; its equations were not at hand, so two details are
+    unverified: that the "low value" is 0, and that energies are taken at CLIP's logit scale. The paper crops the top c
+    similarities; c = 1 is the case in which every reading is the same. At CLIP's logit scale exp(0) is small beside
+    the other classes' terms, and the score nears -log(1 - MSP): expect the figures of MSP.
+    """
+    logits = outputs.logits.double()
+    lowered = logits.scatter(1, logits.argmax(1, keepdim=True), 0.0)
+    return torch.logsumexp(logits, 1) - torch.logsumexp(lowered, 1)
+
 
 MEMBERS = ("zero-shot", "linear-probe")
 
 
-class Cooked(Detector):
-    """COOkeD (Humblot-Renaux et al. 2025, arXiv 2507.22576): mean probabilities of three classifiers, then a score.
+@formula("cooked", "others")
+def _cooked(outputs: Outputs, by: str = "entropy") -> Tensor:
+    """Compute sum p log p of the mean p of three classifiers, COOkeD (Humblot-Renaux et al. 2025, arXiv 2507.22576).
 
     The classifiers are one trained end to end on the task, zero-shot CLIP at its logit scale, and a linear probe on
     CLIP's features. Here the first is the method at hand: ``cooked`` of ``fine-tune`` is the paper's; of other methods
-    it asks what they add to the two CLIP classifiers (of these two themselves, one simply counts twice).
-
-    Args:
-        by: ``"entropy"``, as the released demo does, or ``"msp"``; the paper reports both.
+    it asks what they add to the two CLIP classifiers (of these two themselves, one counts twice). With ``by="msp"``,
+    the paper's other score, it is the largest mean p.
     """
-
-    name = "cooked"
-    needs = frozenset({"others"})
-
-    def __init__(self, by: str = "entropy") -> None:
-        if by not in ("entropy", "msp"):
-            raise UnknownName("score of the ensemble", by, ("entropy", "msp"))
-        self.by = by
-
-    def confidence(self, outputs: Outputs) -> Tensor:
-        """In [-log C, 0] by entropy, in (0, 1] by MSP."""
-        missing = [name for name in MEMBERS if name not in outputs.others]
-        if missing:
-            raise RPLibError(
-                f"{self.name!r} needs the logits of {' and '.join(missing)} for the same images: evaluate these "
-                "methods too, or compute the outputs with `others`"
-            )
-        members = [outputs.logits, *(outputs.others[name] for name in MEMBERS)]
-        probability = torch.stack([logits.double().softmax(1) for logits in members]).mean(0)
-        return probability.amax(1) if self.by == "msp" else -torch.special.entr(probability).sum(1)
+    if by not in ("entropy", "msp"):
+        raise UnknownName("score of the ensemble", by, ("entropy", "msp"))
+    missing = [name for name in MEMBERS if name not in outputs.others]
+    if missing:
+        raise RPLibError(
+            f"'cooked' needs the logits of {' and '.join(missing)} for the same images: evaluate these methods too, or "
+            "compute the outputs with `others`"
+        )
+    members = [outputs.logits, *(outputs.others[name] for name in MEMBERS)]
+    probability = torch.stack([logits.double().softmax(1) for logits in members]).mean(0)
+    return probability.amax(1) if by == "msp" else -torch.special.entr(probability).sum(1)
 
 
-# Negative labels: how much of an image's likeness goes to the classes, and how much to other words.
-
-class NegativeLabels(Detector):
-    """NegLabel (Jiang et al. 2024, arXiv 2403.20078): softmax mass of the classes against groups of negative words.
-
-    For each group of words, the probability of all classes together under a softmax over classes and that group's
-    words, at CLIP's logit scale; the score is the mean over groups. Words are put into groups at random, and those
-    that fill no group are dropped, as in the released code. With fewer words than ``group_size`` there is one group.
-
-    Args:
-        group_size: words per group; the paper has 100 groups of 100. seed: of the grouping.
-    """
-
-    name = "neg-label"
-    needs = frozenset({"negatives"})
-
-    def __init__(self, group_size: int = 100, seed: int = 0) -> None:
-        if group_size < 1:
-            raise RPLibError(f"a group needs at least one word, got {group_size}")
-        self.group_size, self.seed = group_size, seed
-
-    def confidence(self, outputs: Outputs) -> Tensor:
-        """In [0, 1]; defined for methods that classify by similarity."""
-        classes, words = cosines_of(outputs, self.name), outputs.negative_cosines
-        if words is None and outputs.head.negatives is not None:
-            raise NotApplicable(f"{self.name!r} needs features in CLIP's space; this method's are not")
-        if words is None:
-            raise RPLibError(f"{self.name!r} needs negative words: compute the outputs with `negatives`")
-        scale, count = outputs.head.logit_scale, words.shape[1]
-        size = min(self.group_size, count)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed))[: count // size * size]
-        positive = torch.logsumexp(scale * classes, 1, keepdim=True)
-        negative = torch.logsumexp(scale * words[:, order].unflatten(1, (-1, size)), 2)
-        return torch.sigmoid(positive - negative).mean(1)
-
-
-# OOD detectors, all behind :class:`~rp_lib.detectors.Detector`; they read saved outputs and no images.
-
-DETECTORS: dict[str, type[Detector]] = {
-    d.name: d
-    for d in (
-        MaximumSoftmaxProbability,
-        MaximumConceptMatching,
-        MaxLogit,
-        Energy,
-        Entropy,
-        GeneralizedEntropy,
-        Mahalanobis,
-        RelativeMahalanobis,
-        NearestNeighbours,
-        VirtualLogit,
-        NegativeLabels,
-        DeltaEnergy,
-        Cooked,
-    )
-}
-
-
-def build_detector(name: str, **options: Any) -> Detector:
-    """A detector by name, not yet fitted; ``options`` as its class takes them."""
-    if name not in DETECTORS:
-        raise UnknownName("detector", name, DETECTORS)
-    return DETECTORS[name](**options)
-
-
-__all__ = ["DETECTORS", "Detector", "NotApplicable", "build_detector", "detection_scores"]
-
-
-# A threshold to deploy: fitted on ID validation scores, judged by what it does on test data.
+# --- A threshold to deploy, fitted on ID validation scores ------------------------------------------------------------
 
 CONVENTION = "id-positive"
 
@@ -518,8 +489,15 @@ class Threshold:
     of validation and use differ (other designers, another camera), nothing is promised: see :meth:`report`.
 
     Attributes:
-        value: the threshold, in the unit of the scores.
-        tpr: what was aimed at. n: number of validation scores. convention: ID positive, accept score >= value.
+        value: The threshold, in the unit of the scores.
+        tpr: What was aimed at.
+        n: Number of validation scores.
+        convention: ID positive, accept score >= value.
+
+    Example:
+        >>> threshold = Threshold.fit([0.1, 0.2, 0.3, 0.4], tpr=0.75)
+        >>> threshold.value, threshold.accept([0.15, 0.25]).tolist()
+        (0.2, [False, True])
     """
 
     value: float
@@ -535,10 +513,11 @@ class Threshold:
 
     @classmethod
     def fit(cls, id_validation_scores: Any, tpr: float = 0.95) -> Self:
-        """The largest threshold that accepts at least ``tpr`` of the ID validation scores (n,), higher = more ID.
+        """Take the largest threshold that accepts at least ``tpr`` of the ID validation scores (n,), higher = more ID.
 
         Raises:
-            ValueError: no scores, or NaN. RPLibError: ``tpr`` outside (0, 1], or the threshold would be infinite.
+            ValueError: No scores, or NaN.
+            RPLibError: ``tpr`` outside (0, 1], or the threshold would be infinite.
         """
         scores = check_array(id_validation_scores, "id_validation_scores")
         if not 0 < tpr <= 1:
@@ -549,25 +528,25 @@ class Threshold:
         return cls(float(descending[np.argmax(reached)]), tpr, n)
 
     def accept(self, scores: Any) -> Array:
-        """Bool (n,): which scores count as ID; NaN raises ``ValueError``."""
+        """Say which scores count as ID, bool (n,); NaN raises ``ValueError``."""
         return check_array(scores, "scores") >= self.value
 
     def report(self, test_scores: Any, ood_scores: Any) -> ThresholdReport:
-        """TPR reached on ID test scores (n,) and FPR on OOD scores (m,), with intervals."""
+        """Measure the TPR reached on ID test scores (n,) and FPR on OOD scores (m,), with intervals."""
         tests, oods = self.accept(test_scores), self.accept(ood_scores)
         intervals = (wilson_interval(int(a.sum()), len(a)) for a in (tests, oods))
         return ThresholdReport(self.tpr, *intervals, n_test=len(tests), n_ood=len(oods))
 
     def to_json(self) -> str:
-        """One line; :meth:`from_json` gives back an equal threshold."""
+        """Write one line; :meth:`from_json` gives back an equal threshold."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Inverse of :meth:`to_json`.
+        """Read what :meth:`to_json` wrote.
 
         Raises:
-            RPLibError: the text is no threshold.
+            RPLibError: The text is no threshold.
         """
         try:
             fields = json.loads(text)

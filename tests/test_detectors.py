@@ -251,7 +251,7 @@ def test_cooked_averages_probabilities():
     with pytest.raises(RPLibError, match="zero-shot and linear-probe"):
         scores_of("cooked", make(others={}))
     with pytest.raises(UnknownName):
-        build_detector("cooked", by="energy")
+        scores_of("cooked", data, by="energy")
 
 
 def test_unknown_detector_suggests():

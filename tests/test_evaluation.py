@@ -7,7 +7,7 @@ import torch
 
 from rp_lib.benchmark import Benchmark
 from rp_lib.config import AS_RELEASED, PAPER
-from rp_lib.detectors import DETECTORS, MaxLogit, detection_scores, maximum_softmax_probability
+from rp_lib.detectors import DETECTORS, build_detector, detection_scores, maximum_softmax_probability
 from rp_lib.evaluation import (
     ALL_OOD,
     ALL_SHIFTS,
@@ -245,7 +245,9 @@ def test_intervals_are_those_of_the_samples_written_out(runs, tiny_benchmark):
     assert (ece["value"], ece["low"], ece["high"]) == pytest.approx(expected, rel=1e-12)
     repeated = dataclasses.replace(data, sources=torch.from_numpy(rng.integers(0, 5, len(data))))
     members = [np.flatnonzero(repeated.sources == k) for k in repeated.sources.unique()]
-    means = [correct[np.concatenate([members[k] for k in drawn])].mean() for drawn in written_out(3, len(members), 1000)]
+    means = [
+        correct[np.concatenate([members[k] for k in drawn])].mean() for drawn in written_out(3, len(members), 1000)
+    ]
     expected = (correct.mean(), *np.quantile(means, (0.025, 0.975)))
     assert accuracy_interval(correct, repeated, 3) == pytest.approx(expected)
     with pytest.raises(RPLibError, match="one picture"):
@@ -255,9 +257,10 @@ def test_intervals_are_those_of_the_samples_written_out(runs, tiny_benchmark):
 def test_detection_intervals_are_quantiles_of_the_resamples_alone(runs, tiny_benchmark):
     outputs = compute_outputs(runs[1].method, tiny_benchmark, seed=3)
     rows = {
-        (r["set"], r["metric"]): r for r in detection_rows(outputs, MaxLogit(), metrics=("fpr", "auroc"), n_resamples=7)
+        (r["set"], r["metric"]): r
+        for r in detection_rows(outputs, build_detector("max-logit"), metrics=("fpr", "auroc"), n_resamples=7)
     }
-    id_scores, sets = detection_scores(MaxLogit(), outputs)
+    id_scores, sets = detection_scores(build_detector("max-logit"), outputs)
     draws = [Resamples.draw(len(s), 7, 3, (k,)) for k, s in enumerate((id_scores, *sets.values()))]
     found = list(auroc_and_fpr(id_scores, sets, draws[0], dict(zip(sets, draws[1:], strict=True)), 0.95).values())
     for which, metric in enumerate(("auroc", "fpr")):
