@@ -242,6 +242,7 @@ def test_a_file_that_changed_meanwhile_is_not_joined_to_the_old_one(server, targ
     begin(target, url, 25_000, modified="Mon, 01 Jan 2024 00:00:00 GMT" if now["etag"] is None else None)
     fetch(job(target, url, hashes=hashes), QUICK)
     assert only_the_file(target, NEW) and server.ranges("f")[0] == "bytes=25000-"
+    assert len(server.log) == (1 if now.get("heeds_if_range", True) else 2)
 
 
 def test_another_length_is_another_file_even_without_validators(server, target):
