@@ -194,6 +194,9 @@ def test_derived_shifts(mini):
     assert len(corrupted) == 1200 and len(corrupted.styles) == 1200
     assert torch.equal(corrupted.labels.reshape(4, 300), corrupted.labels[:300].repeat(4, 1))
     assert torch.equal(mini.shifts["corrupted-1"].labels, corrupted.labels)
+    for name in ("labels", "groups"):
+        assert torch.equal(getattr(mini.test, name)[corrupted.sources], getattr(corrupted, name))
+    assert len(set(corrupted.sources.tolist())) == 300
 
 
 def test_a_subsample_keeps_derived_images_with_their_sources(mini):

@@ -76,3 +76,4 @@ def test_untrained_words_share_one_row():
     others[trained] = False
     assert others.sum() > 20_000 and (table[others] == table[others][0]).all()
     assert table[trained].std(0).mean() > 0
+    torch.testing.assert_close(table[others][0], table[trained].mean(0), atol=1e-3, rtol=0)
