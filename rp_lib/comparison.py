@@ -1,7 +1,7 @@
-"""Which differences between methods are real: all judged on the same resamples of the same pictures.
+"""Which differences between methods are real: all evaluated on the same resamples of the same pictures.
 
 Two methods see the same pictures and tend to fail on the same ones, so intervals of each alone say little about their
-difference. Here a resample draws pictures (or designers) once, and every method is judged on that draw.
+difference. Here a resample draws pictures (or designers) once, and every method is evaluated on that draw.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class PairedDraws:
             rows += [(method, name, *numbers) for method, *numbers in columns]
         return pd.DataFrame(rows, columns=["method", "axis", "rank", "mean_rank", "low", "high", "best"])
 
-    def of(self, methods: Sequence[str]) -> PairedDraws:
-        """The same draws of some of the methods, in the order given; ranks are then among these alone."""
+    def select(self, methods: Sequence[str]) -> PairedDraws:
+        """Keep the same draws of some of the methods, in the order given; ranks are then among these alone."""
         kept = [self._index(m) for m in methods]
         return PairedDraws(tuple(methods), self.axes, self.values[kept], self.resampled[:, kept])
 
@@ -123,7 +123,7 @@ def paired_bootstrap(
     resample_seeds: bool = True,
     seed: int = 0,
 ) -> PairedDraws:
-    """Judge methods on the same resamples.
+    """Evaluate methods on the same resamples.
 
     Axes: accuracy on the test set, its mean over shifts, and AUROC and FPR (convention ``id-positive``) as means over
     OOD sets, each set weighing the same; axes without image sets are left out. The test pictures are drawn once for
@@ -159,9 +159,9 @@ def paired_bootstrap(
 
     draws = _draw_pictures(everyone[0], clusters, n_resamples, seed)
     axes = AXES[:1] + AXES[1:2] * bool(everyone[0].shifts) + AXES[2:] * bool(everyone[0].ood)
-    judges = {name: detector if isinstance(detector, str) else detector[name] for name in contestants}
+    by = {name: detector if isinstance(detector, str) else detector[name] for name in contestants}
     accuracies = _accuracies(everyone, draws)
-    detection = in_threads(lambda job: _detection(job[1], judges[job[0]], draws, tpr), named)
+    detection = in_threads(lambda job: _detection(job[1], by[job[0]], draws, tpr), named)
     found = {job: np.stack([*accuracies[job[1]], *outside], 1) for job, outside in zip(named, detection, strict=True)}
     by_seed = {name: [found[name, o] for o in sorted(runs, key=lambda o: o.seed)] for name, runs in contestants.items()}
     return draws_over_seeds(by_seed, axes, seed=seed, resample_seeds=resample_seeds)

@@ -1,4 +1,8 @@
-"""Rows of the tidy records, from one fitted method's outputs: accuracy and calibration, and OOD detection."""
+"""Evaluate fitted methods on three axes: ID accuracy, accuracy under covariate shift, OOD detection.
+
+Every encoder sees every image once; all metrics, detectors, alphas and intervals come from the outputs, computed or
+loaded. Records are tidy: one row per method, seed, image set, metric and detector, with interval and sample size.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,12 @@ import numpy as np
 from rp_lib.benchmark import OOD_ROLES, Benchmark
 from rp_lib.detectors import MEMBERS, Detector, NotApplicable, build_detector, detection_scores
 from rp_lib.features import FeatureStore
-from rp_lib.methods import Method
+from rp_lib.methods import BASES, METHODS, Method
 from rp_lib.metrics import calibration_gaps
 from rp_lib.negative_labels import NegativeWords, mine_negative_words
 from rp_lib.outputs import MethodOutputs, Outputs, check_comparable, compute_outputs
 from rp_lib.stats import Interval, Resamples, bootstrap_ci, bootstrap_ood, resample_sets, wilson_interval
-from rp_lib.utils.errors import RPLibError
+from rp_lib.utils.errors import RPLibError, UnknownName
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -28,11 +32,12 @@ COLUMNS = (
 )  # fmt: skip
 RECORDED = ("auroc", "fpr", "aupr_in", "aupr_out", "detection_error")
 ALL_SHIFTS, ALL_OOD = "mean of shifts", "mean of OOD sets"
+ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 Row = dict[str, Any]
 
 
 def accuracy_rows(outputs: MethodOutputs, n_resamples: int) -> list[Row]:
-    """Accuracy and calibration error of the test set and of every shift, and the mean accuracy over shifts."""
+    """Measure accuracy and calibration error of the test set and of every shift, and the mean accuracy over shifts."""
     rows: list[Row] = []
     seed, shifted = outputs.seed, []
     for data in (outputs.test, *outputs.shifts.values()):
@@ -58,7 +63,7 @@ def detection_rows(
     convention: str | None = None,
     n_resamples: int = 200,
 ) -> list[Row]:
-    """How well one detector tells the test set from every OOD set, and the means over these.
+    """Measure how well one detector tells the test set from every OOD set, and the means over these.
 
     Intervals of AUROC and FPR alone, in the convention ``id-positive``, take milliseconds; all else resamples one by
     one. A detector that is not defined for the method gives no rows.
@@ -96,7 +101,7 @@ def _row(
 
 
 def _calibration_interval(data: Outputs, n_resamples: int, seed: int) -> Interval:
-    """Expected calibration error: each bin's gaps are summed for all resamples at once."""
+    """Compute the expected calibration error: each bin's gaps are summed for all resamples at once."""
     index, gap = calibration_gaps(data.reported.double().softmax(1).numpy(), data.labels.numpy())
     by_bin = np.zeros((len(gap), index.max() + 1))
     by_bin[np.arange(len(gap)), index] = gap
@@ -105,10 +110,10 @@ def _calibration_interval(data: Outputs, n_resamples: int, seed: int) -> Interva
 
 
 def accuracy_interval(correct: np.ndarray, data: Outputs, seed: int) -> Interval:
-    """Wilson's interval; where pictures repeat (one picture under four corruptions), a bootstrap of pictures.
+    """Compute accuracy with Wilson's interval; where pictures repeat, with a bootstrap of pictures.
 
     Raises:
-        RPLibError: every image is made of the same picture.
+        RPLibError: Every image is made of the same picture.
     """
     known = len(data.sources.unique())
     if known == len(data):
@@ -119,7 +124,7 @@ def accuracy_interval(correct: np.ndarray, data: Outputs, seed: int) -> Interval
 
 
 def mean_accuracy_interval(shifted: list[tuple[np.ndarray, Outputs]], seed: int, n_resamples: int = 1000) -> Interval:
-    """Mean accuracy over sets, each weighing the same, and its percentile bootstrap interval.
+    """Compute the mean accuracy over sets, each weighing the same, with its percentile bootstrap interval.
 
     Sets derived from the test pictures share each resample of them: their errors do not average out.
     """
@@ -129,17 +134,13 @@ def mean_accuracy_interval(shifted: list[tuple[np.ndarray, Outputs]], seed: int,
     return Interval.of_resamples(means)._replace(value=float(np.mean([correct.mean() for correct, _ in shifted])))
 
 
-# Judge fitted methods on three axes at once: ID accuracy, accuracy under covariate shift, OOD detection.
-#
-# Every encoder sees every image once; all metrics, detectors, alphas and intervals come from the outputs, fresh or
-# saved. The result is tidy: one row per method, seed, image set, metric and detector, with interval and sample size.
-
-__all__ = ["ALL_OOD", "ALL_SHIFTS", "COLUMNS", "RECORDED", "Run", "evaluate", "evaluate_outputs", "summarise"]
-
-
 @dataclass(frozen=True)
 class Run:
-    """A fitted method and the seed it was fitted with."""
+    """Hold a fitted method and the seed it was fitted with.
+
+    Example:
+        >>> evaluate([Run(method, seed=1)], benchmark)  # doctest: +SKIP
+    """
 
     method: Method
     seed: int
@@ -159,15 +160,17 @@ def evaluate(
     """Evaluate fitted methods on a benchmark.
 
     Args:
-        runs: fitted methods with their seeds. benchmark: what to judge them on.
-        store: features that are there already; what is computed here is added.
-        detectors: names, see :data:`rp_lib.detectors.DETECTORS`. Those that learn encode the training images too;
+        runs: Fitted methods with their seeds.
+        benchmark: Its test, shifted and OOD sets are evaluated.
+        store: Features that are there already; what is computed here is added.
+        detectors: Names, see :data:`rp_lib.detectors.DETECTORS`. Those that learn encode the training images too;
             ``cooked`` needs zero-shot and a linear probe among the runs.
-        tpr: the true positive rate at which FPR is read. convention: of the OOD metrics, see
-            :data:`rp_lib.metrics.CONVENTIONS`; None takes what a method's configuration says.
-        n_resamples: bootstrap resamples of the detection and calibration intervals. Intervals are over pictures;
+        tpr: The true positive rate at which FPR is read.
+        convention: Of the OOD metrics, see :data:`rp_lib.metrics.CONVENTIONS`; None takes what a method's
+            configuration says.
+        n_resamples: Bootstrap resamples of the detection and calibration intervals. Intervals are over pictures;
             pictures of one designer are alike, so for other designers expect more spread.
-        progress: show bars.
+        progress: Whether to show bars.
 
     Returns:
         One row per method, seed, set, metric and detector with the columns :data:`COLUMNS`; values are fractions.
@@ -177,8 +180,8 @@ def evaluate(
     import pandas as pd
 
     runs, store = list(runs), store or FeatureStore()
-    judges = [build_detector(name) for name in detectors]
-    needs = frozenset().union(*(judge.needs for judge in judges))
+    built = [build_detector(name) for name in detectors]
+    needs = frozenset().union(*(detector.needs for detector in built))
     roles = ("test", "shift", *OOD_ROLES, *(("train", "val") if "train" in needs else ()))
     words: dict[tuple[object, ...], NegativeWords] = {}
     rows: list[dict[str, object]] = []
@@ -192,7 +195,7 @@ def evaluate(
             run.method, benchmark, seed=run.seed, store=store, roles=roles, others=others, negatives=negatives,
             progress=progress,
         )  # fmt: skip
-        rows += _judge(outputs, judges, RECORDED, tpr, convention, n_resamples)
+        rows += _rows(outputs, built, RECORDED, tpr, convention, n_resamples)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -205,12 +208,15 @@ def evaluate_outputs(
     convention: str | None = None,
     n_resamples: int = 200,
 ) -> pd.DataFrame:
-    """The records of :func:`evaluate` from outputs that are there already; no model is needed.
+    """Make the records of :func:`evaluate` from outputs that are there already; no model is needed.
 
     Args:
-        outputs: as :func:`rp_lib.outputs.load_outputs` reads them, of one benchmark.
-        metrics: of OOD detection; with the default two, intervals take milliseconds per method and detector.
-        detectors, tpr, convention, n_resamples: as in :func:`evaluate`.
+        outputs: As :func:`rp_lib.outputs.load_outputs` reads them, of one benchmark.
+        metrics: Of OOD detection; with the default two, intervals take milliseconds per method and detector.
+        detectors: As in :func:`evaluate`.
+        tpr: As in :func:`evaluate`.
+        convention: As in :func:`evaluate`.
+        n_resamples: As in :func:`evaluate`.
 
     Raises:
         RPLibError: outputs of different benchmarks, or outputs that lack what a detector needs.
@@ -218,26 +224,22 @@ def evaluate_outputs(
     import pandas as pd
 
     check_comparable(outputs)
-    judges = [build_detector(name) for name in detectors]
-    rows = [row for o in outputs for row in _judge(o, judges, metrics, tpr, convention, n_resamples)]
+    built = [build_detector(name) for name in detectors]
+    rows = [row for o in outputs for row in _rows(o, built, metrics, tpr, convention, n_resamples)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _judge(
-    outputs: MethodOutputs,
-    judges: Sequence[Detector],
-    metrics: Sequence[str],
-    tpr: float,
-    convention: str | None,
-    n_resamples: int,
-) -> list[dict[str, object]]:
-    rows = accuracy_rows(outputs, n_resamples)
-    options = {"metrics": metrics, "tpr": tpr, "convention": convention, "n_resamples": n_resamples}
-    return rows + [row for judge in judges for row in detection_rows(outputs, judge, **options)]
+def _rows(outputs: MethodOutputs, detectors: Sequence[Detector], metrics: Sequence[str], *options: Any) -> list[Row]:
+    """Accuracy rows, then the rows of every detector; ``options`` are tpr, convention and n_resamples."""
+    rows = accuracy_rows(outputs, options[-1])
+    keys = ("tpr", "convention", "n_resamples")
+    for detector in detectors:
+        rows += detection_rows(outputs, detector, metrics=metrics, **dict(zip(keys, options, strict=True)))
+    return rows
 
 
 def _members(run: Run, runs: Sequence[Run]) -> dict[str, Method]:
-    """The ensemble's other classifiers: of the same seed, or else the only one of that name."""
+    """Find the ensemble's other classifiers: of the same seed, or else the only one of that name."""
     found: dict[str, Method] = {}
     for name in MEMBERS:
         named = [r for r in runs if r.method.name == name and r.method.clip is run.method.clip]
@@ -247,8 +249,8 @@ def _members(run: Run, runs: Sequence[Run]) -> dict[str, Method]:
     return found
 
 
-def summarise(records: pd.DataFrame) -> pd.DataFrame:
-    """Means over seeds, with an interval for both sources of chance.
+def summarize(records: pd.DataFrame) -> pd.DataFrame:
+    """Average over seeds, with an interval for both sources of chance.
 
     The images are the same for every seed, so their uncertainty does not shrink with more seeds, while that of
     training does: variance = mean image variance + seed variance / number of seeds.
@@ -270,3 +272,41 @@ def summarise(records: pd.DataFrame) -> pd.DataFrame:
     summary = {"value": value, "low": value - half, "high": value + half, "seeds": seeds.astype(float)}
     sizes = {name: first[name].to_numpy(float) for name in ("n", "n_ood")}
     return pd.DataFrame(summary).assign(**sizes).reset_index()
+
+
+def choose_alpha(
+    base: Method, benchmark: Benchmark, store: FeatureStore, name: str = "rrp"
+) -> tuple[float, pd.DataFrame]:
+    """Find the largest alpha whose ID validation accuracy is within one standard error of the best.
+
+    Mixing with zero-shot is there to keep what CLIP knows, which ID data cannot see; so among alphas that ID
+    validation data cannot tell apart, the one nearest to zero-shot is taken (the one-standard-error rule of Breiman et
+    al. 1984). For mixed features and outputs the sweep is matrix algebra on features that are there already; for
+    mixed weights it encodes the validation images once per alpha.
+
+    Args:
+        base: The fitted method that is mixed with zero-shot.
+        benchmark: Its validation images decide.
+        store: Features that are there already.
+        name: Key of :data:`rp_lib.methods.BASES`: the method that is made of ``base``.
+
+    Returns:
+        The alpha, and the sweep: ``alpha, val_accuracy``.
+
+    Raises:
+        UnknownName: ``name`` has no alpha.
+    """
+    import pandas as pd
+
+    if name not in BASES:
+        raise UnknownName("method with an alpha", name, BASES)
+    mixed, rows = METHODS[name].of(base), []
+    for alpha in ALPHAS:
+        candidate = mixed.at(alpha)
+        rows.append((alpha, candidate.accuracy(benchmark.val, store)))
+        if candidate in candidate.encoders:
+            store.forget(candidate)  # nobody else can use it, and the store would keep its weights alive
+    sweep = pd.DataFrame(rows, columns=["alpha", "val_accuracy"])
+    best = float(sweep["val_accuracy"].max())
+    error = float(np.sqrt(best * (1 - best) / len(benchmark.val)))
+    return float(sweep.loc[sweep["val_accuracy"] >= best - error, "alpha"].max()), sweep

@@ -51,7 +51,7 @@ def three_axes(summary: pd.DataFrame, title: str) -> Figure:
     """Draw every method on the three axes (detection by two numbers), with intervals and zero-shot as reference.
 
     Args:
-        summary: Of :func:`rp_lib.evaluation.summarise`.
+        summary: Of :func:`rp_lib.evaluation.summarize`.
         title: Says what was measured on what.
     """
     from matplotlib.figure import Figure

@@ -277,26 +277,26 @@ def compute_outputs(
     store = store or FeatureStore()
     seen = method.for_detection()
     config = getattr(getattr(method, "rp", method), "config", None)
-    # Row 6 of the ledger: the released script prints RP's accuracy in RRP's column.
-    judged = method.rp if isinstance(method, ResidualReprogrammer) and config.report_rp_as_rrp else method
+    # As a switch asks, accuracy is that of the released script, which prints RP's accuracy in RRP's column.
+    evaluated = method.rp if isinstance(method, ResidualReprogrammer) and config.report_rp_as_rrp else method
     images = [s for s in benchmark.sets if roles is None or s.role in roles]
     if len({s.name for s in images}) != len(images):
         raise RPLibError(f"two image sets of benchmark {benchmark.name!r} have the same name; rename one")
 
-    def said(by: Method, data: ImageSet) -> tuple[Tensor, Tensor]:
+    def outputs_of(by: Method, data: ImageSet) -> tuple[Tensor, Tensor]:
         label = f"{by.name}: {data.name}" if progress else None
         features = by.combine(*(store.get(e, data, label) for e in by.encoders))
         return features, by.logits_from(features)
 
-    features = {data.name: said(seen, data) for data in images}
+    features = {data.name: outputs_of(seen, data) for data in images}
     head = _head(seen, next(iter(features.values())), negatives, bool(getattr(config, "half_precision_detection", 0)))
     sets = {}
     for data in images:
-        reported = None if (judged is seen or data.role not in ("test", "shift")) else said(judged, data)[1]
+        reported = None if (evaluated is seen or data.role not in ("test", "shift")) else outputs_of(evaluated, data)[1]
         sets[data.name] = Outputs(
             data.name, data.role, *features[data.name], data.labels, data.sources, data.groups, head,
             derived=data.derived_from is not None, reported_logits=reported,
-            others={name: said(other, data)[1] for name, other in (others or {}).items()},
+            others={name: outputs_of(other, data)[1] for name, other in (others or {}).items()},
             class_subset=data.class_subset,
         )  # fmt: skip
     if seen is not method:
@@ -312,9 +312,9 @@ def compute_outputs(
     return MethodOutputs(json.loads(json.dumps(about)), sets)
 
 
-def _head(method: Method, said: tuple[Tensor, Tensor], negatives: NegativeWords | None, half: bool) -> Head:
+def _head(method: Method, outputs: tuple[Tensor, Tensor], negatives: NegativeWords | None, half: bool) -> Head:
     """Weight and bias from what the method makes of the zero and of the unit vectors, if its logits are linear."""
-    features, logits = said
+    features, logits = outputs
     bias = method.logits_from(torch.zeros(1, features.shape[1]))[0]
     weight = (method.logits_from(torch.eye(features.shape[1])) - bias).T.contiguous()
     error = (features @ weight.T + bias - logits).abs().max()

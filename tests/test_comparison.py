@@ -215,11 +215,11 @@ def test_estimates_and_some_of_the_methods():
     found = draws.estimates(confidence=0.9).set_index(["method", "axis"])
     assert found.loc[("z", "shift accuracy"), "value"] == draws.values[2, 1] and len(found) == 6
     assert found.loc[("y", "id accuracy"), "low"] == pytest.approx(np.quantile(draws.resampled[:, 1, 0], 0.05))
-    some = draws.of(("z", "x"))
+    some = draws.select(("z", "x"))
     assert some.methods == ("z", "x") and np.array_equal(some.resampled, draws.resampled[:, [2, 0]])
     assert some.ranks()["rank"].max() == 2
     with pytest.raises(UnknownName):
-        draws.of(("w",))
+        draws.select(("w",))
 
 
 def test_one_methods_outputs_may_stand_under_two_names():

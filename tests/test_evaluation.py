@@ -20,7 +20,7 @@ from rp_lib.evaluation import (
     evaluate,
     evaluate_outputs,
     mean_accuracy_interval,
-    summarise,
+    summarize,
 )
 from rp_lib.features import FeatureStore
 from rp_lib.methods import LinearProbe, Reprogrammer, ResidualReprogrammer, ZeroShot
@@ -91,10 +91,10 @@ def test_summary_keeps_image_uncertainty_and_adds_seeds():
     base = {"method": "m", "alpha": np.nan, "set": "test", "role": "test", "metric": "accuracy", "n": 100, "n_ood": np.nan,
             "detector": None, "convention": None}  # fmt: skip
     one = [{**base, "seed": s, "value": v, "low": v - 0.1, "high": v + 0.1} for s, v in ((1, 0.5), (2, 0.5), (3, 0.5))]
-    same = summarise(pd.DataFrame(one)).iloc[0]
+    same = summarize(pd.DataFrame(one)).iloc[0]
     assert same["high"] - same["low"] == pytest.approx(0.2)  # three seeds on the same images: not narrower
     other = [{**row, "value": v, "low": v - 0.1, "high": v + 0.1} for row, v in zip(one, (0.4, 0.5, 0.6), strict=True)]
-    wider = summarise(pd.DataFrame(other)).iloc[0]
+    wider = summarize(pd.DataFrame(other)).iloc[0]
     expected = 1.96 * np.sqrt((0.1 / 1.96) ** 2 + 0.01 / 3)
     assert wider["value"] == pytest.approx(0.5) and wider["high"] - 0.5 == pytest.approx(expected)
 
@@ -127,9 +127,9 @@ def test_released_switches_reach_the_records(tiny_clip, tiny_benchmark):
 
 def test_two_alphas_are_two_rows_not_two_seeds(runs, tiny_benchmark):
     sweep = [Run(runs[2].method.at(a), 1) for a in (0.1, 0.9)]
-    summary = summarise(evaluate(sweep, tiny_benchmark, n_resamples=5))
+    summary = summarize(evaluate(sweep, tiny_benchmark, n_resamples=5))
     assert sorted(summary["alpha"].unique()) == [0.1, 0.9] and (summary["seeds"] == 1).all()
-    assert len(summarise(evaluate(runs[:1], tiny_benchmark, n_resamples=5)))  # no alpha: still there
+    assert len(summarize(evaluate(runs[:1], tiny_benchmark, n_resamples=5)))  # no alpha: still there
 
 
 def test_repeated_pictures_do_not_narrow_the_interval():
@@ -173,7 +173,7 @@ def test_every_detector_has_its_rows(probed, tiny_benchmark, monkeypatch):
     alone = evaluate(probed, tiny_benchmark, n_resamples=5)
     rest = records[records.detector.isna() | (records.detector == "msp")].reset_index(drop=True)
     pd.testing.assert_frame_equal(rest, alone)
-    summary = summarise(records)
+    summary = summarize(records)
     assert (summary["seeds"] == 1).all() and len(summary) == len(records)
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from rp_course.experiments import experiment, shipped_records
 
-from rp_lib.evaluation import summarise
+from rp_lib.evaluation import summarize
 from rp_lib.mini import load_benchmark, load_clip, weights
 from rp_lib.run.demo import CORE, markdown
 from rp_lib.run.report import load_records
@@ -24,7 +24,7 @@ def shipped():
 
 
 def test_table_is_that_of_the_shipped_records(shipped):
-    assert markdown(summarise(shipped[0])) in README
+    assert markdown(summarize(shipped[0])) in README
 
 
 def test_shipped_records_belong_to_the_shipped_model_and_data(shipped):
@@ -131,7 +131,7 @@ def test_numbers_on_photographs_are_those_of_the_records():
     photos = ROOT / "notebooks" / "rp_course" / "experiments" / "records" / "photos"
     records, about = load_records(photos / "pacs.csv")
     told = README[README.index("### On real photographs") :].split("**What could not")[0].replace("\n", " ")
-    assert markdown(summarise(records)) in README and len(about["seed_numbers"]) == 2
+    assert markdown(summarize(records)) in README and len(about["seed_numbers"]) == 2
     single = records[~records["set"].str.startswith("mean of")]
     largest = single.groupby(["role", "set"])["n"].max().groupby("role").sum()
     for role, word in (("test", "test photographs"), ("shift", "shifted pictures")):

@@ -17,8 +17,9 @@ import pandas as pd
 from rp_lib.benchmark import Benchmark
 from rp_lib.clip import FrozenCLIP
 from rp_lib.config import PAPER
+from rp_lib.evaluation import choose_alpha
 from rp_lib.features import FeatureStore
-from rp_lib.methods import BASES, METHODS, Method, Reprogrammer, ResidualReprogrammer, build_method
+from rp_lib.methods import BASES, METHODS, Reprogrammer, ResidualReprogrammer, build_method
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.io import StorageError, write_atomically
 
@@ -99,7 +100,6 @@ SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
     },
 }
 OLD_COLUMNS = {"alpha": "alpha_rrp"}  # as tables called it when RRP was the only method with an alpha
-ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 
 
 def draw_trials(name: str, n: int, seed: int) -> list[dict[str, Any]]:
@@ -124,37 +124,6 @@ def settings_of(name: str, trial: dict[str, Any]) -> dict[str, Any]:
         alpha = trial.get("alpha", PAPER.alpha)
         return {"config": PAPER.changed(**{k: v for k, v in trial.items() if k != "alpha"}, alpha=alpha)}
     return dict(trial)
-
-
-def choose_alpha(
-    base: Method, benchmark: Benchmark, store: FeatureStore, name: str = "rrp"
-) -> tuple[float, pd.DataFrame]:
-    """The largest alpha whose ID validation accuracy is within one standard error of the best, and the whole sweep.
-
-    Mixing with zero-shot is there to keep what CLIP knows, which ID data cannot see; so among alphas that ID
-    validation data cannot tell apart, the one nearest to zero-shot is taken (the one-standard-error rule of Breiman et
-    al. 1984). For mixed features and outputs the sweep is matrix algebra on features that are there already; for
-    mixed weights it encodes the validation images once per alpha.
-
-    Args:
-        base: fitted. benchmark: whose validation images judge. store: of features. name: of a method in
-            :data:`rp_lib.methods.BASES` that is made of ``base``.
-
-    Raises:
-        UnknownName: ``name`` has no alpha.
-    """
-    if name not in BASES:
-        raise UnknownName("method with an alpha", name, BASES)
-    mixed, rows = METHODS[name].of(base), []
-    for alpha in ALPHAS:
-        candidate = mixed.at(alpha)
-        rows.append((alpha, candidate.accuracy(benchmark.val, store)))
-        if candidate in candidate.encoders:
-            store.forget(candidate)  # nobody else can use it, and the store would keep its weights alive
-    sweep = pd.DataFrame(rows, columns=["alpha", "val_accuracy"])
-    best = float(sweep["val_accuracy"].max())
-    error = float(np.sqrt(best * (1 - best) / len(benchmark.val)))
-    return float(sweep.loc[sweep["val_accuracy"] >= best - error, "alpha"].max()), sweep
 
 
 def search(

@@ -42,7 +42,7 @@ import pandas as pd
 
 from rp_lib.benchmark import OOD_ROLES
 from rp_lib.detectors import build_detector
-from rp_lib.evaluation import COLUMNS, RECORDED, evaluate_outputs, summarise
+from rp_lib.evaluation import COLUMNS, RECORDED, evaluate_outputs, summarize
 from rp_lib.features import FeatureStore
 from rp_lib.figures import save_figure, three_axes
 from rp_lib.methods import BASES, METHODS, Method, build_method, load_method, made_of
@@ -309,7 +309,7 @@ def run_benchmark(
             **found, "seconds": round(time.monotonic() - started, 1),
         }  # fmt: skip
         save_records(records, path, provenance)
-    summary = summarise(records)
+    summary = summarize(records)
     title = (
         f"{benchmark.name} benchmark, backbone {clip.name}: mean of {len(seeds)} seeds, bars are 95 % intervals over "
         "images and seeds; dashed: zero-shot"

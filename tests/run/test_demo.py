@@ -110,7 +110,7 @@ def test_mixtures_share_the_method_of_the_same_seed(tiny_clip, tiny_benchmark, t
     judged = []
     monkeypatch.setattr(run, "compute_outputs", lambda method, *a, seed, **k: judged.append(Run(method, seed)))
     monkeypatch.setattr(run, "evaluate_outputs", lambda *a, **k: pd.DataFrame())
-    for name in ("save_records", "save_figure", "three_axes", "summarise", "of_detector"):
+    for name in ("save_records", "save_figure", "three_axes", "summarize", "of_detector"):
         monkeypatch.setattr(run, name, lambda *a, **k: None)
     run_demo(
         tiny_clip,

@@ -2,6 +2,7 @@ import pandas as pd
 import pytest
 
 from rp_lib.config import PAPER
+from rp_lib.evaluation import ALPHAS, choose_alpha
 from rp_lib.features import FeatureStore
 from rp_lib.methods import (
     BASES,
@@ -13,7 +14,7 @@ from rp_lib.methods import (
     WiSEFT,
     build_method,
 )
-from rp_lib.run.search import ALPHAS, SPACES, choose_alpha, draw_trials, read_trials, search, settings_of, winners
+from rp_lib.run.search import SPACES, draw_trials, read_trials, search, settings_of, winners
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 
@@ -83,7 +84,7 @@ def test_every_mixture_chooses_its_alpha_by_the_same_rule(kind, tiny_clip, tiny_
 
 
 def test_sweep_over_weights_leaves_no_model_behind(tiny_clip, tiny_benchmark, monkeypatch):
-    monkeypatch.setattr("rp_lib.run.search.ALPHAS", (0.0, 0.5, 1.0))
+    monkeypatch.setattr("rp_lib.evaluation.ALPHAS", (0.0, 0.5, 1.0))
     tuned, store = FineTune(tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates), FeatureStore()
     _, sweep = choose_alpha(tuned, tiny_benchmark, store, "wise-ft")
     assert {id(encoder) for encoder, _, _ in store._features.values()} == {id(tuned), id(tiny_clip)}
@@ -94,7 +95,7 @@ def test_sweep_over_weights_leaves_no_model_behind(tiny_clip, tiny_benchmark, mo
 
 
 def test_search_records_the_alphas_of_all_mixtures(tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr("rp_lib.run.search.ALPHAS", (0.0, 1.0))
+    monkeypatch.setattr("rp_lib.evaluation.ALPHAS", (0.0, 1.0))
     monkeypatch.setitem(SPACES, "fine-tune", {"lr": (1e-4,), "epochs": (1,), "batch_size": (8,)})
     out = tmp_path / "search.csv"
     options = {"trials": 1, "methods": ("fine-tune",), "progress": False}

@@ -289,7 +289,7 @@ def shrinks(claim: str, weak: pd.Series, strong: pd.Series, what: str, sign: int
 
 
 def over_seeds(group: pd.DataFrame) -> pd.Series:
-    """Mean over seeds of rows ``value, low, high, n``, with the interval of :func:`rp_lib.evaluation.summarise`."""
+    """Mean over seeds of rows ``value, low, high, n``, with the interval of :func:`rp_lib.evaluation.summarize`."""
     image = np.square((group["high"] - group["low"]) / (2 * 1.96)).mean()
     seeds, value = len(group), group["value"].mean()
     half = 1.96 * np.sqrt(image + (group["value"].var(ddof=1) / seeds if seeds > 1 else 0.0))

@@ -25,7 +25,7 @@ from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
 from rp_lib.comparison import PairedDraws, paired_bootstrap
 from rp_lib.detectors import build_detector
-from rp_lib.evaluation import accuracy_rows, detection_rows, summarise
+from rp_lib.evaluation import accuracy_rows, detection_rows, summarize
 from rp_lib.methods import Method, build_method
 from rp_lib.outputs import MethodOutputs
 from rp_lib.run.report import commit
@@ -172,7 +172,7 @@ def run_condition(world: World, condition: Condition) -> tuple[pd.DataFrame, Pai
     records = judge_outputs(outputs, condition.pairs, draws=draws)
     if condition.ranked is None:
         return records, None
-    ranked = draws.of(condition.ranked)
+    ranked = draws.select(condition.ranked)
     return pd.concat([records, rank_rows(outputs, ranked, "msp")], ignore_index=True), ranked
 
 
@@ -229,7 +229,7 @@ def judge_outputs(
     frame["detector"] = frame["detector"].fillna("") if "detector" in frame else ""
     if "n_ood" not in frame:
         frame["n_ood"] = float("nan")
-    summary = summarise(frame).assign(versus=None, p_holm=float("nan"))
+    summary = summarize(frame).assign(versus=None, p_holm=float("nan"))
     if len(outputs) > 1:
         draws = draws or paired_draws(outputs, detectors[0])
         pairs = list(itertools.combinations(outputs, 2)) if pairs is None else list(pairs)
