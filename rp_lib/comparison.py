@@ -30,11 +30,19 @@ CLUSTERS = ("sources", "groups")
 
 @dataclass(frozen=True, eq=False)
 class PairedDraws:
-    """Every method's number on every axis, for the pictures as they are and for each resample of them.
+    """Hold every method's number on every axis, for the pictures as they are and for each resample of them.
 
     Attributes:
-        methods: k names. axes: a names, in the order of :data:`AXES`.
-        values: float64 (k, a), fractions, means over seeds. resampled: float64 (r, k, a).
+        methods: k names.
+        axes: a names, in the order of :data:`AXES`.
+        values: float64 (k, a), fractions, means over seeds.
+        resampled: float64 (r, k, a).
+
+    Example:
+        >>> drawn = np.array([[[0.9], [0.7]], [[0.8], [0.8]]])  # (2 resamples, 2 methods, 1 axis)
+        >>> draws = PairedDraws(("a", "b"), ("id accuracy",), drawn.mean(0), drawn)
+        >>> draws.differences()["difference"].round(6).tolist()
+        [0.1]
     """
 
     methods: tuple[str, ...]
@@ -43,14 +51,15 @@ class PairedDraws:
     resampled: Array
 
     def differences(self, pairs: Iterable[tuple[str, str]] | None = None, *, confidence: float = 0.95) -> pd.DataFrame:
-        """First minus second of each pair, with percentile interval and p-values.
+        """Subtract the second from the first of each pair, with percentile interval and p-values.
 
         ``p`` is the two-sided bootstrap p-value, twice the smaller share of resamples on either side of zero, with one
         added above and below (Davison and Hinkley 1997, ch. 4), so it is never under 2 / (resamples + 1): take
         many resamples if many comparisons are to survive correction. ``p_holm`` corrects it for all rows of this table.
 
         Args:
-            pairs: of names; default all. confidence: of the intervals.
+            pairs: Of names; None takes all.
+            confidence: Of the intervals.
 
         Returns:
             One row per pair and axis: ``first, second, axis, difference, low, high, p, p_holm``.
@@ -70,7 +79,7 @@ class PairedDraws:
         return table.assign(p_holm=holm(table["p"]) if len(table) else [])
 
     def estimates(self, *, confidence: float = 0.95) -> pd.DataFrame:
-        """Each method's number on each axis with its percentile interval: ``method, axis, value, low, high``."""
+        """List each method's number on each axis with its percentile interval: ``method, axis, value, low, high``."""
         import pandas as pd
 
         low, high = np.quantile(self.resampled, percentiles(confidence), axis=0)
@@ -82,7 +91,7 @@ class PairedDraws:
         return pd.DataFrame(rows, columns=["method", "axis", "value", "low", "high"])
 
     def ranks(self, *, confidence: float = 0.95) -> pd.DataFrame:
-        """Each method's rank on each axis (1 is best, ties share their mean rank), with its spread over resamples.
+        """Rank the methods on each axis (1 is best, ties share their mean rank), with the spread over resamples.
 
         Returns:
             One row per method and axis: ``method, axis, rank, mean_rank, low, high, best``; ``best`` is the share of
@@ -130,12 +139,14 @@ def paired_bootstrap(
     accuracy, for the sets derived from them and for the ID side of detection.
 
     Args:
-        contestants: by name, the outputs of one method, one per seed; numbers are means over seeds.
-        detector: name, or names by contestant. tpr: at which FPR is read.
-        n_resamples: number of resamples. seed: same seed, same result.
-        clusters: what is drawn whole: ``"sources"`` (pictures) or ``"groups"`` (designers). Pictures of one designer
+        contestants: By name, the outputs of one method, one per seed; numbers are means over seeds.
+        detector: Name, or names by contestant.
+        tpr: At which FPR is read.
+        n_resamples: Number of resamples.
+        seed: Same seed, same result.
+        clusters: What is drawn as one: ``"sources"`` (pictures) or ``"groups"`` (designers). Pictures of one designer
             are alike, so claims about other designers need ``"groups"``; with few of them its intervals are rough.
-        resample_seeds: also draw seeds with replacement, the same for all methods, so that a difference counts
+        resample_seeds: Also draw seeds with replacement, the same for all methods, so that a difference counts
             only if it holds over training runs too. With s seeds this sees (s - 1) / s of their variance. Methods
             with one seed (zero-shot) keep it.
 
@@ -170,12 +181,14 @@ def paired_bootstrap(
 def draws_over_seeds(
     numbers: Mapping[str, Sequence[Array]], axes: Sequence[str], *, seed: int = 0, resample_seeds: bool = True
 ) -> PairedDraws:
-    """Means over seeds of what each seed's training measured on the same resamples of pictures.
+    """Average over seeds what each seed's training measured on the same resamples of pictures.
 
     Args:
-        numbers: by method, for every seed in the same order float64 (1 + r, a): the numbers of the data as they are,
+        numbers: By method, for every seed in the same order float64 (1 + r, a): the numbers of the data as they are,
             then of each resample. A method in which nothing is drawn may have one seed where others have several.
-        axes: names of the a columns. seed, resample_seeds: as in :func:`paired_bootstrap`.
+        axes: Names of the a columns.
+        seed: As in :func:`paired_bootstrap`.
+        resample_seeds: As in :func:`paired_bootstrap`.
 
     Raises:
         RPLibError: methods with other numbers of seeds or of resamples.
@@ -232,29 +245,23 @@ def _detection(outputs: MethodOutputs, detector: str, draws: Mapping[str, Resamp
     return list(np.mean(list(pairs.values()), axis=0))
 
 
-# One number for the three axes, and ranks: defined here once, with what they hide.
-#
-# The aggregate of a method is the plain mean of its three axes in percent points,
-#
-#     (ID accuracy + accuracy under shift + AUROC) / 3,
-#
-# where accuracy under shift is the mean over shifted sets, AUROC the mean over OOD sets, and every part the mean over
-# seeds. Each axis weighs the same, because the paper names three and weighs none. AUROC stands for detection, and
-# FPR95 does not count beside it: both read the same scores, so detection would count twice; AUROC rises with quality,
-# lies between 50 and 100 % for any detector worth its name, and rests on no threshold.
-#
-# It hides much. A point of accuracy is not a point of AUROC, and chance is 50 % for AUROC but 1 / classes for accuracy.
-# A method may buy one axis with another, which is what the three axes are there to show. A single set may move a mean
-# over sets (dark pictures do, for RP), and another detector may order methods otherwise. The mean of a method's rank on
-# the three axes (:func:`mean_ranks`) needs no common unit, but ignores how wide gaps are, and depends on which methods
-# take part. Read the aggregate last, and beside the axes.
-
 PARTS = ("id accuracy", "shift accuracy", "auroc")
 NAME = "aggregate"
 
 
 def aggregate(draws: PairedDraws) -> PairedDraws:
-    """The aggregate of every method as the one axis ``aggregate``, for the data and for each of the same resamples.
+    """Reduce the axes to one number a method, for the data and for each of the same resamples.
+
+    The aggregate is (ID accuracy + accuracy under shift + AUROC) / 3: each axis weighs the same, because the paper
+    names three and weighs none. AUROC stands for detection; FPR95 reads the same scores, so that it would count twice.
+
+    It hides much. A point of accuracy is not a point of AUROC, and chance is 50 % for AUROC but 1 / classes for
+    accuracy; a method may buy one axis with another; one set may move a mean over sets; another detector may order
+    methods otherwise. :func:`mean_ranks` needs no common unit, but ignores how wide gaps are, and depends on which
+    methods take part. Read the aggregate last, and next to the axes.
+
+    Returns:
+        Draws with the one axis ``aggregate``.
 
     Raises:
         RPLibError: an axis that it needs was not measured.
@@ -266,7 +273,7 @@ def aggregate(draws: PairedDraws) -> PairedDraws:
 
 
 def mean_ranks(draws: PairedDraws, *, confidence: float = 0.95) -> pd.DataFrame:
-    """The mean of a method's ranks on the three axes (1 is best, ties share theirs), with its percentile interval.
+    """Average each method's ranks on the three axes (1 is best, ties share theirs), with its percentile interval.
 
     Returns:
         One row per method: ``method, rank, low, high, best``; ``best`` as in :meth:`PairedDraws.ranks`.

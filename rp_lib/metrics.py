@@ -1,4 +1,4 @@
-"""Numbers from scores: accuracy, OOD detection, calibration.
+"""Metrics: accuracy, OOD detection in six conventions, calibration, and how far an adaptation moved features.
 
 Every score is a confidence: higher means more in-distribution (ID). Every rate is a fraction in [0, 1], not a
 percentage. Inputs are numpy arrays, torch tensors (any device and dtype) or plain sequences; all is computed in
@@ -29,15 +29,19 @@ OOD_METRICS = ("auroc", "fpr", "aupr_in", "aupr_out", "detection_error", "thresh
 
 
 def accuracy(logits_or_predictions: Any, labels: Any) -> float:
-    """Fraction of samples whose predicted class is the label.
+    """Compute the fraction of samples whose predicted class is the label.
 
     Args:
-        logits_or_predictions: shape (n, classes), any monotone class scores (the first of tied maxima wins), or
-            shape (n,), predicted class indices.
-        labels: shape (n,), class indices; with logits in 0 ... classes - 1.
+        logits_or_predictions: Shape (n, C), any monotone class scores (the first of tied maxima wins), or shape (n,),
+            predicted class indices.
+        labels: Shape (n,), class indices; with logits in 0 ... C - 1.
+
+    Example:
+        >>> accuracy([[2.0, 1.0], [0.0, 3.0]], [0, 0])
+        0.5
 
     Raises:
-        ValueError: empty input, NaN, shapes that do not fit, or a label that is no column of the logits.
+        ValueError: Empty input, NaN, shapes that do not fit, or a label that is no column of the logits.
     """
     predictions = check_array(logits_or_predictions, "logits_or_predictions", ndim=(1, 2))
     labels = check_array(labels, "labels")
@@ -51,13 +55,13 @@ def accuracy(logits_or_predictions: Any, labels: Any) -> float:
 def ood_metrics(
     id_scores: Any, ood_scores: Any, *, tpr: float = 0.95, convention: str = "id-positive"
 ) -> dict[str, float]:
-    """How well a score separates ID from OOD samples. Ties are handled exactly; +-inf is allowed, NaN is not.
+    """Measure how well a score separates ID from OOD samples. Ties are handled exactly; +-inf is allowed, NaN is not.
 
     Args:
-        id_scores: shape (n,), scores of ID samples, higher = more ID.
-        ood_scores: shape (m,), scores of OOD samples.
-        tpr: true-positive rate at which ``fpr`` is read, in (0, 1].
-        convention: a key of :data:`CONVENTIONS`. Published FPR95 values differ because of it, so name it with
+        id_scores: Shape (n,), scores of ID samples, higher = more ID.
+        ood_scores: Shape (m,), scores of OOD samples.
+        tpr: True-positive rate at which ``fpr`` is read, in (0, 1].
+        convention: A key of :data:`CONVENTIONS`. Published FPR95 values differ because of it, so name it with
             every figure. With "openood" and "pytorch-ood" OOD is the positive class.
 
     Returns:
@@ -74,27 +78,35 @@ def ood_metrics(
         positive, reject if score <= threshold; "clipn" interpolates between thresholds, so that no threshold
         yields its ``fpr``, and reports the one of "id-positive").
 
+    Example:
+        >>> ood_metrics([3.0, 2.0, 1.0], [2.5, 0.5], tpr=0.6)["fpr"]
+        0.5
+
     Raises:
-        ValueError: empty or NaN scores, a wrong shape, or ``tpr`` outside (0, 1].
-        UnknownName: the convention is not known.
+        ValueError: Empty or NaN scores, a wrong shape, or ``tpr`` outside (0, 1].
+        UnknownName: The convention is not known.
     """
     check_ood_options(tpr, convention)
     return ood_metrics_of(check_array(id_scores, "id_scores"), check_array(ood_scores, "ood_scores"), tpr, convention)
 
 
 def expected_calibration_error(probabilities: Any, labels: Any, *, bins: int = 15) -> float:
-    """Expected calibration error (Guo et al. 2017, arXiv 1706.04599, eq. 3), a fraction in [0, 1].
+    """Compute the expected calibration error (Guo et al. 2017, arXiv 1706.04599, eq. 3), in [0, 1].
 
     Samples fall into equal-width bins (a, b] of their largest probability; the result is the mean over samples of
     their bin's |accuracy - mean confidence|.
 
     Args:
-        probabilities: shape (n, classes), rows in [0, 1] that sum to one (after the softmax).
-        labels: shape (n,), class indices in 0 ... classes - 1.
-        bins: number of bins, at least one.
+        probabilities: Shape (n, C), rows in [0, 1] that sum to one (after the softmax).
+        labels: Shape (n,), class indices in 0 ... C - 1.
+        bins: Number of bins, at least one.
+
+    Example:
+        >>> expected_calibration_error([[0.5, 0.5], [0.75, 0.25]], [1, 0], bins=2)
+        0.375
 
     Raises:
-        ValueError: empty input, NaN, logits instead of probabilities, a wrong shape or label, or ``bins`` < 1.
+        ValueError: Empty input, NaN, logits instead of probabilities, a wrong shape or label, or ``bins`` < 1.
     """
     index, gap = calibration_gaps(probabilities, labels, bins=bins)
     # |sum of gaps| = bin size * |accuracy - mean confidence|, so empty bins need no special case.
@@ -102,7 +114,7 @@ def expected_calibration_error(probabilities: Any, labels: Any, *, bins: int = 1
 
 
 def calibration_gaps(probabilities: Any, labels: Any, *, bins: int = 15) -> tuple[Array, Array]:
-    """What :func:`expected_calibration_error` averages: int (n,) bins and float64 (n,) gaps correct - confidence.
+    """Return what the calibration error averages: int (n,) bins and float64 (n,) gaps correct - confidence.
 
     A resample of samples is a resample of these pairs, so bootstrapping needs the probabilities only once.
     """
@@ -127,7 +139,7 @@ def calibration_gaps(probabilities: Any, labels: Any, *, bins: int = 15) -> tupl
 
 
 def _curve(id_scores: Array, ood_scores: Array) -> tuple[Array, Array, Array]:
-    """Distinct scores from high to low, with the ID and OOD samples accepted at each."""
+    """Sort distinct scores from high to low, with the ID and OOD samples accepted at each."""
     ascending, inverse = np.unique(np.concatenate([id_scores, ood_scores]), return_inverse=True)
     rank, levels = len(ascending) - 1 - inverse.reshape(-1), len(ascending)
     tp, fp = (np.bincount(r, minlength=levels).cumsum() for r in (rank[: len(id_scores)], rank[len(id_scores) :]))
@@ -158,10 +170,12 @@ def ood_metrics_of(id_scores: Array, ood_scores: Array, tpr: float, convention: 
     """:func:`ood_metrics` of float64 arrays and options that were checked before."""
     thresholds, tp, fp = _curve(id_scores, ood_scores)
     n, m = int(tp[-1]), int(fp[-1])
+    # AUROC: for each OOD score, the ID scores above it, plus half of those tied with it.
     auroc = (np.diff(fp, prepend=0) * (tp - np.diff(tp, prepend=0) / 2)).sum() / (n * m)
     fpr, threshold = _operating_point(id_scores, ood_scores, thresholds, tp, fp, tpr, convention)
     start = {"authors": 0.0, "openood": 1.0, "pytorch-ood": 1.0}.get(convention)
     aupr_in, aupr_out = _aupr(tp, fp, start), _aupr(_rejected(fp), _rejected(tp), start)
+    # Detection error: the smallest mean of both error rates over all thresholds.
     error = 0.5 * (1 - tp / n + fp / m).min()
     if convention == "authors":
         error = min((n - tp + fp).min(), n) / (n + m)  # accepting nothing, no point of the curve, has n errors
@@ -204,15 +218,19 @@ def check_ood_options(tpr: float, convention: str) -> None:
         raise ValueError(f"tpr must be a fraction in (0, 1], got {tpr}: write 0.95 for 95 %")
 
 
-# How much an adaptation changed the representation: similarity, drift and clusters of features.
-#
-# All measures compare features of the same pictures, or describe one set of features; none looks at accuracy.
+# --- Feature drift: how much an adaptation changed the representation; none of these looks at accuracy ----------
+
 
 def linear_cka(first: Tensor, second: Tensor) -> float:
-    """Linear centred kernel alignment of float (n, d) and (n, e) features of the same n pictures, in [0, 1].
+    """Compute linear CKA, in [0, 1], of float (n, d) and (n, e) features of the same n pictures.
 
-    ``|| Y^T X ||_F^2 / (|| X^T X ||_F || Y^T Y ||_F)`` with centred columns (Kornblith et al. 2019, arXiv
-    1905.00414, eq. 5): 1 if one is a rotation and scaling of the other.
+    Centred kernel alignment, ``|| Y^T X ||_F^2 / (|| X^T X ||_F || Y^T Y ||_F)`` with centred columns (Kornblith et
+    al. 2019, arXiv 1905.00414, eq. 5): 1 if one is a rotation and scaling of the other.
+
+    Example:
+        >>> x = torch.tensor([[0.0, 1.0], [1.0, 0.0], [2.0, 2.0]])
+        >>> round(linear_cka(x, 3 * x.flip(1)), 6)
+        1.0
 
     Raises:
         RPLibError: other numbers of pictures, fewer than two, or features that are all alike.
@@ -227,7 +245,7 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
 
 
 def cosine_drift(first: Tensor, second: Tensor) -> np.ndarray:
-    """float64 (n,), 1 - cosine between two features of the same picture, float (n, d) each: 0 unchanged, 2 opposite.
+    """Compute 1 - cosine between two features, float (n, d), of each picture: float64 (n,), 0 unchanged, 2 opposite.
 
     Raises:
         RPLibError: other shapes.
@@ -238,10 +256,11 @@ def cosine_drift(first: Tensor, second: Tensor) -> np.ndarray:
 
 
 def class_spread(features: Tensor, labels: Tensor) -> tuple[float, float]:
-    """Mean squared distance of unit features to their class mean, and of the class means to their mean.
+    """Compute mean squared distances of unit features to class means, and of these to their mean.
 
     Args:
-        features: float (n, d). labels: int64 (n,); classes with one picture count for the second number only.
+        features: float (n, d).
+        labels: int64 (n,); classes with one picture count for the second number only.
 
     Returns:
         (within, between); tight and well separated classes have a small first and a large second number.

@@ -1,6 +1,6 @@
-"""What a fitted method says about every image of a benchmark, computed once and saved.
+"""Outputs: features and logits of a fitted method for every image of a benchmark, computed once and saved.
 
-Every metric, detector and comparison follows from features and logits, so that evaluating anew needs no model:
+Every metric, detector and comparison follows from features and logits, so that evaluating again needs no model:
 one file per fitted method and seed holds all image sets, with a header that says what they are.
 """
 
@@ -32,11 +32,11 @@ FORMAT = "rp_lib outputs 1"
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """What turns a method's features into its logits, the same for every image set.
+    """Hold what turns a method's features into its logits, the same for every image set.
 
     Attributes:
-        weight: float32 (C, d), and bias: float32 (C,): logits = features @ weight.T + bias; None where that does
-            not hold.
+        weight: float32 (C, d) with logits = features @ weight.T + bias; None where that does not hold.
+        bias: float32 (C,), or None with it.
         logit_scale: CLIP's factor on cosine similarities.
         negatives: unit float32 (M, d), the embeddings of negative words, or None.
         half_precision: whether the detection scores are rounded to float16, as the released script does.
@@ -58,14 +58,16 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class Outputs:
-    """What a fitted method says about one image set.
+    """Hold the features and logits of a fitted method for one image set.
 
     Attributes:
-        name, role: of the image set.
+        name: Of the image set.
+        role: Of the image set, see :data:`rp_lib.benchmark.ROLES`.
         features: float32 (n, d), of unit length unless a switch of the method says otherwise.
         logits: float32 (n, C), as OOD detection sees them.
         labels: int64 (n,), None for OOD sets.
-        sources, groups: int64 (n,), see :class:`rp_lib.benchmark.ImageSet`.
+        sources: int64 (n,), see :class:`rp_lib.benchmark.ImageSet`.
+        groups: int64 (n,), see there.
         head: what made the logits.
         derived: whether the images are test images changed; ``sources`` then says of which.
         reported_logits: float32 (n, C) that accuracy is reported of, where a switch makes it another's.
@@ -123,7 +125,11 @@ class Outputs:
 
 @dataclass(frozen=True, eq=False)
 class MethodOutputs:
-    """Outputs of one fitted method for a benchmark's image sets.
+    """Hold the outputs of one fitted method for a benchmark's image sets.
+
+    Example:
+        >>> outputs = compute_outputs(method, benchmark, seed=1)  # doctest: +SKIP
+        >>> outputs.test.logits.argmax(1) == outputs.test.labels  # doctest: +SKIP
 
     Attributes:
         about: the header: method, settings, seed, alpha, class_names, templates, backbone and benchmark with their
@@ -205,10 +211,12 @@ def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> Method
     """Read what :func:`save_outputs` wrote.
 
     Args:
-        path: the file. benchmark: if given, must be the one that the outputs are of.
+        path: The file.
+        benchmark: If given, must be the one that the outputs are of.
 
     Raises:
-        StorageError: the file is missing, damaged or altered. RPLibError: it holds something else.
+        StorageError: The file is missing, damaged or altered.
+        RPLibError: It holds something else.
     """
     tensors, about = load_tensors(Path(path))
     if about.get("format") != FORMAT:
@@ -236,7 +244,7 @@ def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> Method
 
 
 def _seal(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
-    """SHA-256 (hex) over all that is saved, so that a changed number or header is noticed."""
+    """Compute SHA-256 (hex) over all that is saved, so that a changed number or header is noticed."""
     return hashlib.sha256(f"{tensors_sha256(tensors)} {json.dumps(about, sort_keys=True)}".encode()).hexdigest()
 
 
@@ -246,7 +254,6 @@ def check_comparable(outputs: Collection[MethodOutputs]) -> None:
         raise RPLibError("these outputs are of different benchmarks or versions of one; compute them on the same")
 
 
-# Apply fitted methods to all images of a benchmark, so that everything after it is arithmetic on their outputs.
 
 @torch.no_grad()
 @evaluating()
@@ -261,15 +268,18 @@ def compute_outputs(
     negatives: NegativeWords | None = None,
     progress: bool = False,
 ) -> MethodOutputs:
-    """Features and logits of a fitted method for a benchmark; every encoder sees every image once.
+    """Compute features and logits of a fitted method for a benchmark; every encoder sees every image once.
 
     Args:
-        method: fitted. benchmark: the images. seed: what it was fitted with. store: features already there.
-        roles: of the sets to compute, default all.
-        others: fitted methods whose logits detectors need beside the method's own, by name; COOkeD takes
+        method: A fitted method.
+        benchmark: The images.
+        seed: What the method was fitted with.
+        store: Features that are there already; what is computed here is added.
+        roles: Of the sets to compute; None takes all.
+        others: Fitted methods whose logits detectors need next to the method's own, by name; COOkeD takes
             ``zero-shot`` and ``linear-probe``.
-        negatives: negative words, from :func:`rp_lib.negative_labels.mine_negative_words`.
-        progress: show bars.
+        negatives: Negative words, from :func:`rp_lib.negative_labels.mine_negative_words`.
+        progress: Whether to show bars.
 
     Raises:
         RPLibError: two image sets have the same name.
@@ -313,7 +323,7 @@ def compute_outputs(
 
 
 def _head(method: Method, outputs: tuple[Tensor, Tensor], negatives: NegativeWords | None, half: bool) -> Head:
-    """Weight and bias from what the method makes of the zero and of the unit vectors, if its logits are linear."""
+    """Find weight and bias from what the method makes of the zero and of the unit vectors, if its logits are linear."""
     features, logits = outputs
     bias = method.logits_from(torch.zeros(1, features.shape[1]))[0]
     weight = (method.logits_from(torch.eye(features.shape[1])) - bias).T.contiguous()
