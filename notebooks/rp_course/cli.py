@@ -34,7 +34,7 @@ def add_experiment_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/experiments"), help="folder for records and parts")
     parser.add_argument(
         "--fresh", action="store_true",
-        help="measure anew whatever is there; needed after a change of code, as parts are known by settings and data",
+        help="measure again whatever is there; needed after a change of code, as parts are known by settings and data",
     )  # fmt: skip
     parser.add_argument("--rejudge", action="store_true", help="judge and draw the records in --out, without measuring")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -131,7 +131,7 @@ def add_notebooks_command(commands: argparse._SubParsersAction) -> None:
         "notebooks", help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks (00_tour or 00); default: all")
-    parser.add_argument("--execute", action="store_true", help="run every cell anew and save the outputs")
+    parser.add_argument("--execute", action="store_true", help="run every cell again and save the outputs")
     parser.add_argument("--check", action="store_true", help="change nothing; say what is wrong")
     parser.add_argument("--book", type=Path, metavar="OUT", help="render all of them, as stored, as web pages in OUT")
     parser.add_argument("--folder", type=Path, default=Path("notebooks"), help="where they are")
@@ -195,7 +195,7 @@ def _add_mini_command(commands: argparse._SubParsersAction) -> None:
         sub.set_defaults(run=run)
         return sub
 
-    mini = commands.add_parser("mini", help="Make the mini world anew: corpus, pre-training, benchmark.")
+    mini = commands.add_parser("mini", help="Make the mini world again: corpus, pre-training, benchmark.")
     steps = mini.add_subparsers(required=True, metavar="STEP")
     corpus = add("corpus", _corpus, "Fetch the icons with npm and rasterise them (minutes; resumes).", steps)
     corpus.add_argument("--out", type=Path, default=Path("results/corpus"), help="folder for the corpus")
@@ -228,7 +228,7 @@ def _add_mini_command(commands: argparse._SubParsersAction) -> None:
         help="folders of the stages of `python -m rp_course mini pretrain`, in order",
     )
     release.add_argument("--out", type=Path, default=Path("results/clip"), help="folder for the checkpoints")
-    release.add_argument("--keep", default="0.1,0.4", help="fractions of the run to export beside the final weights")
+    release.add_argument("--keep", default="0.1,0.4", help="fractions of the run to export next to the final weights")
     release.add_argument("--note", default="", help="a sentence about this run for the model card")
     release.add_argument("--after", type=Path, help="earlier release whose final weights the first run started from")
     release.add_argument("--size", help="export the one run as a backbone of another size, of this name")

@@ -3,6 +3,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from rp_course.authoring import book
 from rp_course.authoring.book import WIDGET, build_book
 from rp_course.authoring.book_math import mathml
@@ -53,7 +54,7 @@ def test_pages_take_the_numbered_notebooks_in_order(notebooks, commands, tmp_pat
     assert page == tmp_path / "out" / "_build" / "html" / "index.html"
     assert json.loads((source / "_toc.yml").read_text())["chapters"] == [{"file": "01_sees"}]
     assert "- [01 · What CLIP sees](01_sees.ipynb)" in (source / "index.md").read_text()
-    config = json.loads((source / "_config.yml").read_text())
+    config = yaml.safe_load((source / "_config.yml").read_text())
     assert config["execute"] == {"execute_notebooks": "off"}
     assert "sphinx_thebe" not in config["sphinx"]["config"]["extensions"]
     (command,) = commands

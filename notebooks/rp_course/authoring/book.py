@@ -18,12 +18,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rp_course.authoring import book_math
 from rp_course.authoring.notebooks import SETUP_ID
 from rp_course.home import repository
 from rp_lib._version import __version__
 from rp_lib.utils.errors import RPLibError
 
+HERE = Path(__file__).resolve().parent
 TITLE = "Adapt CLIP without breaking it"
 # jupyter-book has no __main__, and its script need not be on the PATH of a notebook server.
 MAIN = "from jupyter_book.cli.main import main; main()"
@@ -31,37 +31,6 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 BADGE = re.compile(r"\[!\[([^\]]+)\]\([^)]+\)\]")  # a picture from another server as a link's text
 OUTSIDE = re.compile(r"(?<=\]\()\.\./(?=[^)]+\))")  # a link to a file beside the folder of notebooks
 PROBLEM = re.compile(r"\b(WARNING|ERROR)\b")
-CONFIG = {
-    "title": TITLE,
-    "author": "The rp_lib authors",
-    "copyright": "",
-    "only_build_toc_files": True,
-    "execute": {"execute_notebooks": "off"},
-    "launch_buttons": {"thebe": False},
-    "html": {"use_repository_button": False},
-    "sphinx": {
-        "recursive_update": True,
-        "config": {
-            # jupyter-book's own but thebe, whose script nothing here uses and fails on every page.
-            "extensions": [
-                "sphinx_togglebutton", "sphinx_copybutton", "myst_nb", "jupyter_book", "sphinx_comments",
-                "sphinx_external_toc", "sphinx_design", "sphinx_book_theme", "rp_course.authoring.book_math",
-            ],
-            "html_math_renderer": book_math.NAME,
-            "html_show_copyright": False,
-            "html_last_updated_fmt": None,
-            "html_theme_options": {"navbar_persistent": []},  # the sidebar has the search
-        },
-    },
-}  # fmt: skip
-STYLE = """/* Printed sentences are wrapped; printed tables keep their columns and scroll. */
-.cell_output pre { white-space: pre-wrap; overflow-wrap: anywhere; }
-.tag_columns .cell_output pre { white-space: pre; }
-html[data-theme="dark"] .bd-content div.cell_output .text_html:not(:has(table)) {
-  background: none !important; color: inherit !important;
-}
-div.formula { margin: 1em 0; padding: 0.5em 0; overflow-x: auto; font-size: 1.15em; }
-"""
 COLUMNS = re.compile(r"^\S.*\S {2,}\S", re.MULTILINE)  # entries set apart by several spaces
 WELCOME = f"""# {TITLE}
 
@@ -94,28 +63,15 @@ def build_book(notebooks: Path, out: Path) -> Path:
     source.mkdir(parents=True)
     titles = [_stage(path, source) for path in paths]
     (source / "_static").mkdir()
-    (source / "_static" / "book.css").write_text(STYLE)
+    shutil.copyfile(HERE / "book.css", source / "_static" / "book.css")
+    shutil.copyfile(HERE / "_config.yml", source / "_config.yml")
     # JSON is YAML too, and needs no further package.
-    (source / "_config.yml").write_text(json.dumps(CONFIG, indent=1))
     chapters = [{"file": path.stem} for path in paths]
     (source / "_toc.yml").write_text(json.dumps({"format": "jb-book", "root": "index", "chapters": chapters}))
     lines = [f"- [{title}]({path.name})" for path, title in zip(paths, titles, strict=True)]
     (source / "index.md").write_text(WELCOME + "\n".join(lines) + "\n")
-    _run(
-        [
-            sys.executable,
-            "-c",
-            MAIN,
-            "build",
-            "--all",
-            "-W",
-            "-n",
-            "--keep-going",
-            str(source),
-            "--path-output",
-            str(out),
-        ]
-    )
+    strict = ["build", "--all", "-W", "-n", "--keep-going"]
+    _run([sys.executable, "-c", MAIN, *strict, str(source), "--path-output", str(out)])
     return out / "_build" / "html" / "index.html"
 
 

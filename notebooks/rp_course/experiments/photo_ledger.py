@@ -1,10 +1,10 @@
-"""Rows 2 and 3 of the ledger on real photographs: ``python -m rp_course.experiments.photo_ledger --root FOLDER``.
+"""Two bugs of the released code on photographs: ``python -m rp_course.experiments.photo_ledger --root FOLDER``.
 
-Both rows are about photographs: row 2 corrupts what detection sees, row 3 the labels of STL-10. They are measured on
-CIFAR-10 as folders of images (the configuration ``cifar10-folders``) with the backbone that it names, row 2 also on
-others (``--config pacs``). STL-10 itself is not among those images; CIFAR-10's photographs of the nine classes that
-both have stand in for it, written in STL-10's own file format and numbering, with monkeys of Tiny-ImageNet, and read as
-STL-10 is read.
+Detection turns normalized images into 8 bit a second time, so that values wrap (2 in the README's table), and STL-10's
+labels stay in their own order (3). Both are measured on CIFAR-10 as folders of images (the configuration
+``cifar10-folders``) with the backbone that it names, the first also on others (``--config pacs``). STL-10 itself is not
+among those images; CIFAR-10's photographs of the nine classes that both have stand in for it, written in STL-10's own
+file format and numbering, with monkeys of Tiny-ImageNet, and read as STL-10 is read.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def as_stl10(photographs: ImageSet, monkeys: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def label_order(methods: Sequence[Method], photographs: ImageSet, monkeys: Tensor) -> pd.DataFrame:
-    """Row 3: the accuracy of fitted methods with STL-10's labels mapped, and as they are.
+    """Return the accuracy of fitted methods with STL-10's labels mapped, and as they are.
 
     Args:
         methods: classifiers of CIFAR-10's classes. photographs, monkeys: see :func:`as_stl10`.
@@ -107,10 +107,10 @@ def monkeys_of(tiny_imagenet: Path, side: int) -> Tensor:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure both rows and print them; ``--out`` keeps the tables as CSV."""
-    parser = argparse.ArgumentParser(description="Rows 2 and 3 of the ledger on real photographs.")
+    """Measure both bugs and print what they do; ``--out`` keeps the tables as CSV."""
+    parser = argparse.ArgumentParser(description="Two bugs of the released code on real photographs.")
     parser.add_argument("--root", required=True, help="folder of cifar10, tiny-imagenet-200, textures and scenes")
-    parser.add_argument("--config", default="cifar10-folders", help="of folders; row 3 needs cifar10-folders")
+    parser.add_argument("--config", default="cifar10-folders", help="of folders; STL-10 needs cifar10-folders")
     parser.add_argument("--out", type=Path, default=Path("results/photo-ledger"))
     parser.add_argument("--seeds", type=int, default=2)
     args = parser.parse_args(arguments)
