@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rp_lib._version import __version__
+from rp_lib.run import CONFIGS, CORE, FULL_IDS, TRACKS, shipped
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 if TYPE_CHECKING:
@@ -118,9 +119,6 @@ def configuration_of(args: argparse.Namespace) -> str:
     Raises:
         RPLibError: it asks for none, or for two. UnknownName: no such track or ID.
     """
-    from rp_lib.run.config import FULL_IDS
-    from rp_lib.run.session import TRACKS
-
     if args.config:
         if args.track or args.id:
             raise RPLibError("--config names everything; leave --track and --id out, or leave --config out")
@@ -144,16 +142,17 @@ def configuration_of(args: argparse.Namespace) -> str:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from rp_lib.run.config import read_config, shipped
+    if args.list:
+        for name, path in shipped().items():
+            print(f"{name:20} {tomllib.loads(path.read_text(encoding='utf-8'))['about']}")
+        print(f"\nin {CONFIGS}: copy one, edit it, and pass its path as --config")
+        return
+    name, changes = configuration_of(args), changes_of(args)
+    from rp_lib.run.config import read_config
     from rp_lib.utils import distributed
 
     say = print if distributed.is_main() else _silent
-    if args.list:
-        for name in shipped():
-            say(f"{name:20} {read_config(name).about}")
-        say(f"\nin {next(iter(shipped().values())).parent}: copy one, edit it, and pass its path as --config")
-        return
-    config = read_config(configuration_of(args), changes_of(args))
+    config = read_config(name, changes)
     if args.dry_run:
         from rp_lib.run.cost import plan
 
@@ -296,7 +295,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("results/demo"), help="folder for records, figure, trained methods"
     )
     demo.add_argument("--seeds", type=int, default=3, help="seeds of every trained method")
-    demo.add_argument("--methods", default=",".join(_core()), help="comma-separated method names")
+    demo.add_argument("--methods", default=",".join(CORE), help="comma-separated method names")
     demo.add_argument("--fresh", action="store_true", help="train and evaluate anew whatever is there")
     demo.add_argument("--details", action="store_true", help="also print accuracy and AUROC of every single set")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
@@ -319,11 +318,6 @@ def build_parser() -> argparse.ArgumentParser:
     add_run_command(commands)
     add_data_command(commands)
     return parser
-
-
-def _core() -> tuple[str, ...]:
-    # rp_lib.run.demo.CORE, without importing torch for a --help.
-    return ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
 
 
 def _backbone_options(parser: argparse.ArgumentParser) -> None:

@@ -28,7 +28,7 @@ def test_help_is_complete():
                 assert action.help, f"{parser.prog} {action.option_strings} has no help"
     done = run("--help")
     assert done.returncode == 0
-    for command in ("demo", "info", "search", "mini"):
+    for command in ("demo", "info", "search", "run", "data"):
         assert command in done.stdout
 
 
@@ -49,12 +49,6 @@ def test_info_names_versions_device_checkpoints_and_data(capsys):
         (["info", "--precision", "float23"], "did you mean float32"),
         (["demo", "--seeds", "0"], "at least one seed"),
         (["demo", "--methods", ","], "names no method"),
-        (["mini", "pretrain", "--recipe", "polsh"], "did you mean polish"),
-        (["mini", "pretrain", "--recipe", "polish"], "--start"),
-        (["mini", "release", "--keep", "abc"], "fractions such as"),
-        (["mini", "release", "--run", "/nowhere"], "holds no pre-training run"),
-        (["mini", "corpus", "--iconify", "/nowhere", "--out", "corpus"], "collections.json"),
-        (["mini", "pretrain", "--corpus", "/nowhere"], "python -m rp_course mini corpus"),
     ],
 )
 def test_bad_input_says_what_to_do_and_fails(arguments, message, capsys, tmp_path, monkeypatch):
@@ -98,7 +92,7 @@ def test_interrupt_exits_130_and_says_how_to_go_on(monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "_info", interrupted)
     assert cli.main(["info"]) == 130
-    assert "goes on from there" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err
 
 
 def test_errors_of_the_library_become_exit_codes(monkeypatch, capsys):
@@ -111,8 +105,20 @@ def test_errors_of_the_library_become_exit_codes(monkeypatch, capsys):
 
 
 def test_a_reader_that_has_seen_enough_is_no_error():
-    command = [sys.executable, "-m", "rp_lib", "experiment", "--list"]
+    command = [sys.executable, "-m", "rp_lib", "run", "--list"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         process.stdout.close()  # before anything is written
         assert process.wait(120) == 0
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["run", "--help"], ["run", "--list"], ["data", "--list"], ["frobnicate"],
+     ["run", "--track", "fll"], ["run"], ["demo", "--seeds", "three"]],
+    ids=" ".join,
+)  # fmt: skip
+def test_words_need_no_torch(arguments):
+    code = f"import sys\nfrom rp_lib import cli\ntry:\n    cli.main({arguments!r})\nfinally:\n    print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr

@@ -16,6 +16,7 @@ import tomli_w
 from rp_lib.config import PRESETS, Reprogramming, preset
 from rp_lib.detectors import DETECTORS
 from rp_lib.methods import BASES, METHODS, Method, Reprogrammer, ResidualReprogrammer
+from rp_lib.run import CONFIGS, shipped
 from rp_lib.utils.device import PRECISIONS
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.io import write_atomically
@@ -178,8 +179,6 @@ def _kind_of(hint: Any) -> Kind:
 # ``[settings.NAME]``, and those of the reprogrammers are switches on top of a preset. ``rp_lib/configs`` holds the
 # shipped ones.
 
-SHIPPED = Path(__file__).resolve().parents[1] / "configs"
-FULL_IDS = ("cifar10", "imagenet")
 
 
 class ConfigError(RPLibError):
@@ -280,11 +279,6 @@ class RunConfig:
         write_atomically(path, lambda partial: partial.write_text(tomli_w.dumps(self.as_dict()), encoding="utf-8"))
 
 
-def shipped() -> dict[str, Path]:
-    """The configurations that come with the package, by name."""
-    return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
-
-
 def read_config(name: str | Path, changes: Mapping[str, Any] | None = None) -> RunConfig:
     """Read and check a configuration.
 
@@ -306,7 +300,7 @@ def read_config(name: str | Path, changes: Mapping[str, Any] | None = None) -> R
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
-    source = path.stem if path.parent == SHIPPED else str(path)
+    source = path.stem if path.parent == CONFIGS else str(path)
     return check_config(table, source, changes)
 
 

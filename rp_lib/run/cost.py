@@ -26,7 +26,8 @@ from rp_lib.backbones import SCHEMAS
 from rp_lib.config import PAPER, Reprogramming
 from rp_lib.data.download import DataStore
 from rp_lib.data.sources import NotThere, default_root, load_sources
-from rp_lib.run.config import FULL_IDS, RunConfig
+from rp_lib.run import FULL_IDS
+from rp_lib.run.config import RunConfig
 from rp_lib.run.session import RANDOM, check_data, placed, published_sets
 from rp_lib.towers import encode_embedded, text_part
 from rp_lib.utils.errors import RPLibError, UnknownName

@@ -11,12 +11,12 @@ from rp_lib.benchmark import Benchmark
 from rp_lib.clip import FrozenCLIP
 from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
 from rp_lib.figures import STYLE
+from rp_lib.run import CORE
 from rp_lib.run.search import read_trials, settings_of, winners
 from rp_lib.run.session import Story, run_benchmark
 from rp_lib.utils.io import StorageError
 
 SEARCH = Path(__file__).resolve().parents[1] / "assets" / "mini" / "search.csv"
-CORE = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
 
 
 def tuned_settings(path: Path = SEARCH) -> dict[str, dict[str, Any]]:

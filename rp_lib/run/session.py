@@ -47,12 +47,12 @@ from rp_lib.features import FeatureStore
 from rp_lib.figures import save_figure, three_axes
 from rp_lib.methods import BASES, METHODS, Method, build_method, load_method, made_of
 from rp_lib.outputs import MethodOutputs, compute_outputs, load_outputs, save_outputs
+from rp_lib.run import FULL_IDS, TRACKS
 from rp_lib.run.report import load_records, save_records
 from rp_lib.trainer import Checkpoint
 from rp_lib.utils import distributed
 from rp_lib.utils.io import StorageError, check_writable, file_sha256
 
-TRACKS = ("mini", "full")
 RANDOM = "random"
 
 
@@ -93,7 +93,7 @@ def open_track(name: str | None = None, device: str = "auto") -> Track:
         NotThere: data sets are missing; the message says how to get them.
         RPLibError: the weights cannot be fetched or read.
     """
-    from rp_lib.run.config import FULL_IDS, read_config
+    from rp_lib.run.config import read_config
 
     name = name or os.environ.get("RP_TRACK") or "mini"
     if name not in TRACKS:

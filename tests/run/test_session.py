@@ -122,7 +122,7 @@ def test_interrupted_in_the_middle_of_training_it_goes_on_to_the_same_result(fil
 
     monkeypatch.setattr(reprogrammer._ReprogramTask, "loss", interrupting)
     assert call(*arguments) == 130
-    assert "goes on from there" in capsys.readouterr().err
+    assert "run the same command again" in capsys.readouterr().err
     assert len(steps) == 5
     assert (tmp_path / "out" / "trained" / "linear-probe-seed2.safetensors").is_file()
     assert (tmp_path / "out" / "trained" / "rp-seed1.checkpoint").exists()

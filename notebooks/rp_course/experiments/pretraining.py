@@ -11,9 +11,8 @@ from rp_course.experiments.base import Experiment, Verdict, difference, row, shr
 from rp_course.experiments.grid import Condition, methods, run_grid
 from rp_course.experiments.world import World
 from rp_lib.mini import weights
+from rp_lib.run import CORE
 from rp_lib.utils.errors import RPLibError
-
-CORE = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
 
 
 def measure(world: World, parts: Path) -> pd.DataFrame:

@@ -9,8 +9,8 @@ import pandas as pd
 
 from rp_course.experiments.base import Experiment, Verdict, difference, row, shrinks
 from rp_course.experiments.grid import Condition, methods, run_grid
-from rp_course.experiments.pretraining import CORE
 from rp_course.experiments.world import World
+from rp_lib.run import CORE
 from rp_lib.utils.errors import RPLibError
 
 # After as many pictures, and of about the same zero-shot accuracy. Their pre-training is not quite the same, see the

@@ -15,9 +15,9 @@ import torch
 
 from rp_course.experiments.base import Experiment, Verdict, difference, row, shrinks
 from rp_course.experiments.grid import Condition, Entry, run_grid
-from rp_course.experiments.pretraining import CORE
 from rp_course.experiments.world import World
 from rp_lib.benchmark import Benchmark, ImageSet
+from rp_lib.run import CORE
 from rp_lib.trainer import batches
 
 SHOTS, CLASSES = (1, 2, 4, 8), (5, 10, 20)

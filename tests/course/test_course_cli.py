@@ -1,0 +1,35 @@
+"""The commands of the course: bad input says what to do, and a reader who has seen enough is no error."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from rp_course import cli
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["mini", "pretrain", "--recipe", "polsh"], "did you mean polish"),
+        (["mini", "pretrain", "--recipe", "polish"], "--start"),
+        (["mini", "release", "--keep", "abc"], "fractions such as"),
+        (["mini", "release", "--run", "/nowhere"], "holds no pre-training run"),
+        (["mini", "corpus", "--iconify", "/nowhere", "--out", "corpus"], "collections.json"),
+        (["mini", "pretrain", "--corpus", "/nowhere"], "python -m rp_course mini corpus"),
+    ],
+)
+def test_bad_input_says_what_to_do_and_fails(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr()
+    assert message in said.err and "Traceback" not in said.err
+
+
+def test_a_reader_that_has_seen_enough_is_no_error():
+    command = [sys.executable, "-m", "rp_course", "experiment", "--list"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # before anything is written
+        assert process.wait(120) == 0
+        assert process.stderr.read() == ""
