@@ -41,7 +41,7 @@ def of_families(train: ImageSet, families: Sequence[int], counts: torch.Tensor) 
         wanted = int(counts[label])
         rounds = [i for turn in range(wanted) for q in by_family.values() for i in q[turn : turn + 1]]
         kept += rounds[:wanted]
-    return train.subset(sorted(kept), f"{train.name} of {len(families)} families")
+    return replace(train.subset(sorted(kept)), name=f"{train.name} of {len(families)} families")
 
 
 def measure(world: World, parts: Path) -> pd.DataFrame:

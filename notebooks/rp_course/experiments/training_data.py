@@ -45,7 +45,7 @@ def per_class(train: ImageSet, shots: int, seed: int) -> ImageSet:
     kept: list[int] = []
     for label in train.labels.unique().tolist():
         kept += [i for i in order.tolist() if train.labels[i] == label][:shots]
-    return train.subset(sorted(kept), f"{train.name}, {shots} a class")
+    return replace(train.subset(sorted(kept)), name=f"{train.name}, {shots} a class")
 
 
 def measure_shots(world: World, parts: Path) -> pd.DataFrame:
