@@ -18,7 +18,7 @@ _HOME = {
     "benchmark": ("Benchmark", "ImageSet"),
     "clip": ("FrozenCLIP",),
     "comparison": ("paired_bootstrap",),
-    "config": ("AS_RELEASED", "PAPER", "Reprogramming", "preset"),
+    "config": ("AS_RELEASED", "PAPER", "RPConfig", "preset"),
     "data": ("from_folders",),
     "detectors": ("DETECTORS", "Threshold"),
     "evaluation": ("Run", "evaluate", "evaluate_outputs", "summarize"),

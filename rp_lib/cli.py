@@ -172,7 +172,7 @@ def _run(args: argparse.Namespace) -> None:
     say(
         f"{data.name}: {len(data.class_names)} classes, {len(data.train):,} training and {len(data.test):,} test "
         f"images, {len(data.shifts)} shifted and {len(data.ood)} OOD sets; backbone {track.clip.name}, {track.device}"
-        + (f", {distributed.world()} processes" if distributed.world() > 1 else "")
+        + (f", {distributed.world_size()} processes" if distributed.world_size() > 1 else "")
     )
     distributed.on_main(lambda: config.write(config.out / "config.toml"))
     story = run_benchmark(

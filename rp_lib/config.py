@@ -13,9 +13,12 @@ from rp_lib.metrics import CONVENTIONS
 from rp_lib.programs import BORDER_INITS, PLACEMENTS, TEXT_ROWS
 from rp_lib.utils.errors import RPLibError, UnknownName
 
+# Old names of switches, as files and configurations of version 0.1.0 have them, and today's.
+RENAMED = {"renormalise_residual": "renormalize_residual"}
+
 
 @dataclass(frozen=True)
-class Reprogramming:
+class RPConfig:
     """How the programs are built and trained, and how residual features are formed.
 
     Sizes are fractions of the encoder's input side, so that one preset fits any backbone.
@@ -27,7 +30,7 @@ class Reprogramming:
     placement: str = "pad"  # row 1: "overlay" paints over the image
     half_precision_detection: bool = False  # row 7: logits and probabilities in float16 for detection
     wrap_around_detection: bool = False  # row 2: normalised images cast to 8 bits, values wrap
-    renormalise_residual: bool = True  # row 5: mixed features are not renormalised
+    renormalize_residual: bool = True  # row 5: mixed features are not renormalised
     report_rp_as_rrp: bool = False  # row 6: the 'RRP accuracy' column is RP's
     objective: str = "contrastive"  # row 8: "contrastive-identity"
     loss: str = "cross-entropy"  # row 8: "focal"
@@ -61,9 +64,10 @@ class Reprogramming:
             )
         check_alpha(self.alpha)
 
-    def changed(self, **switches: object) -> Reprogramming:
+    def changed(self, **switches: object) -> RPConfig:
         """A copy with some switches changed; unknown names raise :class:`UnknownName`."""
         known = {f.name for f in fields(self)}
+        switches = {RENAMED.get(name, name): value for name, value in switches.items()}
         for name in switches:
             if name not in known:
                 raise UnknownName("switch", name, known)
@@ -77,16 +81,16 @@ def check_alpha(alpha: float) -> float:
     return alpha
 
 
-PAPER = Reprogramming()
+PAPER = RPConfig()
 AS_RELEASED = PAPER.changed(
-    placement="overlay", half_precision_detection=True, wrap_around_detection=True, renormalise_residual=False,
+    placement="overlay", half_precision_detection=True, wrap_around_detection=True, renormalize_residual=False,
     report_rp_as_rrp=True, objective="contrastive-identity", loss="focal", text_rows="all", coupled_decay=True,
     train_resolution=64 / 224, eval_resolution=128 / 224, convention="authors", image_decay=0.1, text_decay=0.1,
 )  # fmt: skip
 PRESETS = {"paper": PAPER, "as_released": AS_RELEASED}
 
 
-def preset(name: str) -> Reprogramming:
+def preset(name: str) -> RPConfig:
     """A preset by name."""
     if name not in PRESETS:
         raise UnknownName("preset", name, PRESETS)

@@ -300,12 +300,12 @@ def choose_alpha(
 
     if name not in BASES:
         raise UnknownName("method with an alpha", name, BASES)
-    mixed, rows = METHODS[name].of(base), []
+    mixed, rows = METHODS[name](base), []
     for alpha in ALPHAS:
-        candidate = mixed.at(alpha)
+        candidate = mixed.with_alpha(alpha)
         rows.append((alpha, candidate.accuracy(benchmark.val, store)))
         if candidate in candidate.encoders:
-            store.forget(candidate)  # nobody else can use it, and the store would keep its weights alive
+            store.drop(candidate)  # nobody else can use it, and the store would keep its weights alive
     sweep = pd.DataFrame(rows, columns=["alpha", "val_accuracy"])
     best = float(sweep["val_accuracy"].max())
     error = float(np.sqrt(best * (1 - best) / len(benchmark.val)))

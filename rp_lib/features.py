@@ -33,7 +33,7 @@ def encode_all(encoder: Encoder, images: Tensor, *, batch_size: int = 256, progr
         raise RPLibError("there are no images to encode")
     parts = images.split(batch_size)
     # Whole batches are shared out, so that features are those of one process to the bit.
-    shares = [parts[distributed.share(len(parts), of)] for of in range(distributed.world())]
+    shares = [parts[distributed.share(len(parts), of)] for of in range(distributed.world_size())]
     hidden = progress is None or not distributed.is_main()
     bar = tqdm(shares[distributed.rank()], desc=progress, unit="batch", disable=hidden, leave=False)
     # Not inference_mode: its tensors could take no part in training.
@@ -63,6 +63,6 @@ class FeatureStore:
             self._features[key] = (encoder, image_set, features)
         return self._features[key][2]
 
-    def forget(self, encoder: Encoder) -> None:
+    def drop(self, encoder: Encoder) -> None:
         """Drop what an encoder computed, to free memory."""
         self._features = {key: value for key, value in self._features.items() if value[0] is not encoder}

@@ -295,8 +295,8 @@ def compute_outputs(
 
     def outputs_of(by: Method, data: ImageSet) -> tuple[Tensor, Tensor]:
         label = f"{by.name}: {data.name}" if progress else None
-        features = by.combine(*(store.get(e, data, label) for e in by.encoders))
-        return features, by.logits_from(features)
+        features = by.mix_features(*(store.get(e, data, label) for e in by.encoders))
+        return features, by.head(features)
 
     features = {data.name: outputs_of(seen, data) for data in images}
     head = _head(seen, next(iter(features.values())), negatives, bool(getattr(config, "half_precision_detection", 0)))
@@ -312,7 +312,7 @@ def compute_outputs(
     if seen is not method:
         for encoder in seen.encoders:
             if encoder is not method.clip:
-                store.forget(encoder)
+                store.drop(encoder)
     about = {
         **method.metadata(), "format": FORMAT, "seed": seed, "alpha": getattr(method, "alpha", None),
         "convention": getattr(config, "convention", "id-positive"), "logit_scale": head.logit_scale,
@@ -325,8 +325,8 @@ def compute_outputs(
 def _head(method: Method, outputs: tuple[Tensor, Tensor], negatives: NegativeWords | None, half: bool) -> Head:
     """Find weight and bias from what the method makes of the zero and of the unit vectors, if its logits are linear."""
     features, logits = outputs
-    bias = method.logits_from(torch.zeros(1, features.shape[1]))[0]
-    weight = (method.logits_from(torch.eye(features.shape[1])) - bias).T.contiguous()
+    bias = method.head(torch.zeros(1, features.shape[1]))[0]
+    weight = (method.head(torch.eye(features.shape[1])) - bias).T.contiguous()
     error = (features @ weight.T + bias - logits).abs().max()
     linear = bool(error <= 2e-3 * logits.abs().max())  # half precision keeps three digits
     embeddings = None if negatives is None else negatives.embeddings

@@ -76,7 +76,7 @@ def batches(n: int, size: int, seed: int, epoch: int) -> list[Tensor]:
     return parts
 
 
-def ahead(indices: Sequence[Tensor], take: Callable[[Tensor], tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
+def prefetch(indices: Sequence[Tensor], take: Callable[[Tensor], tuple[Tensor, ...]]) -> Iterator[tuple[Tensor, ...]]:
     """``take(index)`` of each index, in order; a thread works on the next one while the caller uses this one.
 
     What ``take`` raises is raised here. At most one result waits, so memory holds two batches.
@@ -100,7 +100,7 @@ class Checkpoint:
     Attributes:
         path: the file.
         epochs: after every so many epochs; 0 never; None leaves it to the method (1; 20 of a linear probe).
-        steps: after every so many optimiser steps; 0 never.
+        steps: after every so many optimizer steps; 0 never.
         minutes: as soon as so many have passed since the last one; 0 never. Bounds what a kill can cost when epochs
             are long.
         keep: leave the file, with the final state, when the run is whole, for whoever removes it as soon as what was
@@ -127,7 +127,7 @@ class History:
 
 
 class RunState:
-    """What a run must know to go on: trained module, optimisers, gradient scaler, history, and where it is.
+    """What a run must know to go on: trained module, optimizers, gradient scaler, history, and where it is.
 
     Only the main process writes; the others hold the same state.
 
@@ -139,13 +139,13 @@ class RunState:
     def __init__(
         self,
         module: nn.Module,
-        optimisers: list[torch.optim.Optimizer],
+        optimizers: list[torch.optim.Optimizer],
         scaler: torch.amp.GradScaler,
         history: History,
         identity: str,
         checkpoint: Checkpoint | None,
     ) -> None:
-        self.module, self.optimisers, self.scaler, self.history = module, optimisers, scaler, history
+        self.module, self.optimizers, self.scaler, self.history = module, optimizers, scaler, history
         self.identity, self.checkpoint = identity, checkpoint
         self.epoch = self.position = 0
         self.failure: StorageError | None = None
@@ -162,13 +162,13 @@ class RunState:
             return
         state = {
             "identity": self.identity, "module": self.module.state_dict(), "scaler": self.scaler.state_dict(),
-            "optimisers": [o.state_dict() for o in self.optimisers], "epoch": self.epoch, "position": self.position,
+            "optimizers": [o.state_dict() for o in self.optimizers], "epoch": self.epoch, "position": self.position,
             "losses": self.history.losses, "accuracies": self.history.accuracies,
         }  # fmt: skip
         try:
             write_atomically(self.checkpoint.path, lambda partial: torch_save(state, partial))
         except StorageError as error:
-            if distributed.world() == 1:
+            if distributed.world_size() == 1:
                 raise
             self.failure = error
         self._written = time.monotonic()
@@ -179,7 +179,7 @@ class RunState:
         Raises:
             StorageError: in every process, if the checkpoint could not be written.
         """
-        said = distributed.highest(2 if self.failure is not None else int(asked))
+        said = distributed.all_reduce_max(2 if self.failure is not None else int(asked))
         if said == 2:
             raise self.failure or StorageError("the main process could not write the checkpoint; its message says why")
         return said == 1
@@ -235,8 +235,8 @@ class RunState:
 
     def _take(self, state: dict[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
-        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(saved)
+        for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(state["scaler"])
         self.history.losses, self.history.accuracies = list(state["losses"]), list(state["accuracies"])
         self.epoch, self.position = int(state["epoch"]), int(state["position"])
@@ -300,11 +300,11 @@ def _alive(process: int) -> bool:
 # due, and a run that was interrupted goes on exactly where it stopped.
 
 __all__ = [
-    "OPTIMISERS", "SCHEDULES", "Checkpoint", "Group", "History", "Schedule", "Task", "TrainingDiverged", "batches",
+    "OPTIMIZERS", "SCHEDULES", "Checkpoint", "Group", "History", "Schedule", "Task", "TrainingDiverged", "batches",
     "interrupt_between_steps", "train",
 ]  # fmt: skip
 log = logging.getLogger(__name__)
-OPTIMISERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "adamw", "sgd")
 
 
 class TrainingDiverged(RPLibError):
@@ -313,15 +313,15 @@ class TrainingDiverged(RPLibError):
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that share an optimiser setting.
+    """Parameters that share an optimizer setting.
 
-    ``optimiser``: ``adam`` (weight decay coupled, as an L2 term), ``adamw`` (decoupled) or ``sgd`` (momentum .9).
+    ``optimizer``: ``adam`` (weight decay coupled, as an L2 term), ``adamw`` (decoupled) or ``sgd`` (momentum .9).
     """
 
     parameters: list[nn.Parameter]
     lr: float
     weight_decay: float = 0.0
-    optimiser: str = "adamw"
+    optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.98)
     eps: float = 1e-8
 
@@ -335,7 +335,7 @@ class Task(Protocol):
         """Holds every trained parameter, under the names they are checkpointed by."""
 
     def groups(self) -> list[Group]:
-        """Trained parameters with their optimiser settings."""
+        """Trained parameters with their optimizer settings."""
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss of a batch on ``device``.
@@ -351,10 +351,10 @@ class Task(Protocol):
         """Accuracy on validation data as a fraction, or None if there is none."""
 
 
-def _optimiser(groups: list[Group]) -> list[torch.optim.Optimizer]:
+def _optimizers(groups: list[Group]) -> list[torch.optim.Optimizer]:
     made: list[torch.optim.Optimizer] = []
     for g in groups:
-        match g.optimiser:
+        match g.optimizer:
             case "adam":
                 made.append(torch.optim.Adam(g.parameters, g.lr, g.betas, g.eps, g.weight_decay))
             case "adamw":
@@ -362,7 +362,7 @@ def _optimiser(groups: list[Group]) -> list[torch.optim.Optimizer]:
             case "sgd":
                 made.append(torch.optim.SGD(g.parameters, g.lr, momentum=0.9, weight_decay=g.weight_decay))
             case other:
-                raise UnknownName("optimiser", other, OPTIMISERS)
+                raise UnknownName("optimizer", other, OPTIMIZERS)
     return made
 
 
@@ -405,8 +405,8 @@ def train(
     distributed.copy_from_main(task.module())
     groups = task.groups()
     parameters = [p for g in groups for p in g.parameters]
-    optimisers = _optimiser(groups)
-    base_rates = [[g["lr"] for g in o.param_groups] for o in optimisers]
+    optimizers = _optimizers(groups)
+    base_rates = [[g["lr"] for g in o.param_groups] for o in optimizers]
     dtype = autocast_dtype(device, schedule.precision)
     scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
     steps = len(batches(len(labels), schedule.batch_size, 0, 0))
@@ -415,7 +415,7 @@ def train(
     if rule is not None and rule.epochs is None:
         rule = replace(rule, epochs=checkpoint_every)
     identity = f"{asdict(schedule)} {task.identity()} {_digest(inputs, labels, content)}" if rule else ""
-    state = RunState(task.module(), optimisers, scaler, history, identity, rule)
+    state = RunState(task.module(), optimizers, scaler, history, identity, rule)
     if state.resume(device):
         log.info("resuming from %s at epoch %d, step %d", rule and rule.path, state.epoch, state.position)
 
@@ -436,8 +436,8 @@ def train(
             for x, y in _on_device(inputs, labels, order, device, content is not None):
                 step = state.epoch * steps + state.position
                 factor = schedule.factor(step, total)
-                for optimiser, rates in zip(optimisers, base_rates, strict=True):
-                    for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                for optimizer, rates in zip(optimizers, base_rates, strict=True):
+                    for group, rate in zip(optimizer.param_groups, rates, strict=True):
                         group["lr"] = rate * factor
                 # For towers with dropout: a step draws from (seed, step) alone, so a resumed run repeats it.
                 torch.manual_seed(schedule.seed * 1_000_003 + step)
@@ -451,9 +451,9 @@ def train(
                     )
                 scaler.scale(loss).backward()
                 distributed.average_gradients(parameters)
-                for optimiser in optimisers:
-                    scaler.step(optimiser)
-                    optimiser.zero_grad(set_to_none=True)
+                for optimizer in optimizers:
+                    scaler.step(optimizer)
+                    optimizer.zero_grad(set_to_none=True)
                 scaler.update()
                 state.position += 1
                 history.losses.append(float(loss.detach()))
@@ -478,7 +478,7 @@ def train(
 
 def _check_shareable(module: nn.Module) -> None:
     norms = (m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    if distributed.world() > 1 and any(m.training for m in norms):
+    if distributed.world_size() > 1 and any(m.training for m in norms):
         raise RPLibError(
             "this tower trains batch normalisation, which would see one process's share of a batch; train it in one "
             "process, or choose a vision transformer"
@@ -504,7 +504,7 @@ def _on_device(
         yield from map(take, order)
         return
     # Reading and pinning happen in a thread; from pinned memory the copy runs beside the GPU's work.
-    with contextlib.closing(ahead(order, take)) as ready:
+    with contextlib.closing(prefetch(order, take)) as ready:
         for x, y in ready:
             yield x.to(device, non_blocking=True), y.to(device, non_blocking=True)
 

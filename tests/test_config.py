@@ -2,12 +2,12 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from rp_lib.config import AS_RELEASED, PAPER, Reprogramming, check_alpha, preset
+from rp_lib.config import AS_RELEASED, PAPER, RPConfig, check_alpha, preset
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 # The rows of the ledger that change a number of RP or RRP, and what the released code does.
 LEDGER = {
-    "placement": "overlay", "wrap_around_detection": True, "renormalise_residual": False, "report_rp_as_rrp": True,
+    "placement": "overlay", "wrap_around_detection": True, "renormalize_residual": False, "report_rp_as_rrp": True,
     "half_precision_detection": True, "objective": "contrastive-identity", "loss": "focal", "text_rows": "all",
     "coupled_decay": True, "train_resolution": 64 / 224, "eval_resolution": 128 / 224, "convention": "authors",
     "image_decay": 0.1, "text_decay": 0.1,
@@ -50,21 +50,21 @@ def test_unknown_preset():
 @pytest.mark.parametrize("padding", [0.5, 0.7, -0.1, float("nan")])
 def test_padding_that_leaves_no_image(padding: float):
     with pytest.raises(RPLibError, match="padding is a fraction"):
-        Reprogramming(padding=padding)
+        RPConfig(padding=padding)
 
 
 def test_nothing_to_train():
     with pytest.raises(RPLibError, match="nothing to train"):
-        Reprogramming(use_image_program=False, use_text_program=False)
+        RPConfig(use_image_program=False, use_text_program=False)
 
 
 @pytest.mark.parametrize("alpha", [-0.01, 1.01, float("nan"), float("inf")])
 def test_alpha_outside(alpha: float):
-    for use in (check_alpha, lambda a: Reprogramming(alpha=a)):
+    for use in (check_alpha, lambda a: RPConfig(alpha=a)):
         with pytest.raises(RPLibError, match=r"alpha .* must be in \[0, 1\]"):
             use(alpha)
 
 
 def test_alpha_inside():
     assert [check_alpha(a) for a in (0, 0.4, 1)] == [0, 0.4, 1]
-    assert {f.name for f in fields(Reprogramming)} >= {"alpha", *LEDGER}
+    assert {f.name for f in fields(RPConfig)} >= {"alpha", *LEDGER}

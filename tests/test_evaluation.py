@@ -47,7 +47,7 @@ def runs(tiny_clip, tiny_benchmark):
     names, templates = tiny_benchmark.class_names, tiny_benchmark.templates
     rp = Reprogrammer(tiny_clip, names, templates, PAPER.changed(epochs=1, batch_size=8), precision="float32")
     rp.fit(tiny_benchmark.train)
-    return [Run(ZeroShot(tiny_clip, names, templates), 1), Run(rp, 1), Run(ResidualReprogrammer.of(rp, 0.5), 1)]
+    return [Run(ZeroShot(tiny_clip, names, templates), 1), Run(rp, 1), Run(ResidualReprogrammer(rp, 0.5), 1)]
 
 
 def test_records_are_tidy_and_right(runs, tiny_benchmark: Benchmark):
@@ -82,7 +82,7 @@ def test_every_encoder_sees_every_image_once(runs, tiny_benchmark, tiny_clip, mo
     evaluate(runs, tiny_benchmark, store=store, n_resamples=5)
     sets = [tiny_benchmark.test, *tiny_benchmark.shifts.values(), *tiny_benchmark.ood.values()]
     assert counting.seen == sum(map(len, sets))
-    sweep = [Run(runs[2].method.at(a), 1) for a in (0.1, 0.2, 0.3)]
+    sweep = [Run(runs[2].method.with_alpha(a), 1) for a in (0.1, 0.2, 0.3)]
     evaluate(sweep, tiny_benchmark, store=store, n_resamples=5)
     assert counting.seen == sum(map(len, sets))
 
@@ -114,19 +114,19 @@ def test_released_switches_reach_the_records(tiny_clip, tiny_benchmark):
     names, templates = tiny_benchmark.class_names, tiny_benchmark.templates
     rp = Reprogrammer(tiny_clip, names, templates, AS_RELEASED.changed(epochs=1, batch_size=8), precision="float32")
     rp.fit(tiny_benchmark.train)
-    rrp = ResidualReprogrammer.of(rp, 0.9)
+    rrp = ResidualReprogrammer(rp, 0.9)
     records = evaluate([Run(rp, 1), Run(rrp, 1)], tiny_benchmark, n_resamples=5).set_index(["method", "set", "metric"])
     assert records.loc[("rrp", "test", "accuracy"), "value"] == records.loc[("rp", "test", "accuracy"), "value"]
     assert records.loc[("rp", ALL_OOD, "fpr"), "convention"] == "authors"
     honest = rrp.accuracy(tiny_benchmark.test)
     fixed = Reprogrammer(tiny_clip, names, templates, rp.config.changed(report_rp_as_rrp=False))
-    fixed.load_trained(rp.trained())
-    again = evaluate([Run(ResidualReprogrammer.of(fixed, 0.9), 1)], tiny_benchmark, n_resamples=5)
+    fixed.load_state_dict(rp.state_dict())
+    again = evaluate([Run(ResidualReprogrammer(fixed, 0.9), 1)], tiny_benchmark, n_resamples=5)
     assert again.set_index(["set", "metric"]).loc[("test", "accuracy"), "value"] == pytest.approx(honest)
 
 
 def test_two_alphas_are_two_rows_not_two_seeds(runs, tiny_benchmark):
-    sweep = [Run(runs[2].method.at(a), 1) for a in (0.1, 0.9)]
+    sweep = [Run(runs[2].method.with_alpha(a), 1) for a in (0.1, 0.9)]
     summary = summarize(evaluate(sweep, tiny_benchmark, n_resamples=5))
     assert sorted(summary["alpha"].unique()) == [0.1, 0.9] and (summary["seeds"] == 1).all()
     assert len(summarize(evaluate(runs[:1], tiny_benchmark, n_resamples=5)))  # no alpha: still there

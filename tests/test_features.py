@@ -66,7 +66,7 @@ def test_store_forgets(clip: FrozenCLIP, train_set: ImageSet):
     store, encoder, other = FeatureStore(), Counting(clip), Counting(clip)
     for e in (encoder, other):
         store.get(e, train_set)
-    store.forget(encoder)
+    store.drop(encoder)
     for e in (encoder, other):
         store.get(e, train_set)
     assert (sum(encoder.sizes), sum(other.sizes)) == (48, 24)

@@ -49,7 +49,7 @@ def run(method: Method, data: ImageSet, folder: Path, every: int, beat: int | No
     checkpoint = None if beat is None else Checkpoint(folder / "state" / "run", epochs=1, steps=every)
     method.fit(data, make_set(9, seed=1, role="val"), checkpoint=checkpoint)
     digest = hashlib.sha256()
-    for name, value in sorted(method.trained().items()):
+    for name, value in sorted(method.state_dict().items()):
         digest.update(name.encode() + value.contiguous().numpy().tobytes())
     found = {"sha256": digest.hexdigest(), "losses": method.history.losses, "accuracies": method.history.accuracies}
     (folder / ("whole" if beat is None else "survivor")).write_text(json.dumps(found))

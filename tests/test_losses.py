@@ -4,7 +4,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rp_lib.losses import FOCAL_ALPHA, FOCAL_GAMMA, LOSSES, OBJECTIVES, objective
+from rp_lib.losses import FOCAL_ALPHA, FOCAL_GAMMA, LOSSES, OBJECTIVES, reprogramming_loss
 from rp_lib.utils.errors import UnknownName
 
 N, C = 12, 5
@@ -46,7 +46,7 @@ def explicit(values: torch.Tensor, labels: torch.Tensor, kind: str, loss: str) -
 @pytest.mark.parametrize("loss", LOSSES)
 def test_against_the_explicit_matrix(kind: str, loss: str):
     x = logits()
-    ours = objective(x, LABELS, kind, loss)
+    ours = reprogramming_loss(x, LABELS, kind, loss)
     theirs = explicit(x, LABELS, kind, loss)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
     (a,), (b,) = torch.autograd.grad(ours, x), torch.autograd.grad(theirs, x)
@@ -55,9 +55,9 @@ def test_against_the_explicit_matrix(kind: str, loss: str):
 
 def test_class_cross_entropy_is_torchs():
     x = logits()
-    assert torch.allclose(objective(x, LABELS, "class"), F.cross_entropy(x, LABELS))
+    assert torch.allclose(reprogramming_loss(x, LABELS, "class"), F.cross_entropy(x, LABELS))
     p = x.softmax(1)[torch.arange(N), LABELS]
-    assert torch.allclose(objective(x, LABELS, "class", "focal"), (0.8 * (1 - p) ** 4 * -p.log()).mean())
+    assert torch.allclose(reprogramming_loss(x, LABELS, "class", "focal"), (0.8 * (1 - p) ** 4 * -p.log()).mean())
 
 
 @settings(max_examples=25, deadline=None)
@@ -68,7 +68,7 @@ def test_identity_targets_differ_by_a_constant_with_cross_entropy(labels: list[i
     differences = []
     for s in (seed, seed + 1):
         x = torch.randn(len(y), C, generator=torch.Generator().manual_seed(s)).mul(5).requires_grad_()
-        one, two = objective(x, y, "contrastive"), objective(x, y, "contrastive-identity")
+        one, two = reprogramming_loss(x, y, "contrastive"), reprogramming_loss(x, y, "contrastive-identity")
         (a,), (b,) = torch.autograd.grad(one, x), torch.autograd.grad(two, x)
         assert (a - b).abs().max() < 1e-5
         differences.append(float(two.detach() - one.detach()))
@@ -77,12 +77,12 @@ def test_identity_targets_differ_by_a_constant_with_cross_entropy(labels: list[i
 
 def test_focal_is_not_benign():
     x = logits()
-    one, two = (objective(x, LABELS, kind, "focal") for kind in ("contrastive", "contrastive-identity"))
+    one, two = (reprogramming_loss(x, LABELS, kind, "focal") for kind in ("contrastive", "contrastive-identity"))
     (a,), (b,) = torch.autograd.grad(one, x), torch.autograd.grad(two, x)
     assert (a / a.norm() - b / b.norm()).abs().max() > 1e-2
     perfect = 50 * F.one_hot(LABELS, C).float()
-    assert objective(perfect, LABELS, "contrastive", "focal") < 1e-6
-    assert objective(perfect, LABELS, "contrastive-identity", "focal") > 0.1  # never falls to 0
+    assert reprogramming_loss(perfect, LABELS, "contrastive", "focal") < 1e-6
+    assert reprogramming_loss(perfect, LABELS, "contrastive-identity", "focal") > 0.1  # never falls to 0
 
 
 def test_absent_classes_count_nothing():
@@ -91,14 +91,14 @@ def test_absent_classes_count_nothing():
     moved[:, [2, 4]] += 100
     for kind, changes in (("contrastive", False), ("contrastive-identity", False), ("class", True)):
         for loss in LOSSES:
-            same = torch.allclose(objective(x, LABELS, kind, loss), objective(moved, LABELS, kind, loss))
+            same = torch.allclose(reprogramming_loss(x, LABELS, kind, loss), reprogramming_loss(moved, LABELS, kind, loss))
             assert same != changes
 
 
 def test_half_precision_logits_and_unknown_names():
-    assert objective(logits().bfloat16(), LABELS).dtype == torch.float32
+    assert reprogramming_loss(logits().bfloat16(), LABELS).dtype == torch.float32
     with pytest.raises(UnknownName, match="did you mean contrastive"):
-        objective(logits(), LABELS, "contrastiv")
+        reprogramming_loss(logits(), LABELS, "contrastiv")
     for kind in OBJECTIVES:
         with pytest.raises(UnknownName, match="did you mean focal"):
-            objective(logits(), LABELS, kind, "focall")
+            reprogramming_loss(logits(), LABELS, kind, "focall")

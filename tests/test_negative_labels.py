@@ -27,14 +27,14 @@ def test_of_the_tasks_own_names_they_are_the_classifier(name, tiny_clip, tiny_be
     method = build_method(name, tiny_clip, tiny_benchmark.class_names, templates, SETTINGS[name])
     method.fit(tiny_benchmark.train)
     words = method.encode_classes(tiny_benchmark.class_names)
-    features = method.combine(*(e.encode(tiny_benchmark.test.images).detach() for e in method.encoders))
+    features = method.mix_features(*(e.encode(tiny_benchmark.test.images).detach() for e in method.encoders))
     assert words.shape == (3, features.shape[1])
     torch.testing.assert_close(words.norm(dim=1), torch.ones(3))
     if name in ("fine-tune", "linear-probe", "l2-sp", "lp-ft", "wise-ft", "logit-ensemble"):  # no text in the head
         plain = tiny_clip.class_embeddings(tiny_benchmark.class_names, templates)
         torch.testing.assert_close(words @ words.T, plain @ plain.T)
         return
-    logits = method.logits_from(features)
+    logits = method.head(features)
     scale = logits.norm() / (features @ words.T).norm()
     torch.testing.assert_close(logits, scale * features @ words.T, atol=2e-3, rtol=1e-3)
 

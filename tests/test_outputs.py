@@ -27,7 +27,7 @@ def probe(task, tiny_benchmark):
 @pytest.fixture(scope="module")
 def rrp(task, tiny_benchmark):
     rp = Reprogrammer(*task, PAPER.changed(epochs=1, batch_size=8, padding=0.1), precision="float32")
-    return ResidualReprogrammer.of(rp.fit(tiny_benchmark.train), 0.3)
+    return ResidualReprogrammer(rp.fit(tiny_benchmark.train), 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -67,15 +67,15 @@ def test_outputs_are_what_the_method_says(full, task, tiny_benchmark, rrp, probe
 def test_a_biased_classifier_has_no_class_embeddings(probe, tiny_benchmark):
     outputs = compute_outputs(probe, tiny_benchmark, seed=1, roles=("test",))
     head = outputs.test.head
-    torch.testing.assert_close(head.weight, probe.head.weight.detach(), rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(head.bias, probe.head.bias.detach())
+    torch.testing.assert_close(head.weight, probe.classifier.weight.detach(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(head.bias, probe.classifier.bias.detach())
     assert head.class_embeddings is None and outputs.test.cosines is None and outputs.test.negative_cosines is None
 
 
 def test_logits_that_are_not_linear_have_no_head(task, tiny_benchmark):
     class Curved(ZeroShot):
-        def logits_from(self, features):
-            return super().logits_from(features) ** 2
+        def head(self, features):
+            return super().head(features) ** 2
 
     head = compute_outputs(Curved(*task), tiny_benchmark, seed=1, roles=("test",)).test.head
     assert head.weight is None and head.class_embeddings is None
@@ -119,7 +119,7 @@ def test_derived_sets_are_remembered(tmp_path, task, tiny_benchmark):
 @pytest.mark.parametrize("config", [PAPER, AS_RELEASED], ids=["paper", "as_released"])
 def test_records_from_files_are_those_from_the_method(config, tmp_path, task, tiny_benchmark):
     rp = Reprogrammer(*task, config.changed(epochs=1, batch_size=8), precision="float32").fit(tiny_benchmark.train)
-    run = Run(ResidualReprogrammer.of(rp, 0.9), 1)
+    run = Run(ResidualReprogrammer(rp, 0.9), 1)
     expected = evaluate([run], tiny_benchmark, detectors=("msp", "energy"), n_resamples=5)
     save_outputs(tmp_path / "o", compute_outputs(run.method, tiny_benchmark, seed=1))
     options = {"detectors": ("msp", "energy"), "n_resamples": 5}

@@ -32,10 +32,10 @@ PLAN = Schedule(epochs=3, batch_size=6, kind="cosine", warmup_steps=2, seed=5, p
 class Toy:
     device = torch.device("cpu")
 
-    def __init__(self, name: str = "toy", optimiser: str = "adamw", nan_at: int | None = None, key: str = "k") -> None:
+    def __init__(self, name: str = "toy", optimizer: str = "adamw", nan_at: int | None = None, key: str = "k") -> None:
         torch.manual_seed(0)
         self.net = nn.ModuleDict({"used": nn.Linear(6, 3)})
-        self.name, self.optimiser, self.nan_at, self.key = name, optimiser, nan_at, key
+        self.name, self.optimizer, self.nan_at, self.key = name, optimizer, nan_at, key
         self.steps, self.batches, self.rates, self.press_at = 0, [], [], None
 
     def module(self) -> nn.Module:
@@ -43,7 +43,7 @@ class Toy:
 
     def groups(self) -> list[Group]:
         weight, bias = self.net["used"].weight, self.net["used"].bias
-        return [Group([weight], 0.1, 0.01, self.optimiser), Group([bias], 0.05, 0.0, "adam")]
+        return [Group([weight], 0.1, 0.01, self.optimizer), Group([bias], 0.05, 0.0, "adam")]
 
     def identity(self) -> str:
         return self.key
@@ -137,15 +137,15 @@ def test_equals_a_loop_written_by_hand():
     assert all(p.grad is None for p in task.net.parameters())
 
 
-def test_coupled_decay_is_another_optimiser():
+def test_coupled_decay_is_another_optimizer():
     ends = []
     for name in ("adam", "adamw", "sgd"):
-        task = Toy(optimiser=name)
+        task = Toy(optimizer=name)
         train(task, X, Y, PLAN)
         ends.append(weights(task.net)[0])
     assert not torch.equal(ends[0], ends[1]) and not torch.equal(ends[1], ends[2])
     with pytest.raises(UnknownName, match="did you mean adamw"):
-        train(Toy(optimiser="adamww"), X, Y, PLAN)
+        train(Toy(optimizer="adamww"), X, Y, PLAN)
 
 
 def test_history_and_callback():
@@ -266,7 +266,7 @@ def test_methods_resume_exactly(
     monkeypatch.undo()
     again = METHODS[name](clip).fit(train_set, val_set, checkpoint=tmp_path / "x")
     assert again.history == whole.history and len(again.history.losses) == 6
-    a, b = whole.trained(), again.trained()
+    a, b = whole.state_dict(), again.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert torch.equal(whole.logits(val_set.images), again.logits(val_set.images))
     assert not list(tmp_path.iterdir())
@@ -487,7 +487,7 @@ def test_methods_train_in_half_precision_and_are_judged_in_float32(
     for half, full in zip(fit(precision), fit("float32"), strict=True):
         assert half.history.losses == pytest.approx(full.history.losses, abs=0.1)
         assert half.history.losses != full.history.losses
-        assert all(v.dtype in (torch.float32, torch.int64) for v in half.trained().values())
+        assert all(v.dtype in (torch.float32, torch.int64) for v in half.state_dict().values())
         a, b = half.logits(val_set.images), full.logits(val_set.images)
         assert a.dtype == torch.float32 and (a - b).abs().max() < 0.5
 
@@ -551,7 +551,7 @@ def test_checkpoint_of_other_hyper_parameters_is_refused(clip: FrozenCLIP, train
     from rp_lib.methods import reprogrammer
 
     def fit(method: Reprogrammer, stop: bool = False) -> None:
-        real = reprogrammer.objective
+        real = reprogrammer.reprogramming_loss
         calls = itertools.count(1)
 
         def counted(*args: object):
@@ -560,7 +560,7 @@ def test_checkpoint_of_other_hyper_parameters_is_refused(clip: FrozenCLIP, train
             return real(*args)
 
         with pytest.MonkeyPatch.context() as m:
-            m.setattr(reprogrammer, "objective", counted)
+            m.setattr(reprogrammer, "reprogramming_loss", counted)
             method.fit(train_set, checkpoint=tmp_path / "x")
 
     with pytest.raises(Stop):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from rp_lib.clip import FrozenCLIP
-from rp_lib.config import Reprogramming
+from rp_lib.config import RPConfig
 from rp_lib.methods.base import Method, read_saved
 from rp_lib.methods.baselines.deep_prompts import DeepPrompts
 from rp_lib.methods.baselines.ensembles import LogitEnsemble, WiSEFT
@@ -29,7 +29,7 @@ METHODS: dict[str, type[Method]] = {
 }  # fmt: skip
 
 # Methods with a free ``alpha``, the share of zero-shot, and the method whose training each of them shares:
-# ``METHODS[name].of(base, alpha)`` makes one of its fitted base, ``.at(alpha)`` moves it.
+# ``METHODS[name](base, alpha)`` makes one of its fitted base, ``.with_alpha(alpha)`` moves it.
 BASES: dict[str, str] = {"wise-ft": "fine-tune", "logit-ensemble": "fine-tune", "rrp": "rp"}
 
 
@@ -44,8 +44,12 @@ def build_method(
     if name not in METHODS:
         raise UnknownName("method", name, METHODS)
     settings = dict(settings or {})
+    if name in BASES:
+        alpha = settings.pop("alpha", None)
+        base = build_method(BASES[name], clip, class_names, templates, settings)
+        return METHODS[name](base) if alpha is None else METHODS[name](base, alpha)
     if isinstance(settings.get("config"), dict):
-        settings["config"] = Reprogramming().changed(**settings["config"])
+        settings["config"] = RPConfig().changed(**settings["config"])
     return METHODS[name](clip, class_names, templates, **settings)
 
 
@@ -58,7 +62,7 @@ def made_of(method: Method, fitted: Iterable[Method], trained_on: str) -> Method
     for base in fitted:
         same = base.name == BASES.get(method.name) and base.trained_on == trained_on
         if same and _apart_from_alpha(base.settings()) == _apart_from_alpha(method.settings()):
-            return METHODS[method.name].of(base, method.alpha)
+            return METHODS[method.name](base, method.alpha)
     return None
 
 
@@ -80,7 +84,7 @@ def load_method(path: str | Path, clip: FrozenCLIP, class_names: Sequence[str] |
     """
     tensors, meta = read_saved(path, clip, class_names)
     method = build_method(meta["method"], clip, meta["class_names"], meta["templates"], meta["settings"])
-    method.load_trained({name: t.to(clip.device) for name, t in tensors.items()})
+    method.load_state_dict({name: t.to(clip.device) for name, t in tensors.items()})
     method.trained_on = meta["trained_on"]
     return method
 

@@ -73,23 +73,23 @@ class Method(ABC):
     @property
     @abstractmethod
     def encoders(self) -> tuple[Encoder, ...]:
-        """The encoders whose features :meth:`combine` takes."""
+        """The encoders whose features :meth:`mix_features` takes."""
 
-    def combine(self, *features: Tensor) -> Tensor:
+    def mix_features(self, *features: Tensor) -> Tensor:
         """Image features float32 (n, d) of this method from those of its encoders."""
         return features[0]
 
     @abstractmethod
-    def logits_from(self, features: Tensor) -> Tensor:
+    def head(self, features: Tensor) -> Tensor:
         """float32 (n, C) logits at the scale that softmax expects, of float32 (n, d) features."""
 
     @abstractmethod
-    def trained(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """What ``fit`` learnt, by name; nothing of the frozen backbone."""
 
     @abstractmethod
-    def load_trained(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of :meth:`trained`."""
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`state_dict`."""
 
     @torch.no_grad()
     def encode_classes(self, words: Sequence[str]) -> Tensor:
@@ -112,20 +112,20 @@ class Method(ABC):
 
     def features(self, images: Tensor) -> Tensor:
         """float32 (n, d) image features of uint8 or float [0, 1] images (n, 3, h, w), on the CPU."""
-        return self.combine(*(encode_all(e, images) for e in self.encoders))
+        return self.mix_features(*(encode_all(e, images) for e in self.encoders))
 
     @torch.inference_mode()
     @evaluating()
     def logits(self, images: Tensor) -> Tensor:
         """float32 (n, C) logits of uint8 or float [0, 1] images (n, 3, h, w), on the CPU."""
-        return self.logits_from(self.features(images))
+        return self.head(self.features(images))
 
     @torch.inference_mode()
     @evaluating()
     def accuracy(self, data: ImageSet, store: FeatureStore | None = None) -> float:
         """Top-1 accuracy on labelled data, as a fraction; among the classes that the set is scored over."""
         store = store or FeatureStore()
-        logits = self.logits_from(self.combine(*(store.get(e, data) for e in self.encoders)))
+        logits = self.head(self.mix_features(*(store.get(e, data) for e in self.encoders)))
         return float((mask_logits(logits, data.class_subset).argmax(1) == data.labels).float().mean())
 
     def metadata(self) -> dict[str, object]:
@@ -147,10 +147,10 @@ class Method(ABC):
 
         Of several processes all must call this; the main one writes and the others wait.
         """
-        tensors, metadata = self.trained(), self.metadata()
+        tensors, metadata = self.state_dict(), self.metadata()
         on_main(lambda: save_tensors(Path(path), tensors, {**metadata, "sha256": _seal(tensors, metadata)}))
 
-    def accept(self, data: ImageSet) -> None:
+    def check_labels(self, data: ImageSet) -> None:
         """Note what is trained on; raise unless its labels fit the classes."""
         if data.labels is None or not len(data):
             raise RPLibError(f"{data.name!r} has no labelled images to learn from")

@@ -26,7 +26,7 @@ class FineTune(Method):
     The head starts as the zero-shot class embeddings times CLIP's logit scale, without bias, so that before
     the first step the model is the zero-shot model (Wortsman et al. 2022, arXiv 2109.01903).
 
-    Relatives differ by small overrides: :meth:`new_head`, :meth:`start`, :meth:`loss`.
+    Relatives differ by small overrides: :meth:`new_classifier`, :meth:`start`, :meth:`loss`.
 
     Args:
         lr, weight_decay: of AdamW (.9, .98). epochs, batch_size, warmup_steps, schedule: see ``Schedule``.
@@ -54,9 +54,9 @@ class FineTune(Method):
         self.lr, self.weight_decay, self.precision = lr, weight_decay, precision
         self.schedule = Schedule(epochs, batch_size, schedule, warmup_steps, seed, precision)
         self.visual = clip.arrange(copy.deepcopy(clip.model.visual).requires_grad_(True))
-        self.head = self.new_head().to(clip.device)
+        self.classifier = self.new_classifier().to(clip.device)
 
-    def new_head(self, bias: bool = False) -> nn.Module:
+    def new_classifier(self, bias: bool = False) -> nn.Module:
         """What turns features into logits: (C, d) zero-shot weights at CLIP's logit scale, ``bias`` zero."""
         head = nn.Linear(self.clip.embed_dim, len(self.class_names), bias=bias)
         with torch.no_grad():
@@ -72,7 +72,7 @@ class FineTune(Method):
         """Scalar loss of a batch on the device: uint8 images (n, 3, h, w), int64 labels (n,); see ``Task.loss``."""
         features = gather(self.encode(inputs), len(labels))
         with in_float32(self.clip.device):
-            return F.cross_entropy(self.head(features), labels)
+            return F.cross_entropy(self.classifier(features), labels)
 
     def fit(
         self,
@@ -84,9 +84,9 @@ class FineTune(Method):
         progress: str | None = None,
     ) -> Self:
         """Train tower and head."""
-        self.accept(train_set)
+        self.check_labels(train_set)
         if store is not None:
-            store.forget(self)  # what it remembers was computed with the weights of before
+            store.drop(self)  # what it remembers was computed with the weights of before
         self.start(train_set, store)
         self.modules().train()
         task = _FineTuneTask(self, val)
@@ -101,7 +101,7 @@ class FineTune(Method):
 
     def modules(self) -> nn.ModuleDict:
         """All that is trained."""
-        return nn.ModuleDict({"visual": self.visual, "head": self.head})
+        return nn.ModuleDict({"visual": self.visual, "head": self.classifier})
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:
@@ -118,9 +118,9 @@ class FineTune(Method):
         with computing(self.clip.device):
             return F.normalize(tower(pixels).float(), dim=-1)
 
-    def logits_from(self, features: Tensor) -> Tensor:
+    def head(self, features: Tensor) -> Tensor:
         """The tuned head's logits."""
-        return F.linear(features, *(p.detach().cpu() for p in self.head.parameters()))
+        return F.linear(features, *(p.detach().cpu() for p in self.classifier.parameters()))
 
     def settings(self) -> dict[str, Any]:
         """Hyper-parameters."""
@@ -130,11 +130,11 @@ class FineTune(Method):
             "warmup_steps": s.warmup_steps, "schedule": s.kind, "seed": s.seed, "precision": self.precision,
         }  # fmt: skip
 
-    def trained(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Every weight of the tower, and the head."""
         return self.modules().state_dict()
 
-    def load_trained(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Every weight of the tower, and the head."""
         self.modules().load_state_dict(tensors)
         self.modules().eval()

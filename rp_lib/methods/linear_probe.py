@@ -44,9 +44,9 @@ class LinearProbe(Method):
     ) -> None:
         super().__init__(clip, class_names, templates)
         self.lr, self.epochs, self.batch_size, self.weight_decay, self.seed = lr, epochs, batch_size, weight_decay, seed
-        self.head = nn.Linear(clip.embed_dim, len(self.class_names))
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.classifier = nn.Linear(clip.embed_dim, len(self.class_names))
+        nn.init.zeros_(self.classifier.weight)
+        nn.init.zeros_(self.classifier.bias)
 
     def fit(
         self,
@@ -58,7 +58,7 @@ class LinearProbe(Method):
         progress: str | None = None,
     ) -> Self:
         """Train on cached features; float32 throughout, there is nothing to gain from less."""
-        self.accept(train_set)
+        self.check_labels(train_set)
         store = store or FeatureStore()
         schedule = Schedule(self.epochs, self.batch_size, "steps", seed=self.seed, precision="float32")
         features, labels = store.get(self.clip, train_set), train_set.labels
@@ -73,22 +73,22 @@ class LinearProbe(Method):
         """The frozen backbone."""
         return (self.clip,)
 
-    def logits_from(self, features: Tensor) -> Tensor:
+    def head(self, features: Tensor) -> Tensor:
         """The probe's own logits; their scale is learnt."""
-        return F.linear(features, self.head.weight.detach(), self.head.bias.detach())
+        return F.linear(features, self.classifier.weight.detach(), self.classifier.bias.detach())
 
     def settings(self) -> dict[str, Any]:
         """Hyper-parameters."""
         names = ("lr", "epochs", "batch_size", "weight_decay", "seed")
         return {name: getattr(self, name) for name in names}
 
-    def trained(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Weight (C, d) and bias (C,)."""
-        return self.head.state_dict()
+        return self.classifier.state_dict()
 
-    def load_trained(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Weight (C, d) and bias (C,)."""
-        self.head.load_state_dict(tensors)
+        self.classifier.load_state_dict(tensors)
 
 
 class _ProbeTask:
@@ -98,14 +98,14 @@ class _ProbeTask:
         self.probe, self.val, self.store = probe, val, store
 
     def module(self) -> nn.Module:
-        return self.probe.head
+        return self.probe.classifier
 
     def groups(self) -> list[Group]:
         p = self.probe
-        return [Group(list(p.head.parameters()), p.lr, p.weight_decay, "adam", (0.9, 0.999))]
+        return [Group(list(p.classifier.parameters()), p.lr, p.weight_decay, "adam", (0.9, 0.999))]
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(gather(self.probe.head(inputs), len(labels)), labels)
+        return F.cross_entropy(gather(self.probe.classifier(inputs), len(labels)), labels)
 
     def identity(self) -> str:
         return repr(self.probe.metadata())

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP, check_images, to_unit_range
-from rp_lib.config import PAPER, Reprogramming, check_alpha
+from rp_lib.config import PAPER, RPConfig, check_alpha
 from rp_lib.features import Encoder, FeatureStore
-from rp_lib.losses import objective
+from rp_lib.losses import reprogramming_loss
 from rp_lib.methods.base import Method
 from rp_lib.programs import ImageProgram, TextProgram
 from rp_lib.trainer import Checkpoint, Group, Schedule, train
@@ -28,7 +28,7 @@ class Reprogrammer(Method):
     """Trains a border around the images and an input layer for the prompts; CLIP itself never changes.
 
     Args:
-        config: every switch and hyper-parameter; see :class:`rp_lib.config.Reprogramming`.
+        config: every switch and hyper-parameter; see :class:`rp_lib.config.RPConfig`.
         seed: start of the border and order of the batches. precision: see :func:`rp_lib.utils.device.autocast_dtype`.
     """
 
@@ -39,7 +39,7 @@ class Reprogrammer(Method):
         clip: FrozenCLIP,
         class_names: Sequence[str],
         templates: Sequence[str],
-        config: Reprogramming = PAPER,
+        config: RPConfig = PAPER,
         *,
         seed: int = 1,
         precision: str = "auto",
@@ -69,12 +69,12 @@ class Reprogrammer(Method):
         progress: str | None = None,
     ) -> Self:
         """Train (W, Theta, b), or the part of them that is switched on."""
-        self.accept(train_set)
+        self.check_labels(train_set)
         c, size = self.config, self.clip.image_size
         schedule = Schedule(c.epochs, c.batch_size, "cosine", c.warmup_steps, self.seed, self.precision)
         inputs = train_set.images
         store = FeatureStore() if store is None else store
-        store.forget(self)  # what it remembers was computed with the programs of before
+        store.drop(self)  # what it remembers was computed with the programs of before
         if not c.use_image_program:  # the images never change, so neither do their features
             inputs = store.get(self.clip, train_set)
         task = _ReprogramTask(self, val, store)
@@ -128,7 +128,7 @@ class Reprogrammer(Method):
         features = self.text_program.encode(tokens).view(len(words), len(self.templates), -1)
         return F.normalize(features.mean(1), dim=-1).cpu()
 
-    def logits_from(self, features: Tensor) -> Tensor:
+    def head(self, features: Tensor) -> Tensor:
         """Inner products with the programmed prompts, times CLIP's logit scale."""
         logits = self.clip.logit_scale * features @ self.class_embeddings().T
         return through_half(logits) if self.as_detector and self.config.half_precision_detection else logits
@@ -154,16 +154,16 @@ class Reprogrammer(Method):
             parts["text"] = self.text_program
         return nn.ModuleDict(parts)
 
-    def trained(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The border of W, Theta with its token ids, and b; nothing else."""
         tensors = self.modules().state_dict()
         if "image.W" in tensors:  # the inner square is never used
             tensors["image.W"] = tensors["image.W"] * self.image_program.M
         return tensors
 
-    def load_trained(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of :meth:`trained`."""
-        expected, modules = self.trained(), self.modules()
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        expected, modules = self.state_dict(), self.modules()
         wrong = [k for k in expected.keys() | tensors.keys()
                  if k not in expected or k not in tensors or expected[k].shape != tensors[k].shape]  # fmt: skip
         if wrong:
@@ -207,7 +207,7 @@ class _ReprogramTask:
             prompts = shared(self.rp.text_program.class_embeddings, classes)
         with in_float32(self.device):
             logits = self.rp.clip.logit_scale * features.float() @ prompts.float().T
-            return objective(logits, labels, c.objective, c.loss)
+            return reprogramming_loss(logits, labels, c.objective, c.loss)
 
     def identity(self) -> str:
         return repr(self.rp.metadata())
@@ -238,51 +238,35 @@ def through_half(logits: Tensor) -> Tensor:
     return logits.half().float()
 
 
-# Residual Reprogrammer (RRP), Geng and Chen 2024, arXiv 2403.10800.
-
 class ResidualReprogrammer(Method):
-    """RRP: at inference, a share ``alpha`` of the untouched CLIP's features is mixed back in, on both sides.
+    """Residual Reprogrammer (RRP): a fitted RP whose features are mixed with zero-shot CLIP's.
 
-    The mixed features are::
+    For images and for class prompts alike::
 
-        f = (1 - alpha) * f_RP + alpha * f_ZS
+        f = normalize((1 - alpha) * f_rp + alpha * f_zero_shot)
 
-    Nothing more is trained than RP; ``alpha = 0`` is RP and ``alpha = 1`` is zero-shot.
+    Nothing is trained beyond RP. ``alpha=0`` is RP, ``alpha=1`` is zero-shot CLIP.
 
     Args:
-        config, seed, precision: of the reprogrammer inside. alpha: overrides ``config.alpha``, in [0, 1].
+        rp: The reprogrammer, fitted or not; it is shared, not copied.
+        alpha: Weight of the zero-shot features, in [0, 1]. Defaults to ``rp.config.alpha``.
+
+    Example:
+        >>> rp = Reprogrammer(clip, class_names, templates).fit(train)
+        >>> rrp = ResidualReprogrammer(rp, alpha=0.4)
+        >>> sweep = {a: rrp.with_alpha(a).accuracy(val) for a in (0.0, 0.5, 1.0)}  # no image is encoded twice
     """
 
     name = "rrp"
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        config: Reprogramming = PAPER,
-        *,
-        alpha: float | None = None,
-        seed: int = 1,
-        precision: str = "auto",
-    ) -> None:
-        super().__init__(clip, class_names, templates)
-        self.rp = Reprogrammer(clip, class_names, templates, config, seed=seed, precision=precision)
-        self.alpha = check_alpha(config.alpha if alpha is None else alpha)
-        self._zero_shot = clip.class_embeddings(self.class_names, self.templates).cpu()
+    def __init__(self, rp: Reprogrammer, alpha: float | None = None) -> None:
+        super().__init__(rp.clip, rp.class_names, rp.templates)
+        self.rp, self.history, self.trained_on = rp, rp.history, rp.trained_on
+        self.alpha = check_alpha(rp.config.alpha if alpha is None else alpha)
+        self._zero_shot = rp.clip.class_embeddings(rp.class_names, rp.templates).cpu()
 
-    @classmethod
-    def of(cls, rp: Reprogrammer, alpha: float | None = None) -> ResidualReprogrammer:
-        """The residual of a trained reprogrammer, sharing its program."""
-        made = cls.__new__(cls)  # __init__ would build a second reprogrammer
-        Method.__init__(made, rp.clip, rp.class_names, rp.templates)
-        made.rp, made.history, made.trained_on = rp, rp.history, rp.trained_on
-        made.alpha = check_alpha(rp.config.alpha if alpha is None else alpha)
-        made._zero_shot = rp.clip.class_embeddings(rp.class_names, rp.templates).cpu()
-        return made
-
-    def at(self, alpha: float) -> ResidualReprogrammer:
-        """The same programs at another alpha; costs no encoding."""
+    def with_alpha(self, alpha: float) -> ResidualReprogrammer:
+        """Return the same programs at another alpha; costs no encoding."""
         made = self.copy()
         made.alpha = check_alpha(alpha)
         return made
@@ -308,9 +292,9 @@ class ResidualReprogrammer(Method):
 
     def _mix(self, programmed: Tensor, zero_shot: Tensor) -> Tensor:
         mixed = (1 - self.alpha) * programmed + self.alpha * zero_shot
-        return F.normalize(mixed, dim=-1) if self.rp.config.renormalise_residual else mixed
+        return F.normalize(mixed, dim=-1) if self.rp.config.renormalize_residual else mixed
 
-    def combine(self, *features: Tensor) -> Tensor:
+    def mix_features(self, *features: Tensor) -> Tensor:
         """Mix of programmed and untouched image features; of unit length unless the switch says otherwise."""
         programmed, zero_shot = features
         return self._mix(programmed, zero_shot)
@@ -323,7 +307,7 @@ class ResidualReprogrammer(Method):
         """Mix of programmed and untouched embeddings of any class names."""
         return self._mix(self.rp.encode_classes(words), super().encode_classes(words))
 
-    def logits_from(self, features: Tensor) -> Tensor:
+    def head(self, features: Tensor) -> Tensor:
         """Inner products of mixed features, times CLIP's logit scale."""
         logits = self.clip.logit_scale * features @ self.class_embeddings().T
         return through_half(logits) if self.rp.as_detector and self.rp.config.half_precision_detection else logits
@@ -341,13 +325,13 @@ class ResidualReprogrammer(Method):
         """RP's settings and alpha."""
         return {**self.rp.settings(), "alpha": self.alpha}
 
-    def trained(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """RP's programs."""
-        return self.rp.trained()
+        return self.rp.state_dict()
 
-    def load_trained(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """RP's programs."""
-        self.rp.load_trained(tensors)
+        self.rp.load_state_dict(tensors)
 
 
 # RP with one of its two programs, to see what each contributes alone (question 1 of the course).
@@ -363,7 +347,7 @@ class _SingleProgram(Reprogrammer):
         clip: FrozenCLIP,
         class_names: Sequence[str],
         templates: Sequence[str],
-        config: Reprogramming = PAPER,
+        config: RPConfig = PAPER,
         *,
         seed: int = 1,
         precision: str = "auto",

@@ -41,13 +41,13 @@ class ZeroShot(Method):
         """The frozen backbone."""
         return (self.clip,)
 
-    def logits_from(self, features: Tensor) -> Tensor:
+    def head(self, features: Tensor) -> Tensor:
         """Cosine similarity times CLIP's logit scale."""
         return self.clip.logit_scale * features @ self.class_embeddings.T
 
-    def trained(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """Nothing."""
         return {}
 
-    def load_trained(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Nothing to load."""

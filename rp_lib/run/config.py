@@ -13,7 +13,7 @@ from typing import Any
 
 import tomli_w
 
-from rp_lib.config import PRESETS, Reprogramming, preset
+from rp_lib.config import PRESETS, RPConfig, preset
 from rp_lib.detectors import DETECTORS
 from rp_lib.methods import BASES, METHODS, Method, Reprogrammer, ResidualReprogrammer
 from rp_lib.run import CONFIGS, shipped
@@ -147,9 +147,9 @@ def accepted(name: str) -> dict[str, Kind]:
     Seed and precision are the run's own and are not among them.
     """
     if issubclass(METHODS[name], (Reprogrammer, ResidualReprogrammer)):
-        hints = typing.get_type_hints(Reprogramming)
+        hints = typing.get_type_hints(RPConfig)
     else:
-        hints = (_arguments(METHODS[BASES[name]]) if name in BASES else {}) | _arguments(METHODS[name])
+        hints = _arguments(METHODS[BASES.get(name, name)]) | ({"alpha": float} if name in BASES else {})
     return {key: _kind_of(hint) for key, hint in hints.items() if key not in ("seed", "precision")}
 
 

@@ -23,7 +23,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from rp_lib.backbones import SCHEMAS
-from rp_lib.config import PAPER, Reprogramming
+from rp_lib.config import PAPER, RPConfig
 from rp_lib.data.download import DataStore
 from rp_lib.data.sources import NotThere, default_root, load_sources
 from rp_lib.run import FULL_IDS
@@ -333,7 +333,7 @@ def describe(name: str, settings: Mapping[str, Any], task: TaskSize, towers: Tow
     raise RPLibError(f"no cost is known for the method {name!r}: describe it in {__name__}")
 
 
-def _reprogrammer(name: str, c: Reprogramming, task: TaskSize, towers: TowerCosts, length: int) -> Work:
+def _reprogrammer(name: str, c: RPConfig, task: TaskSize, towers: TowerCosts, length: int) -> Work:
     image, text = name != "rp-text" and c.use_image_program, name != "rp-image" and c.use_text_program
     rows = towers.vocabulary if c.text_rows == "all" else min(towers.vocabulary, task.classes * length)
     trained = image * 3 * towers.image_size**2 + text * (rows + length) * towers.width

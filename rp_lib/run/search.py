@@ -169,7 +169,7 @@ def search(
             write_atomically(out, lambda p, t=table: t.to_csv(p, index=False))
             for encoder in method.encoders:
                 if encoder is not clip:
-                    store.forget(encoder)
+                    store.drop(encoder)
     return pd.DataFrame(rows)
 
 

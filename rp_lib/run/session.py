@@ -377,7 +377,7 @@ def _released(fitting: _Fitting, fitted: Sequence[Method], needed: set[str | Non
     for method in fitted:
         for encoder in method.encoders:
             if id(encoder) not in shared:
-                fitting.store.forget(encoder)
+                fitting.store.drop(encoder)
     return left
 
 

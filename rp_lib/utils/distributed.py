@@ -64,7 +64,7 @@ def alone() -> Iterator[None]:
         _alone.reset(mark)
 
 
-def world() -> int:
+def world_size() -> int:
     """Number of processes of this run."""
     if _alone.get():
         return 1
@@ -74,7 +74,7 @@ def world() -> int:
 
 def rank() -> int:
     """Number of this process, from 0."""
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 def is_main() -> bool:
@@ -84,7 +84,7 @@ def is_main() -> bool:
 
 def local_device() -> torch.device | None:
     """This process's own GPU (or the CPU), or None if it is alone."""
-    if world() == 1:
+    if world_size() == 1:
         return None
     if "nccl" not in dist.get_backend():
         return torch.device("cpu")
@@ -99,7 +99,7 @@ def share(n: int, of: int | None = None) -> slice:
 
     If there are fewer things than processes, each process takes all of them.
     """
-    size = world()
+    size = world_size()
     if size == 1 or n < size:
         return slice(0, n)
     of = rank() if of is None else of
@@ -112,7 +112,7 @@ def gather(rows: Tensor, n: int) -> Tensor:
     Raises:
         RPLibError: these are not as many rows as this process has to give.
     """
-    size, mine = world(), share(n)
+    size, mine = world_size(), share(n)
     if len(rows) != mine.stop - mine.start:
         raise RPLibError(f"this process takes {mine.stop - mine.start} of {n} rows, got {len(rows)}")
     if size == 1 or n < size:
@@ -122,7 +122,7 @@ def gather(rows: Tensor, n: int) -> Tensor:
 
 def gather_parts(rows: Tensor, lengths: Sequence[int]) -> Tensor:
     """As :func:`gather`, of parts of any lengths, one per process."""
-    return rows if world() == 1 else _Gather.apply(rows, list(lengths))
+    return rows if world_size() == 1 else _Gather.apply(rows, list(lengths))
 
 
 def shared(encode: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class _Gather(torch.autograd.Function):
         ctx.start, ctx.count, ctx.size = sum(lengths[: rank()]), len(rows), len(lengths)
         padded = rows.new_zeros(max(lengths), *rows.shape[1:])
         padded[: len(rows)] = rows
-        padded = padded.to(_meeting_place()).contiguous()
+        padded = padded.to(_comm_device()).contiguous()
         everyone = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(everyone, padded)
         return torch.cat([part[:n] for part, n in zip(everyone, lengths, strict=True)]).to(rows.device)
@@ -158,16 +158,16 @@ class _Gather(torch.autograd.Function):
 @torch.no_grad()
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Replace every gradient by its mean over the processes, which all end with the same bits."""
-    if world() == 1:
+    if world_size() == 1:
         return
     bucket: list[Tensor] = []
     gradients = [p.grad for p in parameters if p.grad is not None]
     for i, gradient in enumerate(gradients):
         bucket.append(gradient)
         if i + 1 == len(gradients) or sum(g.numel() for g in bucket) >= BUCKET:
-            flat = torch.cat([g.reshape(-1) for g in bucket]).to(_meeting_place())
+            flat = torch.cat([g.reshape(-1) for g in bucket]).to(_comm_device())
             dist.all_reduce(flat)
-            for g, mean in zip(bucket, (flat / world()).split([g.numel() for g in bucket]), strict=True):
+            for g, mean in zip(bucket, (flat / world_size()).split([g.numel() for g in bucket]), strict=True):
                 g.copy_(mean.view_as(g))
             bucket = []
 
@@ -175,18 +175,18 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
 @torch.no_grad()
 def copy_from_main(module: nn.Module) -> None:
     """Give every process the main process's parameters and buffers."""
-    if world() > 1:
+    if world_size() > 1:
         for value in module.state_dict().values():
-            sent = value.to(_meeting_place()).contiguous()
+            sent = value.to(_comm_device()).contiguous()
             dist.broadcast(sent, 0)
             value.copy_(sent)
 
 
 def bytes_from_main(content: bytes | None) -> bytes | None:
     """What the main process passes, on every process."""
-    if world() == 1:
+    if world_size() == 1:
         return content
-    where = _meeting_place()
+    where = _comm_device()
     size = torch.tensor([-1 if content is None else len(content)], device=where)
     dist.broadcast(size, 0)
     if size < 0:
@@ -220,14 +220,14 @@ def read_on_main(read: Callable[[], bytes | None]) -> bytes | None:
 
 def any_process(flag: bool) -> bool:
     """Whether any process says so; all processes must ask. They meet here."""
-    return highest(int(flag)) > 0
+    return all_reduce_max(int(flag)) > 0
 
 
-def highest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The largest number that a process passes; all processes must ask. They meet here."""
-    if world() == 1:
+    if world_size() == 1:
         return number
-    answer = torch.tensor([number], device=_meeting_place())
+    answer = torch.tensor([number], device=_comm_device())
     dist.all_reduce(answer, dist.ReduceOp.MAX)
     return int(answer)
 
@@ -252,6 +252,6 @@ def on_main(work: Callable[[], None]) -> None:
         raise RPLibError("the main process could not finish; its own message says why")
 
 
-def _meeting_place() -> torch.device | str:
+def _comm_device() -> torch.device | str:
     """Where tensors must be for the backend to send them."""
     return torch.device("cuda", torch.cuda.current_device()) if "nccl" in dist.get_backend() else "cpu"

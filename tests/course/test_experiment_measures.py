@@ -67,7 +67,7 @@ class Moved:
     def __init__(self, clip, noise: float) -> None:
         self.clip, self.encoders, self.noise = clip, ("its own",), noise
 
-    def combine(self, features: torch.Tensor) -> torch.Tensor:
+    def mix_features(self, features: torch.Tensor) -> torch.Tensor:
         return features + self.noise * torch.randn(features.shape, generator=torch.Generator().manual_seed(1))
 
 
@@ -87,7 +87,7 @@ def test_measures_on_halves_are_those_of_all_pictures_and_spread_like_samples(mo
     test = ImageSet("test", "test", torch.zeros(60, 3, 2, 2, dtype=torch.uint8), labels, torch.arange(60))
     method, store = Moved("clip", 0.2), Store(features)
     found = feature_drift._on_halves(method, test, None, store)
-    after = method.combine(features)
+    after = method.mix_features(features)
     drift = cosine_drift(after, features)
     assert found.shape == (601, 3)
     whole = [drift.mean(), linear_cka(after, features), class_spread(after, labels)[0]]

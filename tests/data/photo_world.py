@@ -72,13 +72,13 @@ class Seer(Method):
             features[:, self.shadow] = 2.0
         return features
 
-    def logits_from(self, features):
+    def head(self, features):
         return 100.0 * features
 
-    def trained(self):
+    def state_dict(self):
         return {}
 
-    def load_trained(self, tensors):
+    def load_state_dict(self, tensors):
         pass
 
 

@@ -13,18 +13,18 @@ from conftest import CLASSES, TEMPLATES, make_clip, model_hash
 from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP
 from rp_lib.features import FeatureStore
-from rp_lib.losses import objective
+from rp_lib.losses import reprogramming_loss
 from rp_lib.methods import (
     BASES,
     FLYP,
     L2SP,
     LPFT,
-    METHODS,
     FineTune,
     LinearProbe,
     LogitEnsemble,
     WiSEFT,
     ZeroShot,
+    build_method,
     load_method,
 )
 from rp_lib.utils.errors import RPLibError
@@ -61,7 +61,7 @@ def test_gradient_of_the_penalty_is_the_closed_form(clip: FrozenCLIP):
     start = dict(clip.model.visual.named_parameters())
     for name, weight in method.visual.named_parameters():
         assert torch.allclose(weight.grad, 0.3 * (weight - start[name]), rtol=1e-5, atol=1e-9)
-    v, v0 = method.head.weight, FineTune(clip, CLASSES, TEMPLATES).head.weight
+    v, v0 = method.classifier.weight, FineTune(clip, CLASSES, TEMPLATES).classifier.weight
     assert torch.allclose(v.grad, 0.07 * (v - v0), rtol=1e-5, atol=1e-9) and v.grad.abs().min() > 0
     with torch.no_grad():
         distance = sum(float((w - start[n]).square().sum()) for n, w in method.visual.named_parameters())
@@ -87,7 +87,7 @@ def test_without_penalty_it_is_fine_tuning_and_with_a_strong_one_it_stays(clip: 
 
     free, held = fit(0, 0), fit(1e4, 1e4)
     plain = FineTune(clip, CLASSES, TEMPLATES, weight_decay=0, **SHORT).fit(train_set)
-    assert all(torch.equal(a, b) for a, b in zip(free.trained().values(), plain.trained().values(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(free.state_dict().values(), plain.state_dict().values(), strict=True))
     assert 0 < distance(held) < 0.5 * distance(free)
 
 
@@ -109,18 +109,18 @@ def test_without_fine_tuning_it_is_the_linear_probe(clip: FrozenCLIP, train_set:
     assert close(method.logits(val_set.images), ZeroShot(clip, CLASSES, TEMPLATES).logits(val_set.images), 1e-4)
     method.fit(train_set)
     assert close(method.logits(val_set.images), probe.logits(val_set.images), 1e-6)
-    assert method.head.bias.abs().min() > 0 and torch.equal(method.head.bias, probe.head.bias)
+    assert method.classifier.bias.abs().min() > 0 and torch.equal(method.classifier.bias, probe.classifier.bias)
 
 
 def test_probes_once(clip: FrozenCLIP, train_set: ImageSet, monkeypatch: pytest.MonkeyPatch):
     method = LPFT(clip, CLASSES, TEMPLATES, probe_epochs=2, **SHORT).fit(train_set)
     loaded = LPFT(clip, CLASSES, TEMPLATES, probe_epochs=2, **SHORT)
-    loaded.load_trained(method.trained())
+    loaded.load_state_dict(method.state_dict())
     monkeypatch.setattr(LinearProbe, "fit", lambda *a, **k: pytest.fail("probed again"))
     with pytest.raises(pytest.fail.Exception, match="probed again"):
         LPFT(clip, CLASSES, TEMPLATES, **SHORT).fit(train_set)
     assert method.fit(train_set).history.losses == loaded.fit(train_set).history.losses
-    assert set(method.trained()) == set(FineTune(clip, CLASSES, TEMPLATES).trained()) | {"head.bias"}
+    assert set(method.state_dict()) == set(FineTune(clip, CLASSES, TEMPLATES).state_dict()) | {"head.bias"}
 
 
 # WiSE-FT -------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_ends_of_weight_interpolation(alpha: float, vision: dict | None, images:
     clip = make_clip(vision=vision)
     tuned, zero = moved(FineTune(clip, CLASSES, TEMPLATES, **SHORT)), ZeroShot(clip, CLASSES, TEMPLATES)
     end, other = (tuned, zero) if alpha == 0 else (zero, tuned)
-    for wise in (WiSEFT.of(tuned, alpha), WiSEFT.of(tuned).at(alpha)):
+    for wise in (WiSEFT(tuned, alpha), WiSEFT(tuned).with_alpha(alpha)):
         assert close(wise.logits(images), end.logits(images), 1e-4)
         with torch.no_grad():  # not by way of the end's own encoder
             assert close(wise.encode(images), end.features(images), 1e-5)
@@ -145,25 +145,25 @@ def test_weights_between_by_hand(vision: dict | None, images: torch.Tensor):
     clip = make_clip(vision=vision)
     tuned = moved(FineTune(clip, CLASSES, TEMPLATES, **SHORT))
     before = model_hash(tuned.modules()), model_hash(clip.model)
-    wise = WiSEFT.of(tuned, 0.3)
+    wise = WiSEFT(tuned, 0.3)
     tower, zero = copy.deepcopy(tuned.visual), clip.model.visual.state_dict()
     tower.load_state_dict(
         {k: 0.7 * v + 0.3 * zero[k] if v.is_floating_point() else v for k, v in tuned.visual.state_dict().items()}
     )
-    head = 0.7 * tuned.head.weight + 0.3 * FineTune(clip, CLASSES, TEMPLATES).head.weight
+    head = 0.7 * tuned.classifier.weight + 0.3 * FineTune(clip, CLASSES, TEMPLATES).classifier.weight
     with torch.no_grad():
         features = F.normalize(tower(clip.normalize(clip.prepare(images))), dim=-1)
     assert close(wise.features(images), features, 1e-5)
     assert close(wise.logits(images), features @ head.detach().T, 1e-3)
-    assert not close(wise.features(images), WiSEFT.of(tuned, 0.7).features(images), 1e-3)
+    assert not close(wise.features(images), WiSEFT(tuned, 0.7).features(images), 1e-3)
     assert (model_hash(tuned.modules()), model_hash(clip.model)) == before
 
 
 def test_one_encoding_per_alpha(tuned: FineTune, val_set: ImageSet):
-    wise, store, seen = WiSEFT.of(tuned), FeatureStore(), []
+    wise, store, seen = WiSEFT(tuned), FeatureStore(), []
     hook = tuned.visual.register_forward_hook(lambda module, inputs, output: seen.append(len(inputs[0])))
     try:
-        candidates = [wise.at(a) for a in (0.0, 0.25, 0.5, 1.0)]
+        candidates = [wise.with_alpha(a) for a in (0.0, 0.25, 0.5, 1.0)]
         for candidate in (*candidates, *candidates):
             candidate.accuracy(val_set, store)
     finally:
@@ -177,7 +177,7 @@ def test_one_encoding_per_alpha(tuned: FineTune, val_set: ImageSet):
 @pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
 def test_logits_are_mixed(alpha: float, tuned: FineTune, clip: FrozenCLIP, images: torch.Tensor):
     zero = ZeroShot(clip, CLASSES, TEMPLATES)
-    for mixed in (LogitEnsemble.of(tuned, alpha), LogitEnsemble.of(tuned).at(alpha)):
+    for mixed in (LogitEnsemble(tuned, alpha), LogitEnsemble(tuned).with_alpha(alpha)):
         expected = (1 - alpha) * tuned.logits(images) + alpha * zero.logits(images)
         assert close(mixed.logits(images), expected, 1e-4)
         f, a, b = mixed.features(images), tuned.features(images), zero.features(images)
@@ -185,11 +185,11 @@ def test_logits_are_mixed(alpha: float, tuned: FineTune, clip: FrozenCLIP, image
 
 
 def test_another_alpha_of_outputs_costs_no_encoding(tuned: FineTune, clip: FrozenCLIP, val_set: ImageSet, monkeypatch):
-    mixed, store = LogitEnsemble.of(tuned), FeatureStore()
+    mixed, store = LogitEnsemble(tuned), FeatureStore()
     mixed.accuracy(val_set, store)
     for tower in (tuned.visual, clip.model.visual, clip.model.transformer):
         monkeypatch.setattr(tower, "forward", lambda *a, **k: pytest.fail("encoded again"))
-    assert all(0 <= mixed.at(a).accuracy(val_set, store) <= 1 for a in (0.0, 0.5, 1.0))
+    assert all(0 <= mixed.with_alpha(a).accuracy(val_set, store) <= 1 for a in (0.0, 0.5, 1.0))
 
 
 # Both ensembles ------------------------------------------------------------------------------------------
@@ -197,14 +197,15 @@ def test_another_alpha_of_outputs_costs_no_encoding(tuned: FineTune, clip: Froze
 
 @pytest.mark.parametrize("kind", [WiSEFT, LogitEnsemble])
 def test_ensembles_share_the_fine_tuned_model(kind: type, tuned: FineTune, clip: FrozenCLIP):
-    made = kind.of(tuned, 0.2)
+    made = kind(tuned, 0.2)
     assert made.fine_tuned is tuned and made.history is tuned.history and BASES[made.name] == tuned.name
-    assert made.at(0.6).fine_tuned is tuned and made.at(0.6).alpha == 0.6 and made.alpha == 0.2
+    assert made.with_alpha(0.6).fine_tuned is tuned and made.with_alpha(0.6).alpha == 0.6 and made.alpha == 0.2
     assert made.settings() == tuned.settings() | {"alpha": 0.2}
     for other in (L2SP, LPFT, FLYP):
         with pytest.raises(RPLibError, match=f"made of a fine-tune method, not of '{other.name}'"):
-            kind.of(other(clip, CLASSES, TEMPLATES))
-    for use in (made.at, lambda a: kind.of(tuned, a), lambda a: kind(clip, CLASSES, TEMPLATES, alpha=a)):
+            kind(other(clip, CLASSES, TEMPLATES))
+    built = lambda a: build_method(kind.name, clip, CLASSES, TEMPLATES, {"alpha": a})  # noqa: E731
+    for use in (made.with_alpha, lambda a: kind(tuned, a), built):
         with pytest.raises(RPLibError, match=r"in \[0, 1\]"):
             use(1.1)
 
@@ -212,14 +213,14 @@ def test_ensembles_share_the_fine_tuned_model(kind: type, tuned: FineTune, clip:
 @pytest.mark.parametrize("kind", [WiSEFT, LogitEnsemble])
 def test_fitting_an_ensemble_is_fine_tuning(kind: type, clip: FrozenCLIP, train_set, val_set, images, tmp_path: Path):
     plain = FineTune(clip, CLASSES, TEMPLATES, **SHORT).fit(train_set)
-    store, made = FeatureStore(), kind(clip, CLASSES, TEMPLATES, alpha=0.4, **SHORT)
-    before = made.combine(*(store.get(e, val_set) for e in made.encoders))
+    store, made = FeatureStore(), kind(FineTune(clip, CLASSES, TEMPLATES, **SHORT), alpha=0.4)
+    before = made.mix_features(*(store.get(e, val_set) for e in made.encoders))
     made.fit(train_set, store=store)
-    after = made.combine(*(store.get(e, val_set) for e in made.encoders))
+    after = made.mix_features(*(store.get(e, val_set) for e in made.encoders))
     assert not close(before, after, 1e-4) and torch.equal(after, made.features(val_set.images))
-    assert torch.equal(made.logits(images), kind.of(plain, 0.4).logits(images))
+    assert torch.equal(made.logits(images), kind(plain, 0.4).logits(images))
     made.save(tmp_path / "m")
-    assert torch.equal(load_method(tmp_path / "m", clip).at(0).logits(images), made.at(0).logits(images))
+    assert torch.equal(load_method(tmp_path / "m", clip).with_alpha(0).logits(images), made.with_alpha(0).logits(images))
 
 
 # FLYP ----------------------------------------------------------------------------------------------------
@@ -241,10 +242,10 @@ def test_flyp_trains_copies_of_both_towers_alone(train_set: ImageSet, val_set: I
         assert all(p.grad is None and not p.requires_grad for p in clip.model.parameters())
         still = {k for k, v in method.modules().named_parameters() if torch.equal(v, start[k])}
         assert still == set() and {k.split(".")[0] for k in start} == {"visual", "head"}
-        assert method.history.accuracies[-1] == method.accuracy(val_set) and not method.head.training
+        assert method.history.accuracies[-1] == method.accuracy(val_set) and not method.classifier.training
         # What was encoded for the accuracy after the first epoch is not what the second one learnt.
         with torch.no_grad():
-            assert torch.equal(method.classifier(), method.head.log_scale.exp() * method.head())
+            assert torch.equal(method.class_weights(), method.classifier.log_scale.exp() * method.classifier())
 
 
 def test_flyp_loss_is_class_cross_entropy_plus_a_constant(clip: FrozenCLIP, train_set: ImageSet):
@@ -253,7 +254,7 @@ def test_flyp_loss_is_class_cross_entropy_plus_a_constant(clip: FrozenCLIP, trai
     images, labels = train_set.images[:9], torch.tensor([0, 0, 0, 0, 0, 2, 2, 0, 2])
     with torch.no_grad():
         ours = method.loss(images, labels)
-        z = method.logits_from(method.encode(images))
+        z = method.head(method.encode(images))
         square = z[:, labels]  # one prompt per image, as the authors compute it; image i's target is prompt i
         own = torch.arange(len(labels))
         to_text, to_image = F.cross_entropy(square, own), F.cross_entropy(square.T, own)
@@ -263,12 +264,12 @@ def test_flyp_loss_is_class_cross_entropy_plus_a_constant(clip: FrozenCLIP, trai
     assert float(to_text) == pytest.approx(float(corrected + constant), rel=1e-5)
     assert float(constant) == pytest.approx((6 * torch.tensor(6.0).log() + 3 * torch.tensor(3.0).log()).item() / 9)
     assert float(ours) == pytest.approx(float(corrected + constant + to_image) / 2, rel=1e-5)
-    assert float(ours) == pytest.approx(float(objective(z, labels, "contrastive-identity")), rel=1e-5)
+    assert float(ours) == pytest.approx(float(reprogramming_loss(z, labels, "contrastive-identity")), rel=1e-5)
 
 
 def test_flyp_encodes_present_classes_cut_behind_the_longest_prompt(clip: FrozenCLIP, train_set: ImageSet):
     method, seen = FLYP(clip, CLASSES, TEMPLATES, **SHORT), []
-    hook = method.head.transformer.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:2]))
+    hook = method.classifier.transformer.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:2]))
     method.loss(train_set.images[:4], torch.tensor([0, 2, 2, 0]))
     method.logits(train_set.images[:2])
     method.logits(train_set.images[:2])
@@ -287,7 +288,7 @@ def test_flyp_gradient_is_that_of_the_whole_model(clip: FrozenCLIP, train_set: I
     image = model.encode_image(clip.normalize(clip.prepare(images)), normalize=True)
     square, own = model.logit_scale.exp() * image @ text.T, torch.arange(6)
     ((F.cross_entropy(square, own) + F.cross_entropy(square.T, own)) / 2).backward()
-    head, ids = method.head, method.head.token_ids
+    head, ids = method.classifier, method.classifier.token_ids
     full = model.token_embedding.weight.grad
     unused = torch.ones(len(full), dtype=torch.bool)
     unused[ids] = False
@@ -306,18 +307,18 @@ def test_flyp_gradient_is_that_of_the_whole_model(clip: FrozenCLIP, train_set: I
 
 def test_flyp_saves_the_rows_it_trained_and_refuses_other_words(clip: FrozenCLIP, images: torch.Tensor, tmp_path: Path):
     method = moved(FLYP(clip, CLASSES, TEMPLATES, **SHORT), 0.005)
-    tensors, words = method.trained(), clip.tokenize([t.format(c) for c in CLASSES for t in TEMPLATES]).unique()
+    tensors, words = method.state_dict(), clip.tokenize([t.format(c) for c in CLASSES for t in TEMPLATES]).unique()
     assert torch.equal(tensors["head.token_ids"], words)
     assert tensors["head.token_embedding.weight"].shape == (len(words), 32)
     assert not any("attn_mask" in name or name.endswith(".tokens") for name in tensors)
     other = FLYP(clip, ("dog", "fire engine", "cup"), TEMPLATES, **SHORT)
     before = model_hash(other.modules())
     with pytest.raises(RPLibError, match="trained on other words"):
-        other.load_trained(tensors)
+        other.load_state_dict(tensors)
     assert model_hash(other.modules()) == before
     same = FLYP(clip, CLASSES, TEMPLATES, **SHORT)
     stale = same.logits(images)  # the classifier that it remembers must not outlive the weights
-    same.load_trained(tensors)
+    same.load_state_dict(tensors)
     assert torch.equal(same.logits(images), method.logits(images)) and not close(same.logits(images), stale, 1e-2)
 
 
@@ -327,7 +328,7 @@ def test_flyp_saves_the_rows_it_trained_and_refuses_other_words(clip: FrozenCLIP
 @pytest.mark.parametrize(("name", "step"), [("l2-sp", 2), ("lp-ft", 4), ("flyp", 3), ("wise-ft", 2)])
 def test_resumes_exactly(name: str, step: int, clip, train_set, val_set, tmp_path: Path, monkeypatch):
     def make() -> object:
-        return METHODS[name](clip, CLASSES, TEMPLATES, **{**SHORT, "batch_size": 12, "epochs": 2}, **options)
+        return build_method(name, clip, CLASSES, TEMPLATES, {**SHORT, "batch_size": 12, "epochs": 2} | options)
 
     options = {"probe_epochs": 2} if name == "lp-ft" else {}
     whole = make().fit(train_set, val_set)
@@ -347,5 +348,5 @@ def test_resumes_exactly(name: str, step: int, clip, train_set, val_set, tmp_pat
     assert (tmp_path / "x").is_file()
     again = make().fit(train_set, val_set, checkpoint=tmp_path / "x")
     assert again.history == whole.history and len(again.history.losses) == 4
-    assert all(torch.equal(a, again.trained()[k]) for k, a in whole.trained().items())
+    assert all(torch.equal(a, again.state_dict()[k]) for k, a in whole.state_dict().items())
     assert torch.equal(whole.logits(val_set.images), again.logits(val_set.images)) and not list(tmp_path.iterdir())

@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP
-from rp_lib.config import AS_RELEASED, PAPER, Reprogramming
+from rp_lib.config import AS_RELEASED, PAPER, RPConfig
 from rp_lib.features import FeatureStore, encode_all
 from rp_lib.methods import (
     METHODS,
@@ -75,7 +75,7 @@ def test_interface(name: str, fitted: dict[str, Method], images: torch.Tensor, v
     models = 2 if name == "logit-ensemble" else 1  # it keeps the features of both, side by side
     assert features.shape == (7, models * method.clip.embed_dim) and logits.shape == (7, len(CLASSES))
     assert features.dtype == logits.dtype == torch.float32 and torch.isfinite(logits).all()
-    assert torch.equal(logits, method.logits_from(features).detach())
+    assert torch.equal(logits, method.head(features).detach())
     assert close(method.logits(images.float() / 255), logits, 1e-4)
     assert (features.norm(dim=1) - 1).abs().max() < 1e-5
     accuracy = (method.logits(val_set.images).argmax(1) == val_set.labels).float().mean()
@@ -138,8 +138,8 @@ def test_logits_of_the_loss_are_float32(clip: FrozenCLIP, train_set: ImageSet, m
     from rp_lib.methods import reprogrammer
 
     seen = []
-    real = reprogrammer.objective
-    monkeypatch.setattr(reprogrammer, "objective", lambda x, *rest: (seen.append(x.dtype), real(x, *rest))[1])
+    real = reprogrammer.reprogramming_loss
+    monkeypatch.setattr(reprogrammer, "reprogramming_loss", lambda x, *rest: (seen.append(x.dtype), real(x, *rest))[1])
     make("rp", clip, precision="bfloat16").fit(train_set)
     assert set(seen) == {torch.float32}
 
@@ -148,10 +148,10 @@ def test_logits_of_the_loss_are_float32(clip: FrozenCLIP, train_set: ImageSet, m
 def test_bad_tasks(name: str, clip: FrozenCLIP, train_set: ImageSet, images: torch.Tensor):
     for classes in ((), ("cat", "cat")):
         with pytest.raises(RPLibError, match="class names must be distinct"):
-            METHODS[name](clip, classes, TEMPLATES)
+            build_method(name, clip, classes, TEMPLATES)
     for templates in ((), ("a photo",), ("{} {}",)):
         with pytest.raises(RPLibError, match=r"exactly one {}"):
-            METHODS[name](clip, CLASSES, templates)
+            build_method(name, clip, CLASSES, templates)
     if name != "zero-shot":
         wrong = [make_set(8, classes=4), copy.copy(make_set(8))]
         object.__setattr__(wrong[1], "labels", None)
@@ -210,7 +210,7 @@ def test_the_file_holds_what_was_trained_alone(name: str, fitted: dict[str, Meth
 
 
 def test_fine_tuning_saves_the_image_tower_and_the_head_alone(fitted: dict[str, Method]):
-    keys = set(fitted["fine-tune"].trained())
+    keys = set(fitted["fine-tune"].state_dict())
     tower = {f"visual.{k}" for k in fitted["fine-tune"].clip.model.visual.state_dict()}
     assert keys == tower | {"head.weight"}
 
@@ -254,14 +254,14 @@ def test_damaged_files_are_refused(name: str, clip: FrozenCLIP, fitted: dict[str
 
 
 def test_program_of_another_shape_or_other_words_is_refused(clip: FrozenCLIP, rp: Reprogrammer, tmp_path: Path):
-    tensors = rp.trained()
+    tensors = rp.state_dict()
     with pytest.raises(RPLibError, match=r"does not fit this configuration: text\.Theta, text\.token_ids"):
-        Reprogrammer(clip, CLASSES, TEMPLATES, SHORT.changed(text_rows="all")).load_trained(tensors)
+        Reprogrammer(clip, CLASSES, TEMPLATES, SHORT.changed(text_rows="all")).load_state_dict(tensors)
     with pytest.raises(RPLibError, match=r"image\.W"):
-        Reprogrammer(clip, CLASSES, TEMPLATES, SHORT.changed(use_image_program=False)).load_trained(tensors)
+        Reprogrammer(clip, CLASSES, TEMPLATES, SHORT.changed(use_image_program=False)).load_state_dict(tensors)
     other = Reprogrammer(clip, ("dog", "fire engine", "cup"), TEMPLATES, SHORT)
     with pytest.raises(RPLibError, match="trained on other words"):
-        other.load_trained(tensors)
+        other.load_state_dict(tensors)
     assert torch.equal(
         other.text_program.Theta, Reprogrammer(clip, other.class_names, TEMPLATES, SHORT).text_program.Theta
     )
@@ -280,7 +280,7 @@ def test_metadata_is_readable_without_the_library(fitted: dict[str, Method], tmp
         meta = {k: json.loads(v) for k, v in file.metadata().items()}
     assert meta["method"] == "rrp" and meta["settings"]["alpha"] == 0.3 and meta["settings"]["config"] == asdict(SHORT)
     said = {k: v for k, v in meta.items() if k != "sha256"}
-    content = f"{tensors_sha256(fitted['rrp'].trained())} {json.dumps(said, sort_keys=True)}"
+    content = f"{tensors_sha256(fitted['rrp'].state_dict())} {json.dumps(said, sort_keys=True)}"
     assert meta["sha256"] == hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -317,7 +317,7 @@ def test_linear_probe_agrees_with_scikit_learn(clip: FrozenCLIP):
     theirs = LogisticRegression(C=1 / (decay * 60), tol=1e-8, max_iter=5000).fit(x, y)
     z = encode_all(clip, test.images)
     p = theirs.predict_proba(z.numpy())
-    ours = probe.logits_from(z).softmax(1).numpy()
+    ours = probe.head(z).softmax(1).numpy()
     assert abs(ours - p).max() < 0.02
     clear = p.max(1) - (p - (p == p.max(1, keepdims=True))).max(1) > 0.04
     assert (ours.argmax(1) == p.argmax(1))[clear].all() and clear.sum() > 30
@@ -328,9 +328,9 @@ def test_fine_tune_starts_as_zero_shot(vision, images: torch.Tensor, train_set: 
     clip = make_clip(vision=vision)
     tuned = make("fine-tune", clip)
     assert close(tuned.logits(images), ZeroShot(clip, CLASSES, TEMPLATES).logits(images), 1e-4)
-    before = {k: v.clone() for k, v in tuned.trained().items()}
+    before = {k: v.clone() for k, v in tuned.state_dict().items()}
     tuned.fit(train_set)
-    after = tuned.trained()
+    after = tuned.state_dict()
     assert all(not torch.equal(before[k], after[k]) for k in before if k.endswith("weight"))
     assert not tuned.visual.training
 
@@ -368,11 +368,11 @@ def test_each_program_alone(clip: FrozenCLIP, train_set: ImageSet, images: torch
     zero = ZeroShot(clip, CLASSES, TEMPLATES)
     image_only = make("rp", clip, config=SHORT.changed(use_text_program=False)).fit(train_set)
     text_only = make("rp", clip, config=SHORT.changed(use_image_program=False)).fit(train_set)
-    assert set(image_only.trained()) == {"image.W"} and set(text_only.trained()) == KEYS["rp"] - {"image.W"}
+    assert set(image_only.state_dict()) == {"image.W"} and set(text_only.state_dict()) == KEYS["rp"] - {"image.W"}
     assert torch.equal(image_only.class_embeddings(), zero.class_embeddings)
     assert torch.equal(text_only.features(images), zero.features(images)) and text_only.encoders == (clip,)
     assert not close(text_only.class_embeddings(), zero.class_embeddings, 1e-3)
-    residual = ResidualReprogrammer.of(text_only, 0.5)
+    residual = ResidualReprogrammer(text_only, 0.5)
     assert close(residual.features(images), zero.features(images))
 
 
@@ -385,8 +385,8 @@ def test_the_ends_of_alpha(alpha: float, clip: FrozenCLIP, rp: Reprogrammer, ima
     end, other = (rp, zero) if alpha == 0 else (zero, rp)
     embeddings = {rp: rp.class_embeddings(), zero: zero.class_embeddings}
     for mixed in (
-        ResidualReprogrammer.of(rp, alpha),
-        ResidualReprogrammer.of(rp, 0.7).at(alpha),
+        ResidualReprogrammer(rp, alpha),
+        ResidualReprogrammer(rp, 0.7).with_alpha(alpha),
     ):
         assert close(mixed.features(images), end.features(images), 1e-6)
         assert close(mixed.class_embeddings(), embeddings[end], 1e-6)
@@ -397,11 +397,11 @@ def test_the_ends_of_alpha(alpha: float, clip: FrozenCLIP, rp: Reprogrammer, ima
 def test_the_mix_by_hand(clip: FrozenCLIP, rp: Reprogrammer, images: torch.Tensor):
     zero = ZeroShot(clip, CLASSES, TEMPLATES)
     for unit in (True, False):
-        rrp = ResidualReprogrammer.of(rp, 0.3)
+        rrp = ResidualReprogrammer(rp, 0.3)
         if not unit:
             plain = rp.copy()
-            plain.config = rp.config.changed(renormalise_residual=False)
-            rrp = ResidualReprogrammer.of(plain, 0.3)
+            plain.config = rp.config.changed(renormalize_residual=False)
+            rrp = ResidualReprogrammer(plain, 0.3)
         f = 0.7 * rp.features(images) + 0.3 * zero.features(images)
         w = 0.7 * rp.class_embeddings() + 0.3 * zero.class_embeddings
         f, w = (F.normalize(f, dim=-1), F.normalize(w, dim=-1)) if unit else (f, w)
@@ -412,33 +412,33 @@ def test_the_mix_by_hand(clip: FrozenCLIP, rp: Reprogrammer, images: torch.Tenso
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan")])
 def test_alpha_outside_is_refused(alpha: float, clip: FrozenCLIP, rp: Reprogrammer):
-    rrp = ResidualReprogrammer.of(rp)
+    rrp = ResidualReprogrammer(rp)
     for use in (
-        rrp.at,
-        lambda a: ResidualReprogrammer.of(rp, a),
-        lambda a: ResidualReprogrammer(clip, CLASSES, TEMPLATES, alpha=a),
+        rrp.with_alpha,
+        lambda a: ResidualReprogrammer(rp, a),
+        lambda a: make("rrp", clip, alpha=a),
     ):
         with pytest.raises(RPLibError, match=r"in \[0, 1\]"):
             use(alpha)
 
 
 def test_another_alpha_costs_no_encoding(clip: FrozenCLIP, rp: Reprogrammer, val_set: ImageSet, monkeypatch):
-    rrp, store, calls = ResidualReprogrammer.of(rp), FeatureStore(), []
+    rrp, store, calls = ResidualReprogrammer(rp), FeatureStore(), []
     first = rrp.accuracy(val_set, store)
     for tower in (clip.model.visual, clip.model.transformer):
         monkeypatch.setattr(tower, "forward", lambda *a, **k: calls.append(1))
     for alpha in (0.0, 0.5, 1.0):
-        assert 0 <= rrp.at(alpha).accuracy(val_set, store) <= 1
-    assert not calls and rrp.at(rrp.alpha).accuracy(val_set, store) == first and rrp.alpha == PAPER.alpha
+        assert 0 <= rrp.with_alpha(alpha).accuracy(val_set, store) <= 1
+    assert not calls and rrp.with_alpha(rrp.alpha).accuracy(val_set, store) == first and rrp.alpha == PAPER.alpha
 
 
 def test_residual_shares_the_program(rp: Reprogrammer, fitted: dict[str, Method], images: torch.Tensor):
-    rrp = ResidualReprogrammer.of(rp)
+    rrp = ResidualReprogrammer(rp)
     assert (
         rrp.rp is rp and rrp.trained_on == rp.trained_on and rrp.history is rp.history and rrp.encoders == (rp, rp.clip)
     )
     # fitted on its own, with the same seed, it holds the same program
-    assert torch.equal(ResidualReprogrammer.of(rp, 0.3).logits(images), fitted["rrp"].logits(images))
+    assert torch.equal(ResidualReprogrammer(rp, 0.3).logits(images), fitted["rrp"].logits(images))
 
 
 # A store must not remember what an encoder was before it was trained -----------------------------------------
@@ -465,7 +465,7 @@ TRAINING = {
 BASE = SHORT.changed(loss="focal", objective="contrastive", image_decay=0.3)
 
 
-def base_for(switch: str) -> Reprogramming:
+def base_for(switch: str) -> RPConfig:
     if switch == "loss":
         return BASE.changed(loss="cross-entropy")
     if switch == "text_rows":  # rows that no prompt holds move by decay alone
@@ -534,8 +534,8 @@ def test_wrap_around_detection(rp: Reprogrammer, clip: FrozenCLIP, images: torch
 def test_half_precision_detection(rp: Reprogrammer, images: torch.Tensor):
     faulty = rp.copy()
     faulty.config = rp.config.changed(half_precision_detection=True)
-    rrp = ResidualReprogrammer.of(faulty, 0.4)
-    for method, plain in ((faulty, rp), (rrp, ResidualReprogrammer.of(rp, 0.4))):
+    rrp = ResidualReprogrammer(faulty, 0.4)
+    for method, plain in ((faulty, rp), (rrp, ResidualReprogrammer(rp, 0.4))):
         logits = method.for_detection().logits(images)
         assert torch.equal(logits, logits.half().float()) and close(logits, plain.logits(images), 0.02)
         assert not torch.equal(logits, plain.logits(images))
@@ -545,16 +545,16 @@ def test_half_precision_detection(rp: Reprogrammer, images: torch.Tensor):
 def test_residual_detection_keeps_alpha_and_the_program(rp: Reprogrammer, images: torch.Tensor):
     faulty = rp.copy()
     faulty.config = rp.config.changed(wrap_around_detection=True)
-    rrp = ResidualReprogrammer.of(faulty, 0.25)
+    rrp = ResidualReprogrammer(faulty, 0.25)
     seen = rrp.for_detection()
     assert seen.alpha == 0.25 and seen.rp.as_detector and not rrp.rp.as_detector
     assert not close(seen.logits(images), rrp.logits(images), 1e-2)
-    assert ResidualReprogrammer.of(rp).for_detection().rp is rp
+    assert ResidualReprogrammer(rp).for_detection().rp is rp
 
 
 def test_as_released_runs_from_end_to_end(clip: FrozenCLIP, train_set: ImageSet, images: torch.Tensor, tmp_path: Path):
     config = AS_RELEASED.changed(epochs=2, batch_size=8)
-    rrp = ResidualReprogrammer(clip, CLASSES, TEMPLATES, config).fit(train_set)
+    rrp = ResidualReprogrammer(Reprogrammer(clip, CLASSES, TEMPLATES, config)).fit(train_set)
     assert rrp.rp.text_program.Theta.shape == (49408, 32)
     start = clip.model.token_embedding.weight
     unseen = ~torch.isin(torch.arange(49408), rrp.rp.text_program.tokens.unique())
@@ -563,3 +563,16 @@ def test_as_released_runs_from_end_to_end(clip: FrozenCLIP, train_set: ImageSet,
     assert (rrp.features(images).norm(dim=1) < 1 - 1e-4).all()  # not renormalised (row 5)
     rrp.save(tmp_path / "m")
     assert torch.equal(load_method(tmp_path / "m", clip).logits(images), rrp.logits(images))
+
+
+def test_a_file_of_version_0_1_0_with_the_old_spelling_loads(tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
+    task = (tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates)
+    rp = Reprogrammer(*task, AS_RELEASED.changed(epochs=1)).fit(tiny_benchmark.train)
+    old = rp.settings()
+    old["config"]["renormalise_residual"] = old["config"].pop("renormalize_residual")
+    with monkeypatch.context() as patch:
+        patch.setattr(Reprogrammer, "settings", lambda self: old)
+        rp.save(tmp_path / "old.safetensors")
+    loaded = load_method(tmp_path / "old.safetensors", tiny_clip)
+    assert loaded.config == rp.config and not loaded.config.renormalize_residual
+    torch.testing.assert_close(loaded.logits(tiny_benchmark.test.images), rp.logits(tiny_benchmark.test.images))

@@ -181,7 +181,7 @@ def test_coop_from_words_starts_as_zero_shot(n, class_specific, clip, zero, imag
 def test_coop_with_a_rate_of_zero_stays_where_it_starts(start, clip, zero, train_set, val_set, images):
     coop, untrained = (make("coop", clip, lr=0.0, start=start, n_context=4) for _ in range(2))
     coop.fit(train_set, val_set)
-    assert len(coop.history.losses) == 6 and torch.equal(coop.trained()["context"], untrained.trained()["context"])
+    assert len(coop.history.losses) == 6 and torch.equal(coop.state_dict()["context"], untrained.state_dict()["context"])
     if start == "words":
         assert gap(coop.logits(images), zero.logits(images)) < 1e-4
         assert coop.history.accuracies == [pytest.approx(zero.accuracy(val_set))] * 2
@@ -274,8 +274,8 @@ def test_class_specific_contexts_part(clip: FrozenCLIP, train_set: ImageSet):
     shared, own = (
         make("coop", clip, n_context=2, start="words", class_specific=c).fit(train_set) for c in (False, True)
     )
-    assert shared.trained()["context"].shape == (2, 32)
-    context = own.trained()["context"]
+    assert shared.state_dict()["context"].shape == (2, 32)
+    context = own.state_dict()["context"]
     assert context.shape == (3, 2, 32) and gap(context[0], context[1]) > 1e-4
 
 
@@ -285,7 +285,7 @@ def test_class_specific_contexts_part(clip: FrozenCLIP, train_set: ImageSet):
 def test_deep_prompts_by_hand(clip: FrozenCLIP, images: torch.Tensor):
     """Both towers written out for two layers, as the paper's code computes them."""
     method = make("maple", clip, n_prompts=2, depth=2)
-    trained = {k: t.clone() for k, t in method.trained().items()}
+    trained = {k: t.clone() for k, t in method.state_dict().items()}
     shapes = {k: tuple(t.shape) for k, t in trained.items()}
     assert shapes == {
         "text.context": (2, 32), "deep.0": (2, 32), "coupling.0.weight": (64, 32), "coupling.0.bias": (64,),
@@ -334,13 +334,13 @@ def test_depth(clip: FrozenCLIP):
 
 
 def test_every_part_of_the_deep_prompts_learns_and_the_seed_counts(clip: FrozenCLIP, train_set: ImageSet):
-    start = {k: t.clone() for k, t in make("maple", clip).trained().items()}
+    start = {k: t.clone() for k, t in make("maple", clip).state_dict().items()}
     torch.manual_seed(7)
-    again, other = make("maple", clip).trained(), make("maple", clip, seed=2).trained()
+    again, other = make("maple", clip).state_dict(), make("maple", clip, seed=2).state_dict()
     assert all(torch.equal(start[k], again[k]) for k in start)
     assert not torch.equal(start["deep.0"], other["deep.0"])
     assert not torch.equal(start["coupling.0.weight"], other["coupling.0.weight"])
-    after = make("maple", clip).fit(train_set).trained()
+    after = make("maple", clip).fit(train_set).state_dict()
     assert all(gap(start[k], after[k]) > 1e-6 for k in start)
 
 
@@ -395,7 +395,7 @@ def test_resumes_exactly(name, step, clip, train_set, val_set, tmp_path: Path, m
     monkeypatch.undo()
     again = make(name, clip).fit(train_set, val_set, checkpoint=tmp_path / "x")
     assert again.history == whole.history and len(again.history.losses) == 6
-    a, b = whole.trained(), again.trained()
+    a, b = whole.state_dict(), again.state_dict()
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert torch.equal(whole.logits(val_set.images), again.logits(val_set.images))
     assert not list(tmp_path.iterdir())
@@ -414,7 +414,7 @@ SHAPES = [
 @pytest.mark.parametrize(("name", "options", "keys"), SHAPES)
 def test_round_trip(name, options, keys, clip, train_set, images, tmp_path: Path):
     method = make(name, clip, TEMPLATES, **options).fit(train_set)
-    assert set(method.trained()) == keys
+    assert set(method.state_dict()) == keys
     method.save(tmp_path / "m")
     assert (tmp_path / "m").stat().st_size < 40_000
     loaded = load_method(tmp_path / "m", make_clip(), CLASSES)
@@ -427,11 +427,11 @@ def test_round_trip(name, options, keys, clip, train_set, images, tmp_path: Path
 def test_prompts_of_another_shape_are_refused(name: str, clip: FrozenCLIP):
     size = {"coop": "n_context", "maple": "n_prompts"}[name]
     one, two = make(name, clip, **{size: 2}), make(name, clip, **{size: 3})
-    before = {k: t.clone() for k, t in one.trained().items()}
-    for tensors in (two.trained(), {}, before | {"more": torch.zeros(1)}):
+    before = {k: t.clone() for k, t in one.state_dict().items()}
+    for tensors in (two.state_dict(), {}, before | {"more": torch.zeros(1)}):
         with pytest.raises(RPLibError, match="do not fit these settings"):
-            one.load_trained(tensors)
-    assert all(torch.equal(before[k], t) for k, t in one.trained().items())
+            one.load_state_dict(tensors)
+    assert all(torch.equal(before[k], t) for k, t in one.state_dict().items())
 
 
 def test_prompts_move_between_looks(clip: FrozenCLIP, train_set: ImageSet, val_set: ImageSet, images: torch.Tensor):
@@ -446,7 +446,7 @@ def test_prompts_move_between_looks(clip: FrozenCLIP, train_set: ImageSet, val_s
         assert torch.equal(store.get(method.encoders[0], val_set), fresh)
         assert (gap(stale[1], fresh) > 1e-4) == (name == "maple")
         other.logits(images)
-        other.load_trained(method.trained())
+        other.load_state_dict(method.state_dict())
         assert torch.equal(other.logits(images), method.logits(images))
 
 

@@ -69,7 +69,7 @@ def test_alpha_is_the_largest_within_one_standard_error(tiny_clip, tiny_benchmar
     best = sweep.val_accuracy.max()
     error = (best * (1 - best) / len(tiny_benchmark.val)) ** 0.5
     assert alpha == sweep[sweep.val_accuracy >= best - error].alpha.max() and len(sweep) == 21
-    direct = ResidualReprogrammer.of(rp, 0.35).accuracy(tiny_benchmark.val)
+    direct = ResidualReprogrammer(rp, 0.35).accuracy(tiny_benchmark.val)
     assert sweep.set_index("alpha").loc[0.35, "val_accuracy"] == pytest.approx(direct)
 
 
@@ -88,7 +88,7 @@ def test_sweep_over_weights_leaves_no_model_behind(tiny_clip, tiny_benchmark, mo
     tuned, store = FineTune(tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates), FeatureStore()
     _, sweep = choose_alpha(tuned, tiny_benchmark, store, "wise-ft")
     assert {id(encoder) for encoder, _, _ in store._features.values()} == {id(tuned), id(tiny_clip)}
-    direct = [WiSEFT.of(tuned, a).accuracy(tiny_benchmark.val) for a in sweep.alpha]
+    direct = [WiSEFT(tuned, a).accuracy(tiny_benchmark.val) for a in sweep.alpha]
     assert sweep.val_accuracy.tolist() == pytest.approx(direct)
     with pytest.raises(UnknownName, match="did you mean wise-ft"):
         choose_alpha(tuned, tiny_benchmark, store, "wiseft")

@@ -70,7 +70,7 @@ def test_records_are_those_of_evaluate(tiny_clip, tiny_benchmark, tmp_path):
         probe = build_method("linear-probe", *task, {"epochs": 2, "seed": seed})
         rp = build_method("rp", *task, {**settings["rp"], "seed": seed, "precision": "float32"})
         runs += [Run(m.fit(tiny_benchmark.train, tiny_benchmark.val), seed) for m in (probe, rp)]
-        runs.append(Run(METHODS["rrp"].of(rp), seed))
+        runs.append(Run(METHODS["rrp"](rp), seed))
     keys = ["method", "seed", "set", "metric", "detector"]
     expected, found = (
         frame.sort_values(keys, ignore_index=True)

@@ -104,9 +104,9 @@ def sweep(setting: Setting) -> dict[str, list[float]]:
     plain = Plain(setting.clip(), CLASSES, None)
 
     def at(alphas: tuple[float, ...]) -> list[float]:
-        store, rrp = FeatureStore(), ResidualReprogrammer.of(rp)
+        store, rrp = FeatureStore(), ResidualReprogrammer(rp)
         rp._class_embeddings = None  # as if just trained
-        return [rrp.at(a).accuracy(data, store) for a in alphas]
+        return [rrp.with_alpha(a).accuracy(data, store) for a in alphas]
 
     work = {"ours 1 alpha": lambda: at((0.4,)), "ours 21 alphas": lambda: at(ALPHAS)}
     work["plain 1 alpha"] = lambda: (plain.residual(data.images, 0.4).argmax(1) == data.labels).float().mean()

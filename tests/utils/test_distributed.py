@@ -68,11 +68,11 @@ def worker(out: Path) -> None:
     rank, said = distributed.rank(), {}
     own = out / f"rank{rank}"
     own.mkdir()
-    said |= {"world": distributed.world(), "rank": rank, "device": str(distributed.local_device())}
+    said |= {"world_size": distributed.world_size(), "rank": rank, "device": str(distributed.local_device())}
     clip, (train_set, val_set) = make_clip(), sets()
     for name, make in methods(clip).items():
         method = make().fit(train_set, val_set)
-        tensors = {f"trained.{k}": v for k, v in method.trained().items()} | {"logits": method.logits(val_set.images)}
+        tensors = {f"trained.{k}": v for k, v in method.state_dict().items()} | {"logits": method.logits(val_set.images)}
         save_tensors(own / f"{name}.safetensors", tensors, {"losses": method.history.losses})
         said[f"{name} accuracies"] = method.history.accuracies
     many = make_set(23, seed=5).images
@@ -89,12 +89,12 @@ def worker(out: Path) -> None:
     said["empty sent"] = distributed.bytes_from_main(b"" if rank == 0 else None).decode()
     said["any"] = [distributed.any_process(f) for f in (rank == 1, False, True)]
     seen: list[tuple[int, int]] = []
-    distributed.on_main(lambda: distributed.on_main(lambda: seen.append((distributed.world(), distributed.rank()))))
+    distributed.on_main(lambda: distributed.on_main(lambda: seen.append((distributed.world_size(), distributed.rank()))))
     said["inside"] = seen
     method.save(out / "outside.safetensors")
     if rank == 1:  # work of its own, with nobody to wait for
         with distributed.alone():
-            said["own"] = len(encode_all(clip, many, batch_size=4)) == 23 and distributed.world() == 1
+            said["own"] = len(encode_all(clip, many, batch_size=4)) == 23 and distributed.world_size() == 1
             make_alone = methods(clip)["coop"]().fit(train_set)
             make_alone.save(own / "own.safetensors")
     said["failure"] = _raised(lambda: distributed.on_main(_fail))
@@ -130,7 +130,7 @@ def _stop_and_resume(clip: FrozenCLIP, train_set: ImageSet, val_set: ImageSet, o
     seen = path if rank == 0 else out / "elsewhere" / path.name
     again = methods(clip)["rp"]().fit(train_set, val_set, checkpoint=Checkpoint(seen, steps=2))
     said["left"] = path.is_file() or seen.parent.joinpath("x").exists()
-    save_tensors(out / f"rank{rank}" / "resumed.safetensors", again.trained(), {"losses": again.history.losses})
+    save_tensors(out / f"rank{rank}" / "resumed.safetensors", again.state_dict(), {"losses": again.history.losses})
     (out / f"rank{rank}" / "broken").write_text("x")
     said["broken"] = _raised(lambda: methods(clip)["rp"]().fit(train_set, checkpoint=out / "rank0" / "broken"))
 
@@ -216,7 +216,7 @@ def said(pair: list[Path]) -> list[dict]:
 
 
 def test_they_know_each_other(said: list[dict]):
-    assert [(s["world"], s["rank"], s["device"]) for s in said] == [(2, 0, "cpu"), (2, 1, "cpu")]
+    assert [(s["world_size"], s["rank"], s["device"]) for s in said] == [(2, 0, "cpu"), (2, 1, "cpu")]
 
 
 @pytest.mark.parametrize("name", methods(None))  # type: ignore[arg-type]
@@ -230,9 +230,9 @@ def test_trains_what_one_process_trains(pair: list[Path], said: list[dict], clip
     assert said[0][f"{name} accuracies"] == method.history.accuracies == said[1][f"{name} accuracies"]
     assert (first.pop("logits") - method.logits(val_set.images)).abs().max() < 2e-3
     moved = distance = 0.0
-    for key, value in method.trained().items():
+    for key, value in method.state_dict().items():
         distance += float((first[f"trained.{key}"] - value).float().square().sum())
-        moved += float((value - start.trained()[key]).float().square().sum())
+        moved += float((value - start.state_dict()[key]).float().square().sum())
     assert moved > 0 and (distance / moved) ** 0.5 < 0.01
 
 
@@ -287,7 +287,7 @@ def test_what_goes_wrong_is_said_in_both(said: list[dict]):
 def test_alone_nothing_changes():
     rows = torch.rand(5, 3, requires_grad=True)
     assert distributed.gather(rows, 5) is rows and distributed.gather_parts(rows, [5]) is rows
-    assert (distributed.world(), distributed.rank(), distributed.is_main()) == (1, 0, True)
+    assert (distributed.world_size(), distributed.rank(), distributed.is_main()) == (1, 0, True)
     assert distributed.share(5) == slice(0, 5) and distributed.local_device() is None
     assert torch.equal(distributed.shared(lambda r: 2 * r, rows), 2 * rows)
     assert distributed.any_process(True) and not distributed.any_process(False)
@@ -298,7 +298,7 @@ def test_alone_nothing_changes():
 
 def test_shares_are_exact(monkeypatch: pytest.MonkeyPatch):
     for size in (1, 2, 3, 8):
-        monkeypatch.setattr(distributed, "world", lambda size=size: size)
+        monkeypatch.setattr(distributed, "world_size", lambda size=size: size)
         for n in (0, 1, 2, 7, 8, 9, 128):
             parts = [range(n)[distributed.share(n, r)] for r in range(size)]
             if n < size:

@@ -50,7 +50,7 @@ CHANGES: dict[str, Callable[[Tensor, Tensor, torch.Generator], Tensor]] = {
 def with_border(rp: Reprogrammer, change: str, seed: int = 0) -> Reprogrammer:
     """A copy of a trained reprogrammer that shows another border; the prompts stay as trained."""
     made = Reprogrammer(rp.clip, rp.class_names, rp.templates, rp.config, seed=rp.seed, precision=rp.precision)
-    made.load_trained(rp.trained())
+    made.load_state_dict(rp.state_dict())
     made.trained_on = rp.trained_on
     program = made.image_program
     mask = program.M.bool().cpu()

@@ -69,7 +69,7 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
                 fitted[name] = world.fit(name, seed, benchmark, clip, fitted=fitted.values())
             method = fitted[name]
             for images in sets:
-                features = method.combine(*(store.get(e, images) for e in method.encoders))
+                features = method.mix_features(*(store.get(e, images) for e in method.encoders))
                 rows += _of_set(name, seed, images, features, store.get(clip, images), images.name in whole)
             for images in sets:
                 if images.names is not None:
@@ -95,7 +95,7 @@ def _on_halves(method: Method, test: ImageSet, near: ImageSet | None, store: Fea
     measure of all pictures: halves spread as samples of twice their size do (:func:`halves_ci`), and half as many
     pictures bias CKA and spreads.
     """
-    features = method.combine(*(store.get(e, test) for e in method.encoders))
+    features = method.mix_features(*(store.get(e, test) for e in method.encoders))
     before = store.get(method.clip, test)
     drift = cosine_drift(features, before)
     measures = [
@@ -152,7 +152,7 @@ def halves(n: int, count: int, seed: int) -> list[torch.Tensor]:
 def _open_vocabulary(images: ImageSet, method: Method, store: FeatureStore) -> np.ndarray:
     """float64 (n,), 1 for correct, over the words of an image set that shows none of the task's classes."""
     words = sorted(set(images.names))
-    features = method.combine(*(store.get(e, images) for e in method.encoders))
+    features = method.mix_features(*(store.get(e, images) for e in method.encoders))
     guess = (features @ method.encode_classes(words).T).argmax(1)
     return np.array([words[g] == w for g, w in zip(guess.tolist(), images.names, strict=True)], float)
 

@@ -48,9 +48,9 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
         for name, base in BASES.items():
             if base not in bases:
                 bases[base] = world.fit(base, seed, benchmark, clip)
-            mixed = METHODS[name].of(bases[base])
+            mixed = METHODS[name](bases[base])
             for alpha in sorted({*alphas, picked[name]}):
-                at = mixed.at(alpha)
+                at = mixed.with_alpha(alpha)
                 for rule in ["grid"] * (alpha in alphas) + ["picked"] * (alpha == picked[name]):
                     outputs = world.outputs(at, seed, benchmark)
                     found.setdefault((rule, alpha if rule == "grid" else PICK), {}).setdefault(name, []).append(outputs)

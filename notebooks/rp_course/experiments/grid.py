@@ -195,7 +195,7 @@ def _fit(
         base = fitted[entry.shares]
         settings = {**(world.tuned(entry.method) if entry.settings is None else entry.settings), "seed": seed}
         method = build_method(entry.method, clip, base.class_names, base.templates, settings)
-        method.load_trained(base.trained())
+        method.load_state_dict(base.state_dict())
         method.trained_on = base.trained_on
         return method
     train = None if condition.train is None else condition.train[seed]

@@ -63,7 +63,8 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
         for name in NAMES:
             method = fitted[name] = world.fit(name, seed, benchmark, clip, fitted=fitted.values())
             features = [
-                F.normalize(method.combine(*(store.get(e, s) for e in method.encoders)), dim=1).numpy() for s in sets
+                F.normalize(method.mix_features(*(store.get(e, s) for e in method.encoders)), dim=1).numpy()
+                for s in sets
             ]
             flat = np.split(umap(np.concatenate(features), seed), np.cumsum([len(f) for f in features])[:-1])
             for space, where in (("features", features), ("UMAP", flat)):

@@ -20,13 +20,13 @@ from rp_course.experiments.base import (
 )
 from rp_course.experiments.grid import Condition, Entry, run_grid
 from rp_course.experiments.world import World
-from rp_lib.config import AS_RELEASED, Reprogramming
+from rp_lib.config import AS_RELEASED, RPConfig
 
 # Row of the ledger in the README -> what it is called here, which switches it sets, whether RP must be trained anew.
 ROWS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "1": ("overlay", ("placement",), True),
     "2": ("8-bit wrap in detection", ("wrap_around_detection",), False),
-    "5": ("residual not renormalised", ("renormalise_residual",), False),
+    "5": ("residual not renormalised", ("renormalize_residual",), False),
     "6": ("RRP column shows RP", ("report_rp_as_rrp",), False),
     "7": ("half precision in detection", ("half_precision_detection",), False),
     "8": ("focal loss, identity targets", ("objective", "loss"), True),
@@ -47,7 +47,7 @@ QUICK = ("1", "2", "5")
 MARGIN = 0.01
 
 
-def switched(config: Reprogramming, row: str) -> Reprogramming:
+def switched(config: RPConfig, row: str) -> RPConfig:
     """A configuration with one row of the ledger as released."""
     return config.changed(**{name: getattr(AS_RELEASED, name) for name in ROWS[row][1]})
 

@@ -16,7 +16,7 @@ from rp_course.experiments.base import Experiment, Verdict, difference, row, shr
 from rp_course.experiments.grid import Condition, Entry, run_grid
 from rp_course.experiments.training_data import of_classes, same_steps
 from rp_course.experiments.world import World
-from rp_lib.config import Reprogramming
+from rp_lib.config import RPConfig
 from rp_lib.mini import weights
 
 CLASSES = (5, 20)  # and all
@@ -30,12 +30,12 @@ SWITCHES: dict[str, dict[str, Any]] = {
 TRAINED_LONGER, ALL = f"rp, {LONGER} times as long", "rp, all four"
 
 
-def longer(config: Reprogramming) -> Reprogramming:
+def longer(config: RPConfig) -> RPConfig:
     """Three times the epochs on a schedule of the same shape, so that the highest learning rate stays what it is."""
     return config.changed(epochs=LONGER * config.epochs, warmup_steps=LONGER * config.warmup_steps)
 
 
-def remedies(config: Reprogramming) -> dict[str, Reprogramming]:
+def remedies(config: RPConfig) -> dict[str, RPConfig]:
     """RP with each remedy alone, and with all of them."""
     changed = {label: config.changed(**switches) for label, switches in SWITCHES.items()}
     together = {name: value for switches in SWITCHES.values() for name, value in switches.items()}

@@ -132,8 +132,8 @@ class World:
         for method in methods:
             for encoder in method.encoders:
                 if encoder is not method.clip:
-                    self.store(method.clip).forget(encoder)
+                    self.store(method.clip).drop(encoder)
 
     def forget_images(self, clip: FrozenCLIP) -> None:
         """Free all features of a backbone, since image sets made for one condition are not seen again."""
-        self.store(clip).forget(clip)
+        self.store(clip).drop(clip)

@@ -256,7 +256,7 @@ def accuracy_cell(method: ZeroShot, data: ImageSet, store: FeatureStore) -> str:
 
 
 def _failures(method: ZeroShot, data: ImageSet, store: FeatureStore) -> str:
-    guess = method.logits_from(store.get(method.clip, data)).argmax(1)
+    guess = method.head(store.get(method.clip, data)).argmax(1)
     names = method.class_names
     rows = []
     for c, name in enumerate(names):

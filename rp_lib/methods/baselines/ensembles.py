@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.func import functional_call
 
 from rp_lib.benchmark import ImageSet
-from rp_lib.clip import FrozenCLIP
 from rp_lib.config import check_alpha
 from rp_lib.features import Encoder, FeatureStore
 from rp_lib.methods.base import Method
@@ -28,41 +27,24 @@ class FineTuneEnsemble(Method):
     Nothing more is trained than the fine-tuning.
 
     Args:
-        alpha: in [0, 1]. settings: of the fine-tuning inside, as :class:`FineTune` takes them.
+        fine_tuned: The fine-tuned model; it is shared, not copied. Train it through the ensemble, or make the ensemble
+            again afterwards.
+        alpha: Weight of zero-shot, in [0, 1].
+
+    Raises:
+        RPLibError: It is another method, which a saved ensemble could not rebuild; or alpha is not in [0, 1].
     """
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        *,
-        alpha: float = 0.5,
-        **settings: Any,
-    ) -> None:
-        self._take(FineTune(clip, class_names, templates, **settings), alpha)
-
-    def _take(self, fine_tuned: FineTune, alpha: float) -> None:
+    def __init__(self, fine_tuned: FineTune, alpha: float = 0.5) -> None:
+        if type(fine_tuned) is not FineTune:
+            raise RPLibError(f"{self.name} is made of a {FineTune.name} method, not of {fine_tuned.name!r}")
         task = (fine_tuned.clip, fine_tuned.class_names, fine_tuned.templates)
-        Method.__init__(self, *task)
+        super().__init__(*task)
         self.fine_tuned, self.zero_shot, self.alpha = fine_tuned, ZeroShot(*task), check_alpha(alpha)
         self.history, self.trained_on = fine_tuned.history, fine_tuned.trained_on
 
-    @classmethod
-    def of(cls, fine_tuned: FineTune, alpha: float = 0.5) -> Self:
-        """The ensemble of a fine-tuned model, sharing its weights; make it anew if that one is trained further.
-
-        Raises:
-            RPLibError: it is another method, which a saved ensemble could not rebuild; or alpha is not in [0, 1].
-        """
-        if type(fine_tuned) is not FineTune:
-            raise RPLibError(f"{cls.name} is made of a {FineTune.name} method, not of {fine_tuned.name!r}")
-        made = cls.__new__(cls)  # __init__ would build a second tower
-        made._take(fine_tuned, alpha)
-        return made
-
-    def at(self, alpha: float) -> Self:
-        """The same models at another alpha."""
+    def with_alpha(self, alpha: float) -> Self:
+        """Return the same models at another alpha."""
         made = self.copy()
         made.alpha = check_alpha(alpha)
         return made
@@ -79,7 +61,7 @@ class FineTuneEnsemble(Method):
         """Fine-tune the model inside."""
         self.fine_tuned.fit(train_set, val, store=store, checkpoint=checkpoint, progress=progress)
         if store is not None:
-            store.forget(self)
+            store.drop(self)
         self.history, self.trained_on = self.fine_tuned.history, self.fine_tuned.trained_on
         return self
 
@@ -87,13 +69,13 @@ class FineTuneEnsemble(Method):
         """Those of the fine-tuning, and alpha."""
         return {**self.fine_tuned.settings(), "alpha": self.alpha}
 
-    def trained(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The fine-tuned tower and head."""
-        return self.fine_tuned.trained()
+        return self.fine_tuned.state_dict()
 
-    def load_trained(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """The fine-tuned tower and head."""
-        self.fine_tuned.load_trained(tensors)
+        self.fine_tuned.load_state_dict(tensors)
 
 
 class WiSEFT(FineTuneEnsemble):
@@ -131,10 +113,10 @@ class WiSEFT(FineTuneEnsemble):
         weights, tower = self.weights(), self.fine_tuned.visual
         return self.fine_tuned.encode_with(lambda pixels: functional_call(tower, weights, (pixels,)), images)
 
-    def logits_from(self, features: Tensor) -> Tensor:
+    def head(self, features: Tensor) -> Tensor:
         """The interpolated head's logits; zero-shot's head are its class embeddings times CLIP's logit scale."""
         zero_shot = self.clip.logit_scale * self.zero_shot.class_embeddings
-        head = torch.lerp(self.fine_tuned.head.weight.detach().cpu(), zero_shot, self.alpha)
+        head = torch.lerp(self.fine_tuned.classifier.weight.detach().cpu(), zero_shot, self.alpha)
         return features @ head.T
 
 
@@ -166,12 +148,12 @@ class LogitEnsemble(FineTuneEnsemble):
     def _weights(self) -> tuple[float, float]:
         return (1 - self.alpha) ** 0.5, self.alpha**0.5
 
-    def combine(self, *features: Tensor) -> Tensor:
+    def mix_features(self, *features: Tensor) -> Tensor:
         """Both models' unit features side by side, weighed so that the whole is of unit length: (n, 2 d)."""
         return torch.cat([w * f for w, f in zip(self._weights, features, strict=True)], dim=-1)
 
-    def logits_from(self, features: Tensor) -> Tensor:
+    def head(self, features: Tensor) -> Tensor:
         """Mixed logits of float32 (n, 2 d) features."""
         # Both heads are linear: weight times features already weighed gives (1 - alpha) and alpha.
         (w_tuned, w_untouched), (tuned, untouched) = self._weights, features.chunk(2, dim=-1)
-        return w_tuned * self.fine_tuned.logits_from(tuned) + w_untouched * self.zero_shot.logits_from(untouched)
+        return w_tuned * self.fine_tuned.head(tuned) + w_untouched * self.zero_shot.head(untouched)

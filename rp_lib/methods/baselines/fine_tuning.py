@@ -54,14 +54,14 @@ class L2SP(FineTune):
             raise RPLibError(f"penalties must be finite and >= 0, got {tower_penalty} and {head_penalty}")
         super().__init__(clip, class_names, templates, weight_decay=weight_decay, **settings)
         self.tower_penalty, self.head_penalty = tower_penalty, head_penalty
-        self._head_start = self.head.weight.detach().clone()
+        self._head_start = self.classifier.weight.detach().clone()
 
     def penalty(self) -> Tensor:
         """The two terms, a float32 scalar; its gradient is ``penalty * (weight - start)``."""
         # The frozen backbone itself holds the start: no copy is needed.
         pairs = zip(self.visual.parameters(), self.clip.model.visual.parameters(), strict=True)
         tower = torch.stack([(now - start).square().sum() for now, start in pairs]).sum()
-        head = (self.head.weight - self._head_start).square().sum()
+        head = (self.classifier.weight - self._head_start).square().sum()
         return self.tower_penalty / 2 * tower + self.head_penalty / 2 * head
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
@@ -105,9 +105,9 @@ class LPFT(FineTune):
         self.probe_lr, self.probe_epochs, self.probe_weight_decay = probe_lr, probe_epochs, probe_weight_decay
         self._probed = False
 
-    def new_head(self, bias: bool = True) -> nn.Module:
+    def new_classifier(self, bias: bool = True) -> nn.Module:
         """A linear head with bias, as the probe's."""
-        return super().new_head(bias)
+        return super().new_classifier(bias)
 
     def start(self, train_set: ImageSet, store: FeatureStore | None) -> None:
         """Probe the frozen backbone and take over the head; a second ``fit`` goes on with the tuned one instead."""
@@ -117,7 +117,7 @@ class LPFT(FineTune):
             self.clip, self.class_names, self.templates, lr=self.probe_lr, epochs=self.probe_epochs,
             batch_size=self.schedule.batch_size, weight_decay=self.probe_weight_decay, seed=self.schedule.seed,
         )  # fmt: skip
-        self.head.load_state_dict(probe.fit(train_set, store=store).trained())
+        self.classifier.load_state_dict(probe.fit(train_set, store=store).state_dict())
         self._probed = True
 
     def settings(self) -> dict[str, Any]:
@@ -125,7 +125,7 @@ class LPFT(FineTune):
         names = ("probe_lr", "probe_epochs", "probe_weight_decay")
         return {**super().settings(), **{name: getattr(self, name) for name in names}}
 
-    def load_trained(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Every weight of the tower, and the head with its bias."""
-        super().load_trained(tensors)
+        super().load_state_dict(tensors)
         self._probed = True

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.features import FeatureStore
-from rp_lib.losses import objective
+from rp_lib.losses import reprogramming_loss
 from rp_lib.methods.fine_tune import FineTune
 from rp_lib.towers import cut_padding, encode_tokens, text_part
 from rp_lib.utils.device import computing, in_float32
@@ -23,7 +23,7 @@ class TextHead(nn.Module):
     """A trainable copy of CLIP's text tower, as far as a task's prompts use it, and the logit scale.
 
     Rows of words that no prompt holds and positions behind the longest prompt would get no gradient: they are left
-    out, which is exact but for the decay that they would suffer, and spares the optimiser most of a large table.
+    out, which is exact but for the decay that they would suffer, and spares the optimizer most of a large table.
 
     Args:
         model: an open_clip CLIP with a causal text transformer; stays as it is.
@@ -80,35 +80,36 @@ class FLYP(FineTune):
 
     name = "flyp"
 
-    _classifier: Tensor | None = None
+    _class_weights: Tensor | None = None
 
-    def new_head(self, bias: bool = False) -> nn.Module:
+    def new_classifier(self, bias: bool = False) -> nn.Module:
         """A copy of the text tower, holding the class prompts; there is no bias."""
         prompts = [t.format(c) for c in self.class_names for t in self.templates]
         return TextHead(self.clip.model, self.clip.tokenize(prompts), len(self.class_names))
 
     def start(self, train_set: ImageSet, store: FeatureStore | None) -> None:
         """Forget the class prompts as they were encoded before."""
-        self._classifier = None
+        self._class_weights = None
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The contrastive loss; prompts of classes that the batch lacks count nothing and are not encoded."""
-        self._classifier = None
+        self._class_weights = None
         present, labels = labels.unique(return_inverse=True)
-        features, prompts = gather(self.encode(inputs), len(labels)), shared(self.head, present)
+        features, prompts = gather(self.encode(inputs), len(labels)), shared(self.classifier, present)
         with in_float32(self.clip.device):
-            return objective(self.head.log_scale.exp() * features @ prompts.T, labels, "contrastive-identity")
+            logits = self.classifier.log_scale.exp() * features @ prompts.T
+            return reprogramming_loss(logits, labels, "contrastive-identity")
 
     @torch.no_grad()
-    def classifier(self) -> Tensor:
+    def class_weights(self) -> Tensor:
         """Tuned class embeddings times the tuned logit scale, float32 (C, d) on the CPU; encoded once."""
-        if self._classifier is None:
-            self._classifier = (self.head.log_scale.exp() * self.head()).cpu()
-        return self._classifier
+        if self._class_weights is None:
+            self._class_weights = (self.classifier.log_scale.exp() * self.classifier()).cpu()
+        return self._class_weights
 
-    def logits_from(self, features: Tensor) -> Tensor:
+    def head(self, features: Tensor) -> Tensor:
         """Cosine similarity to the tuned class prompts times the tuned logit scale."""
-        return features @ self.classifier().T
+        return features @ self.class_weights().T
 
     @torch.no_grad()
     def encode_classes(self, words: Sequence[str]) -> Tensor:
@@ -116,26 +117,26 @@ class FLYP(FineTune):
         prompts = [t.format(w) for w in words for t in self.templates]
         head = TextHead(self.clip.model, self.clip.tokenize(prompts), len(words)).to(self.clip.device)
         for part in ("transformer", "ln_final", "text_projection"):
-            mine, tuned = getattr(head, part), getattr(self.head, part)
+            mine, tuned = getattr(head, part), getattr(self.classifier, part)
             if isinstance(mine, nn.Parameter):
                 mine.copy_(tuned)
             elif mine is not None:
                 mine.load_state_dict(tuned.state_dict())
-        length = min(len(head.positional_embedding), len(self.head.positional_embedding))
-        head.positional_embedding[:length] = self.head.positional_embedding[:length]
-        both = torch.isin(head.token_ids, self.head.token_ids)
-        rows = self.head.token_embedding.weight[torch.searchsorted(self.head.token_ids, head.token_ids[both])]
-        head.token_embedding.weight[both] = rows
+        length = min(len(head.positional_embedding), len(self.classifier.positional_embedding))
+        head.positional_embedding[:length] = self.classifier.positional_embedding[:length]
+        both = torch.isin(head.token_ids, self.classifier.token_ids)
+        rows = torch.searchsorted(self.classifier.token_ids, head.token_ids[both])
+        head.token_embedding.weight[both] = self.classifier.token_embedding.weight[rows]
         return head().cpu()
 
-    def load_trained(self, tensors: dict[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Both towers and the logit scale.
 
         Raises:
             RPLibError: they were trained on prompts of other words.
         """
         ids = tensors.get("head.token_ids")
-        if ids is None or not torch.equal(ids, self.head.token_ids):
+        if ids is None or not torch.equal(ids, self.classifier.token_ids):
             raise RPLibError("the saved text tower was trained on other words; use the same class names and templates")
-        super().load_trained(tensors)
-        self._classifier = None
+        super().load_state_dict(tensors)
+        self._class_weights = None

@@ -180,9 +180,9 @@ class PromptLearner(Method):
         progress: str | None = None,
     ) -> Self:
         """Train the vectors; where the image side is untouched, on features that are computed once."""
-        self.accept(train_set)
+        self.check_labels(train_set)
         store = FeatureStore() if store is None else store
-        store.forget(self)  # what it remembers was computed with the prompts of before
+        store.drop(self)  # what it remembers was computed with the prompts of before
         frozen = self.encoders == (self.clip,)
         inputs = store.get(self.clip, train_set) if frozen else train_set.images
         task = _PromptTask(self, val, store if frozen else None)
@@ -207,7 +207,7 @@ class PromptLearner(Method):
                 self._class_embeddings = self.prompt_embeddings().cpu()
         return self._class_embeddings
 
-    def logits_from(self, features: Tensor) -> Tensor:
+    def head(self, features: Tensor) -> Tensor:
         """Cosine similarity times CLIP's logit scale."""
         return self.clip.logit_scale * features @ self.class_embeddings().T
 
@@ -219,13 +219,13 @@ class PromptLearner(Method):
             "warmup_steps": s.warmup_steps, "seed": s.seed, "precision": s.precision,
         }  # fmt: skip
 
-    def trained(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The vectors, and what couples them."""
         return self.module().state_dict()
 
-    def load_trained(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of :meth:`trained`."""
-        expected = {name: t.shape for name, t in self.trained().items()}
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Inverse of :meth:`state_dict`."""
+        expected = {name: t.shape for name, t in self.state_dict().items()}
         if expected != {name: t.shape for name, t in tensors.items()}:
             raise RPLibError(f"the saved prompts do not fit these settings, which need {', '.join(sorted(expected))}")
         self.module().load_state_dict(tensors)
