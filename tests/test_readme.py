@@ -145,3 +145,23 @@ def test_numbers_on_photographs_are_those_of_the_records():
         value, low, high = 100 * three.loc[key, ["value", "low", "high"]]
         assert f"{value:.1f} [{low:.1f}, {high:.1f}]" in told
     assert f"{100 * three.loc[('perfect', 'as_released'), 'value']:.1f} %" in told
+
+
+def test_gpu_figures_are_those_of_the_record():
+    record = json.loads((ROOT / "tests" / "speed" / "records" / "h200.json").read_text("utf-8"))
+    steps = {(r["backbone"], r["compiled"], r["batch"], r["method"]): r for r in record["steps"]}
+    said = README[README.index("**On a GPU**") : README.index("## How to go on")]
+    b, large = "ViT-B-32-quickgelu", "ViT-L-14-quickgelu"
+    for key in ((b, False, 1024), (b, True, 1024), (large, False, 128)):
+        assert f"{steps[*key, 'rp']['seconds'] / steps[*key, 'fine-tune']['seconds']:.2f}" in said
+    for method in ("rp", "fine-tune"):
+        assert f"{steps[b, False, 1024, method]['GiB']:.1f}" in said
+    assert f"{record['mini']['features']:.1e}" in said and record["mini"]["passing"][0] == record["mini"]["passing"][1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_files_that_a_notebook_names_are_there(path):
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        if cell["cell_type"] == "markdown":
+            for name in re.findall(r"(?:rp_lib|rp_course|tests)/[\w./]*\w", "".join(cell["source"])):
+                assert (ROOT / name).exists() or (ROOT / "notebooks" / name).exists(), name
