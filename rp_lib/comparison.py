@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rp_lib.detectors import build_detector, detection_scores
-from rp_lib.metrics import check_ood_options
 from rp_lib.outputs import MethodOutputs, check_comparable
-from rp_lib.stats import Resamples, auroc_and_fpr, holm, in_threads, percentiles, resample_sets
+from rp_lib.stats import TAILS, Resamples, auroc_and_fpr, holm, in_threads, resample_sets
 from rp_lib.utils.arrays import Array
 from rp_lib.utils.errors import RPLibError, UnknownName
 
@@ -50,7 +49,7 @@ class PairedDraws:
     values: Array
     resampled: Array
 
-    def differences(self, pairs: Iterable[tuple[str, str]] | None = None, *, confidence: float = 0.95) -> pd.DataFrame:
+    def differences(self, pairs: Iterable[tuple[str, str]] | None = None) -> pd.DataFrame:
         """Subtract the second from the first of each pair, with percentile interval and p-values.
 
         ``p`` is the two-sided bootstrap p-value, twice the smaller share of resamples on either side of zero, with one
@@ -59,7 +58,6 @@ class PairedDraws:
 
         Args:
             pairs: Of names; None takes all.
-            confidence: Of the intervals.
 
         Returns:
             One row per pair and axis: ``first, second, axis, difference, low, high, p, p_holm``.
@@ -71,18 +69,18 @@ class PairedDraws:
             i, j = self._index(first), self._index(second)
             for axis, name in enumerate(self.axes):
                 drawn = self.resampled[:, i, axis] - self.resampled[:, j, axis]
-                low, high = np.quantile(drawn, percentiles(confidence))
+                low, high = np.quantile(drawn, TAILS)
                 p = min(1.0, 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (r + 1))
                 difference = self.values[i, axis] - self.values[j, axis]
                 rows.append((first, second, name, difference, low, high, p))
         table = pd.DataFrame(rows, columns=["first", "second", "axis", "difference", "low", "high", "p"])
         return table.assign(p_holm=holm(table["p"]) if len(table) else [])
 
-    def estimates(self, *, confidence: float = 0.95) -> pd.DataFrame:
+    def estimates(self) -> pd.DataFrame:
         """List each method's number on each axis with its percentile interval: ``method, axis, value, low, high``."""
         import pandas as pd
 
-        low, high = np.quantile(self.resampled, percentiles(confidence), axis=0)
+        low, high = np.quantile(self.resampled, TAILS, axis=0)
         rows = [
             (method, axis, self.values[i, j], low[i, j], high[i, j])
             for i, method in enumerate(self.methods)
@@ -90,7 +88,7 @@ class PairedDraws:
         ]
         return pd.DataFrame(rows, columns=["method", "axis", "value", "low", "high"])
 
-    def ranks(self, *, confidence: float = 0.95) -> pd.DataFrame:
+    def ranks(self) -> pd.DataFrame:
         """Rank the methods on each axis (1 is best, ties share their mean rank), with the spread over resamples.
 
         Returns:
@@ -105,7 +103,7 @@ class PairedDraws:
         for axis, name in enumerate(self.axes):
             values, drawn = self.values[:, axis] * sign[axis], self.resampled[:, :, axis] * sign[axis]
             rank, ranks = rankdata(-values), rankdata(-drawn, axis=1)
-            low, high = np.quantile(ranks, percentiles(confidence), axis=0)
+            low, high = np.quantile(ranks, TAILS, axis=0)
             best = (drawn == drawn.max(1, keepdims=True)).mean(0)
             columns = zip(self.methods, rank, ranks.mean(0), low, high, best, strict=True)
             rows += [(method, name, *numbers) for method, *numbers in columns]
@@ -126,34 +124,29 @@ def paired_bootstrap(
     contestants: Mapping[str, Sequence[MethodOutputs]],
     *,
     detector: str | Mapping[str, str] = "msp",
-    tpr: float = 0.95,
     n_resamples: int = 2000,
     clusters: str = "sources",
-    resample_seeds: bool = True,
     seed: int = 0,
 ) -> PairedDraws:
     """Evaluate methods on the same resamples.
 
-    Axes: accuracy on the test set, its mean over shifts, and AUROC and FPR (convention ``id-positive``) as means over
-    OOD sets, each set weighing the same; axes without image sets are left out. The test pictures are drawn once for
-    accuracy, for the sets derived from them and for the ID side of detection.
+    Axes: accuracy on the test set, its mean over shifts, and AUROC and FPR95 (convention ``id-positive``) as means
+    over OOD sets, each set weighing the same; axes without image sets are left out. The test pictures are drawn once
+    for accuracy, for the sets derived from them and for the ID side of detection. Seeds are drawn with replacement
+    too, the same for all methods, so that a difference counts only if it holds over training runs. With s seeds this
+    sees (s - 1) / s of their variance. Methods with one seed (zero-shot) keep it.
 
     Args:
         contestants: By name, the outputs of one method, one per seed; numbers are means over seeds.
         detector: Name, or names by contestant.
-        tpr: At which FPR is read.
         n_resamples: Number of resamples.
         seed: Same seed, same result.
         clusters: What is drawn as one: ``"sources"`` (pictures) or ``"groups"`` (designers). Pictures of one designer
             are alike, so claims about other designers need ``"groups"``; with few of them its intervals are rough.
-        resample_seeds: Also draw seeds with replacement, the same for all methods, so that a difference counts
-            only if it holds over training runs too. With s seeds this sees (s - 1) / s of their variance. Methods
-            with one seed (zero-shot) keep it.
 
     Raises:
         RPLibError: no or one contestant, other benchmarks, other seeds, other images, or a set with one cluster.
     """
-    check_ood_options(tpr, "id-positive")
     named = [(name, o) for name, outputs in contestants.items() for o in outputs]
     everyone = [o for _, o in named]
     check_comparable(everyone)
@@ -172,15 +165,13 @@ def paired_bootstrap(
     axes = AXES[:1] + AXES[1:2] * bool(everyone[0].shifts) + AXES[2:] * bool(everyone[0].ood)
     by = {name: detector if isinstance(detector, str) else detector[name] for name in contestants}
     accuracies = _accuracies(everyone, draws)
-    detection = in_threads(lambda job: _detection(job[1], by[job[0]], draws, tpr), named)
+    detection = in_threads(lambda job: _detection(job[1], by[job[0]], draws), named)
     found = {job: np.stack([*accuracies[job[1]], *outside], 1) for job, outside in zip(named, detection, strict=True)}
     by_seed = {name: [found[name, o] for o in sorted(runs, key=lambda o: o.seed)] for name, runs in contestants.items()}
-    return draws_over_seeds(by_seed, axes, seed=seed, resample_seeds=resample_seeds)
+    return draws_over_seeds(by_seed, axes, seed=seed)
 
 
-def draws_over_seeds(
-    numbers: Mapping[str, Sequence[Array]], axes: Sequence[str], *, seed: int = 0, resample_seeds: bool = True
-) -> PairedDraws:
+def draws_over_seeds(numbers: Mapping[str, Sequence[Array]], axes: Sequence[str], *, seed: int = 0) -> PairedDraws:
     """Average over seeds what each seed's training measured on the same resamples of pictures.
 
     Args:
@@ -188,7 +179,6 @@ def draws_over_seeds(
             then of each resample. A method in which nothing is drawn may have one seed where others have several.
         axes: Names of the a columns.
         seed: As in :func:`paired_bootstrap`.
-        resample_seeds: As in :func:`paired_bootstrap`.
 
     Raises:
         RPLibError: methods with other numbers of seeds or of resamples.
@@ -200,7 +190,7 @@ def draws_over_seeds(
     r, n_seeds = shapes.pop()[0] - 1, max(counts, default=1)
     values = np.empty((len(numbers), len(axes)))
     resampled = np.empty((r, *values.shape))
-    weights = Resamples.draw(n_seeds, r, (seed, 1)).weights[1:] if resample_seeds else np.ones((r, n_seeds))
+    weights = Resamples.draw(n_seeds, r, (seed, 1)).weights[1:]
     for k, runs in enumerate(numbers.values()):
         stacked = np.stack(runs)  # (seeds, 1 + r, axes)
         values[k] = stacked[:, 0].mean(0)
@@ -236,12 +226,12 @@ def _accuracies(everyone: Sequence[MethodOutputs], draws: Mapping[str, Resamples
     return {o: [axis[:, i] for axis in axes] for i, o in enumerate(everyone)}
 
 
-def _detection(outputs: MethodOutputs, detector: str, draws: Mapping[str, Resamples], tpr: float) -> list[Array]:
-    """float64 (1 + r,) AUROC and FPR of one fitted method as means over OOD sets; nothing if there are none."""
+def _detection(outputs: MethodOutputs, detector: str, draws: Mapping[str, Resamples]) -> list[Array]:
+    """float64 (1 + r,) AUROC and FPR95 of one fitted method as means over OOD sets; nothing if there are none."""
     if not outputs.ood:
         return []
     id_scores, sets = detection_scores(build_detector(detector), outputs)
-    pairs = auroc_and_fpr(id_scores, sets, draws[outputs.test.name], draws, tpr)
+    pairs = auroc_and_fpr(id_scores, sets, draws[outputs.test.name], draws)
     return list(np.mean(list(pairs.values()), axis=0))
 
 
@@ -272,7 +262,7 @@ def aggregate(draws: PairedDraws) -> PairedDraws:
     )  # fmt: skip
 
 
-def mean_ranks(draws: PairedDraws, *, confidence: float = 0.95) -> pd.DataFrame:
+def mean_ranks(draws: PairedDraws) -> pd.DataFrame:
     """Average each method's ranks on the three axes (1 is best, ties share theirs), with its percentile interval.
 
     Returns:
@@ -283,7 +273,7 @@ def mean_ranks(draws: PairedDraws, *, confidence: float = 0.95) -> pd.DataFrame:
 
     rank = rankdata(-_parts(draws, draws.values), axis=0).mean(1)
     drawn = rankdata(-_parts(draws, draws.resampled), axis=1).mean(2)
-    low, high = np.quantile(drawn, percentiles(confidence), axis=0)
+    low, high = np.quantile(drawn, TAILS, axis=0)
     best = (drawn == drawn.min(1, keepdims=True)).mean(0)
     return pd.DataFrame({"method": draws.methods, "rank": rank, "low": low, "high": high, "best": best})
 

@@ -20,7 +20,16 @@ from rp_lib.methods import BASES, METHODS, Method
 from rp_lib.metrics import calibration_gaps
 from rp_lib.negative_labels import NegativeWords, mine_negative_words
 from rp_lib.outputs import MethodOutputs, Outputs, check_comparable, compute_outputs
-from rp_lib.stats import Interval, Resamples, bootstrap_ci, bootstrap_ood, resample_sets, wilson_interval
+from rp_lib.stats import (
+    MEAN_RESAMPLES,
+    OOD_RESAMPLES,
+    Interval,
+    Resamples,
+    bootstrap_ci,
+    bootstrap_ood,
+    resample_sets,
+    wilson_interval,
+)
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 if TYPE_CHECKING:
@@ -36,16 +45,17 @@ ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 Row = dict[str, Any]
 
 
-def accuracy_rows(outputs: MethodOutputs, n_resamples: int) -> list[Row]:
+def accuracy_rows(outputs: MethodOutputs, n_resamples: int = OOD_RESAMPLES) -> list[Row]:
     """Measure accuracy and calibration error of the test set and of every shift, and the mean accuracy over shifts."""
     rows: list[Row] = []
     seed, shifted = outputs.seed, []
     for data in (outputs.test, *outputs.shifts.values()):
         correct = (data.reported.argmax(1) == data.labels).numpy()
-        rows.append(_row(outputs, data.name, data.role, "accuracy", accuracy_interval(correct, data, seed), len(data)))
-        rows.append(
-            _row(outputs, data.name, data.role, "ece", _calibration_interval(data, n_resamples, seed), len(data))
-        )
+        measured = {
+            "accuracy": accuracy_interval(correct, data, seed),
+            "ece": _calibration_interval(data, n_resamples, seed),
+        }
+        rows += [_row(outputs, data.name, data.role, metric, found, len(data)) for metric, found in measured.items()]
         if data.role == "shift":
             shifted.append((correct, data))
     if shifted:
@@ -55,13 +65,7 @@ def accuracy_rows(outputs: MethodOutputs, n_resamples: int) -> list[Row]:
 
 
 def detection_rows(
-    outputs: MethodOutputs,
-    detector: Detector,
-    *,
-    metrics: Sequence[str] = RECORDED,
-    tpr: float = 0.95,
-    convention: str | None = None,
-    n_resamples: int = 200,
+    outputs: MethodOutputs, detector: Detector, metrics: Sequence[str], n_resamples: int = OOD_RESAMPLES
 ) -> list[Row]:
     """Measure how well one detector tells the test set from every OOD set, and the means over these.
 
@@ -70,13 +74,13 @@ def detection_rows(
     """
     if not outputs.ood:
         return []
-    convention = convention or outputs.about["convention"]
+    convention = outputs.about["convention"]
     try:
         id_scores, sets = detection_scores(detector, outputs)
     except NotApplicable as reason:
         log.info("no rows for %s of %s: %s", detector.name, outputs.method, reason)
         return []
-    options = {"tpr": tpr, "convention": convention, "n_resamples": n_resamples, "seed": outputs.seed}
+    options = {"convention": convention, "n_resamples": n_resamples, "seed": outputs.seed}
     found = bootstrap_ood(id_scores, sets, metrics, mean=ALL_OOD, **options)
     roles = {name: data.role for name, data in outputs.ood.items()} | {ALL_OOD: "ood"}
     sizes = {name: len(scores) for name, scores in sets.items()}
@@ -123,13 +127,13 @@ def accuracy_interval(correct: np.ndarray, data: Outputs, seed: int) -> Interval
     return bootstrap_ci(correct, clusters=data.sources, seed=seed)
 
 
-def mean_accuracy_interval(shifted: list[tuple[np.ndarray, Outputs]], seed: int, n_resamples: int = 1000) -> Interval:
+def mean_accuracy_interval(shifted: list[tuple[np.ndarray, Outputs]], seed: int) -> Interval:
     """Compute the mean accuracy over sets, each weighing the same, with its percentile bootstrap interval.
 
     Sets derived from the test pictures share each resample of them: their errors do not average out.
     """
     units = {data.name: data.sources.numpy() for _, data in shifted}
-    draws = resample_sets(units, {data.name for _, data in shifted if data.derived}, n_resamples, (seed,))
+    draws = resample_sets(units, {data.name for _, data in shifted if data.derived}, MEAN_RESAMPLES, (seed,))
     means = np.mean([draws[data.name].mean(correct) for correct, data in shifted], axis=0)
     return Interval.of_resamples(means)._replace(value=float(np.mean([correct.mean() for correct, _ in shifted])))
 
@@ -152,9 +156,7 @@ def evaluate(
     *,
     store: FeatureStore | None = None,
     detectors: Sequence[str] = ("msp",),
-    tpr: float = 0.95,
-    convention: str | None = None,
-    n_resamples: int = 200,
+    n_resamples: int = OOD_RESAMPLES,
     progress: bool = False,
 ) -> pd.DataFrame:
     """Evaluate fitted methods on a benchmark.
@@ -165,9 +167,6 @@ def evaluate(
         store: Features that are there already; what is computed here is added.
         detectors: Names, see :data:`rp_lib.detectors.DETECTORS`. Those that learn encode the training images too;
             ``cooked`` needs zero-shot and a linear probe among the runs.
-        tpr: The true positive rate at which FPR is read.
-        convention: Of the OOD metrics, see :data:`rp_lib.metrics.CONVENTIONS`; None takes what a method's
-            configuration says.
         n_resamples: Bootstrap resamples of the detection and calibration intervals. Intervals are over pictures;
             pictures of one designer are alike, so for other designers expect more spread.
         progress: Whether to show bars.
@@ -195,7 +194,7 @@ def evaluate(
             run.method, benchmark, seed=run.seed, store=store, roles=roles, others=others, negatives=negatives,
             progress=progress,
         )  # fmt: skip
-        rows += _rows(outputs, built, RECORDED, tpr, convention, n_resamples)
+        rows += _rows(outputs, built, RECORDED, n_resamples)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
@@ -204,9 +203,6 @@ def evaluate_outputs(
     *,
     detectors: Sequence[str] = ("msp",),
     metrics: Sequence[str] = ("auroc", "fpr"),
-    tpr: float = 0.95,
-    convention: str | None = None,
-    n_resamples: int = 200,
 ) -> pd.DataFrame:
     """Make the records of :func:`evaluate` from outputs that are there already; no model is needed.
 
@@ -214,9 +210,6 @@ def evaluate_outputs(
         outputs: As :func:`rp_lib.outputs.load_outputs` reads them, of one benchmark.
         metrics: Of OOD detection; with the default two, intervals take milliseconds per method and detector.
         detectors: As in :func:`evaluate`.
-        tpr: As in :func:`evaluate`.
-        convention: As in :func:`evaluate`.
-        n_resamples: As in :func:`evaluate`.
 
     Raises:
         RPLibError: outputs of different benchmarks, or outputs that lack what a detector needs.
@@ -225,17 +218,13 @@ def evaluate_outputs(
 
     check_comparable(outputs)
     built = [build_detector(name) for name in detectors]
-    rows = [row for o in outputs for row in _rows(o, built, metrics, tpr, convention, n_resamples)]
+    rows = [row for o in outputs for row in _rows(o, built, metrics, OOD_RESAMPLES)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _rows(outputs: MethodOutputs, detectors: Sequence[Detector], metrics: Sequence[str], *options: Any) -> list[Row]:
-    """Accuracy rows, then the rows of every detector; ``options`` are tpr, convention and n_resamples."""
-    rows = accuracy_rows(outputs, options[-1])
-    keys = ("tpr", "convention", "n_resamples")
-    for detector in detectors:
-        rows += detection_rows(outputs, detector, metrics=metrics, **dict(zip(keys, options, strict=True)))
-    return rows
+def _rows(outputs: MethodOutputs, detectors: Sequence[Detector], metrics: Sequence[str], r: int) -> list[Row]:
+    """Measure accuracy, then detection by every detector, on r resamples."""
+    return accuracy_rows(outputs, r) + [row for d in detectors for row in detection_rows(outputs, d, metrics, r)]
 
 
 def _members(run: Run, runs: Sequence[Run]) -> dict[str, Method]:

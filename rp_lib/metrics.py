@@ -25,6 +25,7 @@ CONVENTIONS: dict[str, str] = {
     "openood": "OOD positive; first TPR >= tpr on a curve with collinear points dropped; trapezoid (OpenOOD 1.5)",
     "pytorch-ood": "OOD positive; first TPR >= tpr on the full curve; trapezoid (pytorch-ood 0.4)",
 }
+TPR = 0.95  # at which the library reads FPR
 OOD_METRICS = ("auroc", "fpr", "aupr_in", "aupr_out", "detection_error", "threshold")
 
 
@@ -53,7 +54,7 @@ def accuracy(logits_or_predictions: Any, labels: Any) -> float:
 
 
 def ood_metrics(
-    id_scores: Any, ood_scores: Any, *, tpr: float = 0.95, convention: str = "id-positive"
+    id_scores: Any, ood_scores: Any, *, tpr: float = TPR, convention: str = "id-positive"
 ) -> dict[str, float]:
     """Measure how well a score separates ID from OOD samples. Ties are handled exactly; +-inf is allowed, NaN is not.
 

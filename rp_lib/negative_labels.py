@@ -18,6 +18,7 @@ from rp_lib.clip import FrozenCLIP
 from rp_lib.towers import text_part
 from rp_lib.utils.errors import RPLibError
 
+FRACTION, QUANTILE = 0.15, 0.95  # of the candidates that are kept; of a word's similarities
 _BATCH, _MIN_LETTERS = 1024, 3
 
 
@@ -29,27 +30,24 @@ class NegativeWords:
         words: M words.
         embeddings: Of unit length, float32, shape (M, d).
         candidates: How many words they were chosen from.
-        fraction: See :func:`mine_negative_words`.
-        quantile: See :func:`mine_negative_words`.
 
     Example:
         >>> from rp_lib import mini
         >>> clip, names = mini.load_clip(), ["cat", "dog"]
-        >>> found = mine_negative_words(clip, names, ["an icon of a {}"], ["kitten", "river", "lamp"], fraction=0.7)
+        >>> found = mine_negative_words(clip, names, ["an icon of a {}"], ["kitten", "river", "lamp"])
         >>> len(found.words), found.embeddings.shape, found.candidates
-        (2, torch.Size([2, 256]), 3)
+        (1, torch.Size([1, 256]), 3)
     """
 
     words: tuple[str, ...]
     embeddings: Tensor
     candidates: int
-    fraction: float
-    quantile: float
 
     def about(self) -> dict[str, Any]:
-        """The words and how they were chosen, for the header of saved outputs."""
-        chosen = {key: getattr(self, key) for key in ("candidates", "fraction", "quantile")}
-        return {"words": list(self.words), **chosen}
+        """Return the words and how they were chosen, for the header of saved outputs."""
+        return {
+            "words": list(self.words), "candidates": self.candidates, "fraction": FRACTION, "quantile": QUANTILE,
+        }  # fmt: skip
 
 
 @torch.no_grad()
@@ -84,15 +82,13 @@ def mine_negative_words(
     class_names: Sequence[str],
     templates: Sequence[str],
     words: Sequence[str] | None = None,
-    *,
-    fraction: float = 0.15,
-    quantile: float = 0.95,
 ) -> NegativeWords:
     """Choose the words that are farthest from the class names: NegMining (arXiv 2403.20078).
 
-    How near a word is to the classes is the ``quantile`` of its cosine similarities to them, which a single odd class
-    cannot move; the ``fraction`` of the words with the lowest value is kept. Defaults are those of the released code,
-    which uses the prompt ``The nice {}.``; here the task's own templates are used for classes and words alike.
+    How near a word is to the classes is the quantile :data:`QUANTILE` of its cosine similarities to them, which a
+    single odd class cannot move; the share :data:`FRACTION` of the words with the lowest value is kept. Both are those
+    of the released code, which uses the prompt ``The nice {}.``; here the task's own templates are used for classes
+    and words alike.
 
     Args:
         clip: The untouched backbone.
@@ -100,14 +96,10 @@ def mine_negative_words(
         templates: Of the task.
         words: Candidates, by default :func:`vocabulary_words`. Words of the class names, with or without a plural s,
             are left out.
-        fraction: Of the candidates to keep, in (0, 1].
-        quantile: Of a word's similarities, in [0, 1].
 
     Raises:
-        RPLibError: An option out of its range, or no candidate is left.
+        RPLibError: No candidate is left.
     """
-    if not 0 < fraction <= 1 or not 0 <= quantile <= 1:
-        raise RPLibError(f"need 0 < fraction <= 1 and 0 <= quantile <= 1, got {fraction} and {quantile}")
     class_words = {part.removesuffix("s") for name in class_names for part in (name.lower(), *name.lower().split())}
     candidates = vocabulary_words(clip) if words is None else list(dict.fromkeys(words))
     candidates = [word for word in candidates if word.lower().removesuffix("s") not in class_words]
@@ -116,7 +108,7 @@ def mine_negative_words(
     batches = [candidates[i : i + _BATCH] for i in range(0, len(candidates), _BATCH)]
     embeddings = torch.cat([clip.class_embeddings(batch, templates).cpu() for batch in batches])
     classes = clip.class_embeddings(class_names, templates).cpu()
-    nearness = torch.quantile(embeddings @ classes.T, quantile, dim=1)  # (candidates,)
-    kept = nearness.argsort(stable=True)[: max(1, int(len(candidates) * fraction))]
+    nearness = torch.quantile(embeddings @ classes.T, QUANTILE, dim=1)  # (candidates,)
+    kept = nearness.argsort(stable=True)[: max(1, int(len(candidates) * FRACTION))]
     words_kept = tuple(candidates[i] for i in kept.tolist())
-    return NegativeWords(words_kept, embeddings[kept].contiguous(), len(candidates), fraction, quantile)
+    return NegativeWords(words_kept, embeddings[kept].contiguous(), len(candidates))

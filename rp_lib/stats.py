@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from rp_lib.metrics import OOD_METRICS, check_ood_options, ood_metrics_of
+from rp_lib.metrics import OOD_METRICS, TPR, check_ood_options, ood_metrics_of
 from rp_lib.utils.arrays import Array, check_array, same_length
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 CONFIDENCE = 0.95
+TAILS = ((1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2)  # the quantiles that enclose it
+MEAN_RESAMPLES, OOD_RESAMPLES = 1000, 200  # of means, and of OOD metrics, where one may take 0.3 ms
 BLOCK = 2**24  # entries of one block of counts, 64 MB of float32: bounds memory for large image sets
 KEPT = 2**22  # resamples of at most this many entries are kept for the next method
 EXACT = 2**24  # up to here float32 holds every whole number
@@ -51,14 +53,7 @@ class Interval(NamedTuple):
         Args:
             numbers: Shape (1 + r,), the number of the data, then those of r resamples, as :class:`Resamples` has them.
         """
-        return cls(*map(float, (numbers[0], *np.quantile(numbers[1:], percentiles()))))
-
-
-def percentiles(confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Return the two quantiles, in [0, 1], that enclose the share ``confidence``, in (0, 1)."""
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must be a fraction in (0, 1), got {confidence}: write 0.95 for 95 %")
-    return (1 - confidence) / 2, (1 + confidence) / 2
+        return cls(*map(float, (numbers[0], *np.quantile(numbers[1:], TAILS))))
 
 
 def wilson_interval(successes: int, n: int) -> Interval:
@@ -117,6 +112,18 @@ class Resamples:
         make = _kept_weights if n * (1 + n_resamples) <= KEPT else _make_weights
         return cls(make(n, n_resamples, seed, stream))
 
+    @classmethod
+    def halves(cls, n: int, n_resamples: int, seed: int) -> Resamples:
+        """Draw n // 2 of n units without replacement, for a statistic that a picture drawn twice would bias.
+
+        The delete-half jackknife (Efron and Tibshirani 1993, ch. 11): of a mean, the variance over such halves is
+        (1 - 1/2) s^2 / (n / 2) = s^2 / n, the squared standard error of the mean of all n.
+        """
+        half = np.zeros((n_resamples, n), np.float32)
+        half[:, : n // 2] = 1
+        drawn = np.random.default_rng(seed).permuted(half, axis=1)
+        return cls(np.concatenate([np.ones((1, n), np.float32), drawn]))
+
     def of_members(self, ids: Array) -> Resamples:
         """Count each picture as often as its cluster is drawn.
 
@@ -151,6 +158,15 @@ class Resamples:
         total = (self.weights @ sums.astype(np.float32 if whole else np.float64)).astype(np.float64)
         drawn = np.maximum(1, (self.weights @ sizes.astype(np.float32)).astype(np.float64))
         return total / (drawn if sums.ndim == 1 else drawn[:, None])
+
+    def apply(self, statistic: Callable[[Array], float]) -> Array:
+        """Compute what is no mean, resample by resample: float64 (1 + r,).
+
+        Args:
+            statistic: Of int64 (m,), the positions of the drawn units, each as often as it is drawn.
+        """
+        units = np.arange(self.weights.shape[1])
+        return np.array(in_threads(lambda counts: statistic(units.repeat(counts.astype(int))), self.weights))
 
 
 def _make_weights(n: int, n_resamples: int, seed: int | tuple[int, ...], stream: tuple[int, ...]) -> Array:
@@ -201,7 +217,7 @@ def resample_sets(
     return found
 
 
-def bootstrap_ci(values: Any, *, clusters: Any = None, n_resamples: int = 1000, seed: int = 0) -> Interval:
+def bootstrap_ci(values: Any, *, clusters: Any = None, seed: int = 0) -> Interval:
     """Compute a mean with its 95 % percentile bootstrap interval.
 
     It has no width if all values are equal: use :func:`wilson_interval` for an accuracy near 0 or 1.
@@ -210,11 +226,10 @@ def bootstrap_ci(values: Any, *, clusters: Any = None, n_resamples: int = 1000, 
         values: Shape (n,), numbers, say 0 and 1 for wrong and correct.
         clusters: Integers, shape (n,). Samples of one cluster (images made of one picture) are not independent, and
             an interval that ignores it is too narrow; so clusters are drawn.
-        n_resamples: Number of resamples, at least one.
         seed: Same seed, same interval.
 
     Raises:
-        ValueError: Empty or NaN input, lengths that differ, fewer than two clusters, or an option out of its range.
+        ValueError: Empty or NaN input, lengths that differ, or fewer than two clusters.
 
     Example:
         >>> bootstrap_ci([1, 2, 3, 4])
@@ -229,7 +244,7 @@ def bootstrap_ci(values: Any, *, clusters: Any = None, n_resamples: int = 1000, 
         if len(known) < 2:
             raise ValueError("all samples are in one cluster: the spread between clusters needs at least two")
         sums, sizes = np.bincount(group, sums), np.bincount(group)
-    numbers = Resamples.draw(len(sums), n_resamples, seed).ratio(sums, sizes)
+    numbers = Resamples.draw(len(sums), MEAN_RESAMPLES, seed).ratio(sums, sizes)
     return Interval.of_resamples(numbers)._replace(value=value)
 
 
@@ -239,9 +254,8 @@ def bootstrap_ood(
     metrics: Sequence[str] = ("auroc", "fpr"),
     *,
     mean: str = "mean",
-    tpr: float = 0.95,
     convention: str = "id-positive",
-    n_resamples: int = 200,
+    n_resamples: int = OOD_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, dict[str, Interval]]:
     """Compute OOD metrics of several sets and their mean, with 95 % percentile bootstrap intervals.
@@ -253,9 +267,9 @@ def bootstrap_ood(
         ood_sets: By name, shape (m,).
         metrics: Keys of :func:`rp_lib.metrics.ood_metrics`.
         mean: Name of the mean over the sets, each set weighing the same.
-        tpr: As in :func:`rp_lib.metrics.ood_metrics`; each resample has its own threshold.
-        convention: As in :func:`rp_lib.metrics.ood_metrics`. AUROC and FPR alone, in the convention ``id-positive``,
-            take milliseconds; all else some 0.3 ms per resample of 1,600 + 1,000 scores.
+        convention: As in :func:`rp_lib.metrics.ood_metrics`; each resample has its own threshold. AUROC and FPR alone,
+            in the convention ``id-positive``, take milliseconds; all else some 0.3 ms per resample of 1,600 + 1,000
+            scores.
         n_resamples: Number of resamples, at least one.
         seed: Same seed, same intervals. All metrics and conventions see the same resamples.
 
@@ -266,7 +280,7 @@ def bootstrap_ood(
         ValueError: As :func:`rp_lib.metrics.ood_metrics`, or an option out of its range.
         UnknownName: The convention or a metric is not known.
     """
-    check_ood_options(tpr, convention)
+    check_ood_options(TPR, convention)
     for name in metrics:
         if name not in OOD_METRICS:
             raise UnknownName("metric", str(name), OOD_METRICS)
@@ -277,7 +291,7 @@ def bootstrap_ood(
     draws = [Resamples.draw(len(scores), n_resamples, seed, (k,)) for k, scores in enumerate(sides)]
 
     if convention == "id-positive" and set(metrics) <= {"auroc", "fpr"}:
-        curves = auroc_and_fpr(sides[0], dict(enumerate(sides[1:])), draws[0], dict(enumerate(draws[1:])), tpr)
+        curves = auroc_and_fpr(sides[0], dict(enumerate(sides[1:])), draws[0], dict(enumerate(draws[1:])))
         numbers = np.stack([np.stack([pair[m == "fpr"] for m in metrics], 1) for pair in curves.values()], 1)
     else:
         numbers = np.empty((1 + n_resamples, len(ood_sets), len(metrics)))
@@ -285,7 +299,7 @@ def bootstrap_ood(
             # The samples written out: sorting each is as fast as weighting one sorted curve.
             inside, *outside = (np.repeat(s, d.weights[row].astype(int)) for s, d in zip(sides, draws, strict=True))
             for k, sample in enumerate(outside):
-                measured = ood_metrics_of(inside, sample, tpr, convention)
+                measured = ood_metrics_of(inside, sample, TPR, convention)
                 numbers[row, k] = [measured[m] for m in metrics]
     numbers = np.concatenate([numbers, numbers.mean(1, keepdims=True)], 1)  # (1 + r, sets + 1, metrics)
     return {
@@ -299,9 +313,8 @@ def auroc_and_fpr(
     ood_scores: Mapping[Any, Array],
     id_draws: Resamples,
     ood_draws: Mapping[Any, Resamples],
-    tpr: float,
 ) -> dict[Any, tuple[Array, Array]]:
-    """Compute AUROC and FPR at ``tpr`` of the data and of every resample, in the convention ``id-positive``.
+    """Compute AUROC and FPR95 of the data and of every resample, in the convention ``id-positive``.
 
     The same numbers as :func:`rp_lib.metrics.ood_metrics` of the samples written out: ID scores are sorted once, and
     cumulative counts give every resample's curve.
@@ -311,7 +324,6 @@ def auroc_and_fpr(
         ood_scores: By set, float64 (m,).
         id_draws: Of the n ID scores; no row is all zero.
         ood_draws: By set, of its m scores.
-        tpr: In (0, 1].
 
     Returns:
         By set, two float64 (1 + r,) arrays of fractions.
@@ -333,7 +345,7 @@ def auroc_and_fpr(
             row += before
         n = counts[-1].astype(np.float64)
         # The strictest threshold that accepts enough is an ID score that was drawn; ties with it are accepted too.
-        first = _first_row_reaching(counts[1:], n, tpr)
+        first = _first_row_reaching(counts[1:], n, TPR)
         for name in ood_scores:
             drawn = ood_draws[name].weights[block].T  # (m, rows)
             m = drawn.sum(0, dtype=np.float64)

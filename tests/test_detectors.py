@@ -278,10 +278,12 @@ def test_vocabulary_holds_whole_words_that_were_learnt(own_clip):
     assert set(words) - set(vocabulary_words(own_clip)) == {"river", "lake"}
 
 
-def test_mined_words_are_the_farthest_and_no_class_names(clip):
+def test_mined_words_are_the_farthest_and_no_class_names(clip, monkeypatch):
+    monkeypatch.setattr("rp_lib.negative_labels.FRACTION", 0.5)
+    monkeypatch.setattr("rp_lib.negative_labels.QUANTILE", 1.0)
     words = ["cat", "cats", "engine", "cup", "river", "tree", "lake", "stone", "cloud", "bird", "river"]
     names, templates = ("cat", "fire engine", "cup"), ("a photo of a {}.",)
-    found = mine_negative_words(clip, names, templates, words, fraction=0.5, quantile=1.0)
+    found = mine_negative_words(clip, names, templates, words)
     rest = ["river", "tree", "lake", "stone", "cloud", "bird"]
     assert found.candidates == len(rest) and len(found.words) == 3 and set(found.words) <= set(rest)
     nearness = (clip.class_embeddings(rest, templates) @ clip.class_embeddings(names, templates).T).amax(1)
@@ -289,5 +291,3 @@ def test_mined_words_are_the_farthest_and_no_class_names(clip):
     torch.testing.assert_close(found.embeddings, clip.class_embeddings(found.words, templates), atol=1e-5, rtol=1e-4)
     with pytest.raises(RPLibError, match="no candidate"):
         mine_negative_words(clip, names, templates, ["Cats"])
-    with pytest.raises(RPLibError, match="fraction"):
-        mine_negative_words(clip, names, templates, words, fraction=0)

@@ -33,7 +33,7 @@ def rrp(task, tiny_benchmark):
 @pytest.fixture(scope="module")
 def full(task, tiny_benchmark, probe, rrp):
     """Outputs of the residual with all that detectors may need."""
-    words = mine_negative_words(*task, ["river", "tree", "stone", "lake"], fraction=0.5)
+    words = mine_negative_words(*task, ["river", "tree", "stone", "lake"] + [f"thing {i}" for i in range(10)])
     others = {"zero-shot": ZeroShot(*task), "linear-probe": probe}
     return compute_outputs(rrp, tiny_benchmark, seed=4, others=others, negatives=words)
 
@@ -120,10 +120,9 @@ def test_derived_sets_are_remembered(tmp_path, task, tiny_benchmark):
 def test_records_from_files_are_those_from_the_method(config, tmp_path, task, tiny_benchmark):
     rp = Reprogrammer(*task, config.changed(epochs=1, batch_size=8), precision="float32").fit(tiny_benchmark.train)
     run = Run(ResidualReprogrammer(rp, 0.9), 1)
-    expected = evaluate([run], tiny_benchmark, detectors=("msp", "energy"), n_resamples=5)
+    expected = evaluate([run], tiny_benchmark, detectors=("msp", "energy"))
     save_outputs(tmp_path / "o", compute_outputs(run.method, tiny_benchmark, seed=1))
-    options = {"detectors": ("msp", "energy"), "n_resamples": 5}
-    found = evaluate_outputs([load_outputs(tmp_path / "o")], metrics=RECORDED, **options)
+    found = evaluate_outputs([load_outputs(tmp_path / "o")], detectors=("msp", "energy"), metrics=RECORDED)
     pd.testing.assert_frame_equal(found, expected)
     if config is AS_RELEASED:
         assert load_outputs(tmp_path / "o").test.head.half_precision

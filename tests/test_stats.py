@@ -16,7 +16,6 @@ from rp_lib.stats import (
     bootstrap_ood,
     holm,
     in_threads,
-    percentiles,
     resample_sets,
     wilson_interval,
 )
@@ -39,33 +38,31 @@ def test_wilson_equals_its_formula(k, n):
 
 
 @pytest.mark.parametrize("kind", ["normal", "binary"])
-def test_bootstrap_of_the_mean_covers(kind):
+def test_bootstrap_of_the_mean_covers(kind, monkeypatch):
+    monkeypatch.setattr(stats, "MEAN_RESAMPLES", 400)
     rng, hits = np.random.default_rng(1), 0
     for k in range(200):
         x = rng.normal(2, 1, 60) if kind == "normal" else rng.random(60) < 0.7
-        low, high = bootstrap_ci(x, n_resamples=400, seed=k)[1:]
+        low, high = bootstrap_ci(x, seed=k)[1:]
         hits += low <= (2 if kind == "normal" else 0.7) <= high
     assert 0.90 <= hits / 200 <= 0.985  # 0.95 within three standard errors, and the bootstrap's slight optimism
 
 
-def test_bootstrap_is_seeded_and_has_the_right_width():
+def test_bootstrap_is_seeded_and_has_the_right_width(monkeypatch):
     rng = np.random.default_rng(0)
     x, correct = rng.normal(size=500), rng.random(500) < 0.8
     assert bootstrap_ci(x, seed=3) == bootstrap_ci(torch.tensor(x), seed=3) == bootstrap_ci(x, seed=3)
     assert bootstrap_ci(x, seed=3) != bootstrap_ci(x, seed=4)
     assert isinstance(bootstrap_ci(x), Interval)
+    drawn = np.random.default_rng(3).integers(0, 500, (1000, 500))
+    assert bootstrap_ci(x, seed=3)[1:] == pytest.approx(np.quantile(x[drawn].mean(1), (0.025, 0.975)), rel=1e-9)
+    monkeypatch.setattr(stats, "MEAN_RESAMPLES", 4000)
     for values in (x, correct):
-        value, low, high = bootstrap_ci(values, n_resamples=4000)
+        value, low, high = bootstrap_ci(values)
         se = np.std(values) / np.sqrt(500)
         assert value == pytest.approx(np.mean(values))
         assert (high - low) / se == pytest.approx(2 * 1.96, rel=0.06)
         assert (high + low) / 2 == pytest.approx(value, abs=0.2 * se)
-    drawn = np.random.default_rng(3).integers(0, 500, (1000, 500))
-    assert bootstrap_ci(x, seed=3)[1:] == pytest.approx(np.quantile(x[drawn].mean(1), (0.025, 0.975)), rel=1e-9)
-    for bad in (0, 1, 95):
-        with pytest.raises(ValueError, match="confidence must be"):
-            percentiles(bad)
-    assert percentiles(0.5) == (0.25, 0.75)
 
 
 @pytest.mark.parametrize(
@@ -76,7 +73,6 @@ def test_bootstrap_is_seeded_and_has_the_right_width():
         ([[1, 2]], {}, "1-D"),
         ([1, 2, 3], {"clusters": [1, 1, 1]}, "one cluster"),
         ([1, 2, 3], {"clusters": [1, 2]}, "lengths differ"),
-        ([1, 2, 3], {"n_resamples": 0}, "n_resamples must be"),
     ],
 )
 def test_bad_input_is_refused(values, options, message):
@@ -84,7 +80,7 @@ def test_bad_input_is_refused(values, options, message):
         bootstrap_ci(values, **options)
 
 
-def test_clusters_widen_the_interval():
+def test_clusters_widen_the_interval(monkeypatch):
     rng = np.random.default_rng(0)
     clusters = np.repeat(np.arange(40), 25)
     x = rng.normal(size=40)[clusters] + 0.1 * rng.normal(size=1000)
@@ -97,9 +93,10 @@ def test_clusters_widen_the_interval():
     members = [np.flatnonzero(uneven == k) for k in range(301)]
     drawn = np.random.default_rng(0).integers(0, 301, (80, 301))
     means = [x[np.concatenate([members[k] for k in row])].mean() for row in drawn]
-    found = bootstrap_ci(x, clusters=uneven, n_resamples=80)
-    assert found == pytest.approx((x.mean(), *np.quantile(means, (0.025, 0.975))))
     assert bootstrap_ci(x > 0, clusters=np.arange(1000)) == bootstrap_ci(x > 0)
+    monkeypatch.setattr(stats, "MEAN_RESAMPLES", 80)
+    found = bootstrap_ci(x, clusters=uneven)
+    assert found == pytest.approx((x.mean(), *np.quantile(means, (0.025, 0.975))))
 
 
 def test_bootstrap_ood():
@@ -119,14 +116,14 @@ def test_bootstrap_ood():
     assert (result["auroc"].high - result["auroc"].low) / se == pytest.approx(2 * 1.96, rel=0.2)
     for convention in CONVENTIONS:
         found = bootstrap_ood(
-            i[:100], {"a": o[:80], "b": o[80:99]}, OOD_METRICS, convention=convention, tpr=0.9, n_resamples=40
+            i[:100], {"a": o[:80], "b": o[80:99]}, OOD_METRICS, convention=convention, n_resamples=40
         )
         few = found["a"]
-        assert {k: v.value for k, v in few.items()} == ood_metrics(i[:100], o[:80], tpr=0.9, convention=convention)
+        assert {k: v.value for k, v in few.items()} == ood_metrics(i[:100], o[:80], convention=convention)
         assert all(v.low < v.high for v in few.values())
         assert found["mean"]["auroc"].value == pytest.approx((few["auroc"].value + found["b"]["auroc"].value) / 2)
     for options, error in (({"metrics": ["auroc95"]}, UnknownName), ({"convention": "x"}, UnknownName),
-                           ({"n_resamples": 0}, ValueError), ({"tpr": 95}, ValueError)):  # fmt: skip
+                           ({"n_resamples": 0}, ValueError)):  # fmt: skip
         with pytest.raises(error):
             bootstrap_ood(INSIDE, {"o": OUTSIDE}, **options)
     with pytest.raises(ValueError, match="no OOD set"):
@@ -174,6 +171,21 @@ def test_large_whole_numbers_keep_their_digits():
     assert draws.mean(values)[0] == (2**40 + 4) / 3
 
 
+def test_halves_are_drawn_without_replacement_and_spread_as_samples_of_all():
+    halves = Resamples.halves(41, 600, seed=0)
+    assert (halves.weights[0] == 1).all() and (halves.weights[1:].sum(1) == 20).all() and halves.weights.max() == 1
+    x = np.random.default_rng(0).normal(size=41)
+    means = halves.mean(x)
+    assert means[0] == pytest.approx(x.mean()) and means[1:].std() == pytest.approx(x.std(ddof=1) / 41**0.5, rel=0.1)
+    assert not np.array_equal(halves.weights, Resamples.halves(41, 600, seed=1).weights)
+
+
+def test_any_statistic_sees_each_unit_as_often_as_it_is_drawn():
+    draws, x = Resamples.draw(9, 30, 0), np.arange(9.0) ** 2
+    np.testing.assert_allclose(draws.apply(lambda drawn: x[drawn].mean()), draws.mean(x))
+    assert draws.apply(len).tolist() == [9] * 31 and draws.apply(lambda drawn: len(set(drawn))).min() < 9
+
+
 def test_derived_sets_share_the_draws_of_the_test_set():
     units = {"test": np.array([5, 7, 9]), "far": np.arange(3), "dark": np.array([9, 5, 5])}
     found = {k: d.weights for k, d in resample_sets(units, {"test", "dark"}, 50, (1, 2)).items()}
@@ -189,7 +201,8 @@ def test_weighted_curves_equal_the_samples_written_out(tpr, monkeypatch):
     rng = np.random.default_rng(0)
     inside, sets = rng.normal(1, 1, 40).round(1), {k: rng.normal(0, 1, n).round(1) for k, n in (("a", 30), ("b", 7))}
     w, v = Resamples.draw(40, 50, 1), {k: Resamples.draw(len(s), 50, 2) for k, s in sets.items()}  # with ties
-    found = auroc_and_fpr(inside, sets, w, v, tpr)
+    monkeypatch.setattr(stats, "TPR", tpr)
+    found = auroc_and_fpr(inside, sets, w, v)
     for name, outside in sets.items():
         for i, (auroc, fpr) in enumerate(zip(*found[name], strict=True)):
             drawn = (np.repeat(s, d.weights[i].astype(int)) for s, d in ((inside, w), (outside, v[name])))
@@ -197,14 +210,14 @@ def test_weighted_curves_equal_the_samples_written_out(tpr, monkeypatch):
             assert auroc == pytest.approx(direct["auroc"]) and fpr == pytest.approx(direct["fpr"])
     for name, value in (("BLOCK", 5 * 40), ("EXACT", 0)):  # blocks of five resamples; sums in float64
         monkeypatch.setattr(stats, name, value)
-        again = auroc_and_fpr(inside, sets, w, v, tpr)
+        again = auroc_and_fpr(inside, sets, w, v)
         assert all(np.array_equal(again[k], found[k]) for k in sets)
 
 
 def test_large_counts_are_summed_in_double():
     # Counts whose sum float32 cannot hold: 3001 and 6001 more than a multiple of what it resolves there.
     w, v = (Resamples(np.full((1, 3), k, np.float32)) for k in (3001, 6001))
-    ((auroc, fpr),) = auroc_and_fpr(np.array([3.0, 2, 1]), {"": np.array([2.5, 1.5, 0.5])}, w, {"": v}, 0.95).values()
+    ((auroc, fpr),) = auroc_and_fpr(np.array([3.0, 2, 1]), {"": np.array([2.5, 1.5, 0.5])}, w, {"": v}).values()
     assert auroc[0] == 6 / 9 and fpr[0] == 2 / 3
 
 

@@ -24,7 +24,7 @@ from rp_lib.comparison import draws_over_seeds
 from rp_lib.features import FeatureStore
 from rp_lib.methods import BASES, Method
 from rp_lib.metrics import class_spread, cosine_drift, linear_cka
-from rp_lib.stats import bootstrap_ci, in_threads
+from rp_lib.stats import Resamples, bootstrap_ci
 
 NAMES = ("zero-shot", "fine-tune", "l2-sp", "wise-ft", "coop", "rp-image", "rp-text", "rp", "rrp")
 QUICK = ("zero-shot", "fine-tune", "rp", "rrp")
@@ -92,26 +92,22 @@ def _on_halves(method: Method, test: ImageSet, near: ImageSet | None, store: Fea
     """float64 (1 + r, measures): the measures that are claimed about, of all pictures and as if of r other samples.
 
     The samples are halves of the pictures, the same ones for every method and seed, moved so that their mean is the
-    measure of all pictures: halves spread as samples of twice their size do (:func:`halves_ci`), and half as many
-    pictures bias CKA and spreads.
+    measure of all pictures: half as many pictures bias CKA and spreads, see :meth:`rp_lib.stats.Resamples.halves`.
     """
     features = method.mix_features(*(store.get(e, test) for e in method.encoders))
     before = store.get(method.clip, test)
     drift = cosine_drift(features, before)
-    measures = [
-        (len(test), lambda half: float(drift[half].mean())),
-        (len(test), lambda half: linear_cka(features[half], before[half])),
-        (len(test), lambda half: class_spread(features[half], test.labels[half])[0]),
+    halves = Resamples.halves(len(test), PAIRED_HALVES, seed=0)
+    columns = [
+        halves.mean(drift),
+        halves.apply(lambda half: linear_cka(features[half], before[half])),
+        halves.apply(lambda half: class_spread(features[half], test.labels[half])[0]),
     ]
     if near is not None:
-        correct = _open_vocabulary(near, method, store)
-        measures.append((len(near), lambda half: float(correct[half].mean())))
-    columns = []
-    for n, measure in measures:
-        whole = measure(torch.arange(n))
-        drawn = np.array(in_threads(measure, halves(n, PAIRED_HALVES, seed=0)))
-        columns.append(np.r_[whole, drawn - drawn.mean() + whole])
-    return np.stack(columns, 1)
+        columns.append(Resamples.halves(len(near), PAIRED_HALVES, seed=0).mean(_open_vocabulary(near, method, store)))
+    found = np.stack(columns, 1)
+    found[1:] += found[0] - found[1:].mean(0)
+    return found
 
 
 def _of_set(
@@ -131,22 +127,11 @@ def _of_set(
 def halves_ci(
     statistic: Callable[..., float], tensors: Sequence[torch.Tensor], seed: int
 ) -> tuple[float, float, float]:
-    """A statistic of n pictures and its 95 % interval from the spread over halves of them, drawn without replacement.
-
-    The delete-half jackknife (Efron and Tibshirani 1993, ch. 11): of a mean, the variance over such halves is
-    (1 - 1/2) s^2 / (n / 2) = s^2 / n, the squared standard error. A bootstrap would draw pictures twice, which biases
-    CKA and spreads.
-    """
-    drawn = halves(len(tensors[0]), HALVES, seed)
-    values = np.array([statistic(*(t[half] for t in tensors)) for half in drawn])
-    value, half = statistic(*tensors), 1.96 * values.std(ddof=1)
-    return value, value - half, value + half
-
-
-def halves(n: int, count: int, seed: int) -> list[torch.Tensor]:
-    """``count`` halves of 0 ... n - 1, int64 (n // 2,) each, drawn without replacement."""
-    g = torch.Generator().manual_seed(seed)
-    return [torch.randperm(n, generator=g)[: n // 2] for _ in range(count)]
+    """Compute a statistic of n pictures with its 95 % interval, from the spread over halves of them."""
+    halves = Resamples.halves(len(tensors[0]), HALVES, seed)
+    value, *drawn = halves.apply(lambda half: statistic(*(t[half] for t in tensors)))
+    margin = 1.96 * np.std(drawn, ddof=1)
+    return value, value - margin, value + margin
 
 
 def _open_vocabulary(images: ImageSet, method: Method, store: FeatureStore) -> np.ndarray:

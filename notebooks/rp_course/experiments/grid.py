@@ -219,9 +219,9 @@ def judge_outputs(
 
     def rows(labelled: tuple[str, MethodOutputs]) -> list[dict[str, Any]]:
         label, o = labelled
-        found = accuracy_rows(o, RESAMPLES // 25)
+        found = accuracy_rows(o)
         for name in detectors:
-            found += detection_rows(o, build_detector(name), metrics=("auroc", "fpr"), n_resamples=RESAMPLES // 25)
+            found += detection_rows(o, build_detector(name), ("auroc", "fpr"))
         return [{**row, "method": label} for row in found]
 
     everyone = [(label, o) for label, runs in outputs.items() for o in runs]

@@ -27,13 +27,12 @@ from rp_course.experiments.measures import (
 from rp_course.experiments.world import World
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.comparison import draws_over_seeds
-from rp_lib.metrics import ood_metrics
-from rp_lib.stats import Resamples, auroc_and_fpr
+from rp_lib.stats import Resamples, auroc_and_fpr, bootstrap_ci, bootstrap_ood
 from rp_lib.utils.errors import MissingDependency
 from rp_lib.utils.io import StorageError, write_atomically
 
 NAMES = ("zero-shot", "fine-tune", "rp", "rrp")
-PICTURES, NEIGHBOURS, RESAMPLES, PAIRED_RESAMPLES = 240, 10, 200, 5000
+PICTURES, NEIGHBOURS, PAIRED_RESAMPLES = 240, 10, 5000
 SAME, ACROSS, SILHOUETTE, DISTANCE = (
     "ID neighbours of the same class", "ID neighbours of a shifted picture that share its class",
     "silhouette of ID classes", "AUROC of the distance to ID",
@@ -143,19 +142,11 @@ def _measures(spaces: list[np.ndarray], sets: list[ImageSet]) -> dict[str, np.nd
 
 def _rows(name: str, seed: int, space: str, measured: Mapping[str, np.ndarray]) -> list[tuple[object, ...]]:
     """Means over pictures and the AUROC of the distance, each with its bootstrap interval."""
-    rng = np.random.default_rng(seed)
-    rows: list[tuple[object, ...]] = []
-    for metric in (SAME, ACROSS, SILHOUETTE):
-        values = measured[metric]
-        means = values[rng.integers(0, len(values), (RESAMPLES, len(values)))].mean(1)
-        rows.append((name, seed, space, metric, values.mean(), *np.quantile(means, (0.025, 0.975)), len(values)))
+    found = {metric: bootstrap_ci(measured[metric], seed=seed) for metric in (SAME, ACROSS, SILHOUETTE)}
     near, far = -measured["ID distance"], -measured["OOD distance"]
-    drawn = []
-    for _ in range(RESAMPLES):
-        one, two = (v[rng.integers(0, len(v), len(v))] for v in (near, far))
-        drawn.append(ood_metrics(one, two)["auroc"])
-    auroc = ood_metrics(near, far)["auroc"]
-    return [*rows, (name, seed, space, DISTANCE, auroc, *np.quantile(drawn, (0.025, 0.975)), len(near))]
+    found[DISTANCE] = bootstrap_ood(near, {"": far}, ("auroc",), seed=seed)[""]["auroc"]
+    sizes = {**{metric: len(values) for metric, values in measured.items()}, DISTANCE: len(near)}
+    return [(name, seed, space, metric, *interval, sizes[metric]) for metric, interval in found.items()]
 
 
 def _resampled(measured: Mapping[str, np.ndarray], draws: list[Resamples], several: np.ndarray) -> np.ndarray:
@@ -165,7 +156,7 @@ def _resampled(measured: Mapping[str, np.ndarray], draws: list[Resamples], sever
     """
     test, shift, ood = draws
     silhouette = test.of_members(np.flatnonzero(several)).mean(measured[SILHOUETTE])
-    auroc, _ = auroc_and_fpr(-measured["ID distance"], {"": -measured["OOD distance"]}, test, {"": ood}, 0.95)[""]
+    auroc, _ = auroc_and_fpr(-measured["ID distance"], {"": -measured["OOD distance"]}, test, {"": ood})[""]
     return np.stack([shift.mean(measured[ACROSS]), silhouette, auroc], axis=1)
 
 
