@@ -181,7 +181,7 @@ def evaluate(
     runs, store = list(runs), store or FeatureStore()
     built = [build_detector(name) for name in detectors]
     needs = frozenset().union(*(detector.needs for detector in built))
-    roles = ("test", "shift", *OOD_ROLES, *(("train", "val") if "train" in needs else ()))
+    roles = ("test", "shift", *OOD_ROLES, *(("train",) if "train" in needs else ()))
     words: dict[tuple[object, ...], NegativeWords] = {}
     rows: list[dict[str, object]] = []
     for run in runs:
