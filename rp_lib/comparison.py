@@ -6,6 +6,7 @@ difference. Here a resample draws pictures (or designers) once, and every method
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,16 @@ import numpy as np
 
 from rp_lib.detectors import build_detector, detection_scores
 from rp_lib.outputs import MethodOutputs, check_comparable
-from rp_lib.stats import TAILS, Resamples, auroc_and_fpr, holm, in_threads, resample_sets
+from rp_lib.stats import (
+    TAILS,
+    Design,
+    Resamples,
+    auroc_and_fpr,
+    crossed_interval,
+    holm,
+    in_threads,
+    resample_sets,
+)
 from rp_lib.utils.arrays import Array
 from rp_lib.utils.errors import RPLibError, UnknownName
 
@@ -29,32 +39,43 @@ CLUSTERS = ("sources", "groups")
 
 @dataclass(frozen=True, eq=False)
 class PairedDraws:
-    """Hold every method's number on every axis, for the pictures as they are and for each resample of them.
+    """Hold every method's number on every axis by seed, for the pictures as they are and for each resample of them.
 
     Attributes:
         methods: k names.
         axes: a names, in the order of :data:`AXES`.
-        values: float64 (k, a), fractions, means over seeds.
-        resampled: float64 (r, k, a).
+        numbers: float64 (k, s, 1 + r, a) of s seeds, fractions: of the data, then of each resample of pictures. A
+            method in which nothing is drawn has the same numbers for every seed.
+        designs: Of each axis, see :class:`rp_lib.stats.Design`.
 
     Example:
-        >>> drawn = np.array([[[0.9], [0.7]], [[0.8], [0.8]]])  # (2 resamples, 2 methods, 1 axis)
-        >>> draws = PairedDraws(("a", "b"), ("id accuracy",), drawn.mean(0), drawn)
+        >>> numbers = np.array([[0.8, 0.9, 0.7], [0.7, 0.7, 0.8]])[:, None, :, None]  # 2 methods, 1 seed, 2 resamples
+        >>> draws = PairedDraws(("a", "b"), ("id accuracy",), numbers, (Design(),))
         >>> draws.differences()["difference"].round(6).tolist()
         [0.1]
     """
 
     methods: tuple[str, ...]
     axes: tuple[str, ...]
-    values: Array
-    resampled: Array
+    numbers: Array
+    designs: tuple[Design, ...]
+
+    @property
+    def values(self) -> Array:
+        """float64 (k, a), means over seeds."""
+        return self.numbers[:, :, 0].mean(1)
+
+    @functools.cached_property
+    def resampled(self) -> Array:
+        """float64 (r, k, a): each resample of pictures as the mean over as many seeds, drawn with replacement."""
+        _, seeds, rows, _ = self.numbers.shape
+        share = Resamples.draw(seeds, rows - 1, (0, 1)).weights[1:].astype(float) / seeds  # (r, s), the same for all
+        return np.einsum("rs,ksra->rka", share, self.numbers[:, :, 1:])
 
     def differences(self, pairs: Iterable[tuple[str, str]] | None = None) -> pd.DataFrame:
-        """Subtract the second from the first of each pair, with percentile interval and p-values.
+        """Subtract the second from the first of each pair, with interval and p-value over pictures and seeds.
 
-        ``p`` is the two-sided bootstrap p-value, twice the smaller share of resamples on either side of zero, with one
-        added above and below (Davison and Hinkley 1997, ch. 4), so it is never under 2 / (resamples + 1): take
-        many resamples if many comparisons are to survive correction. ``p_holm`` corrects it for all rows of this table.
+        Both are those of :func:`rp_lib.stats.crossed_interval`. ``p_holm`` corrects p for all rows of this table.
 
         Args:
             pairs: Of names; None takes all.
@@ -64,28 +85,23 @@ class PairedDraws:
         """
         import pandas as pd
 
-        rows, r = [], len(self.resampled)
+        rows = []
         for first, second in itertools.combinations(self.methods, 2) if pairs is None else pairs:
-            i, j = self._index(first), self._index(second)
-            for axis, name in enumerate(self.axes):
-                drawn = self.resampled[:, i, axis] - self.resampled[:, j, axis]
-                low, high = np.quantile(drawn, TAILS)
-                p = min(1.0, 2 * (1 + min((drawn <= 0).sum(), (drawn >= 0).sum())) / (r + 1))
-                difference = self.values[i, axis] - self.values[j, axis]
-                rows.append((first, second, name, difference, low, high, p))
+            numbers = self.numbers[self._index(first)] - self.numbers[self._index(second)]
+            columns = zip(self.axes, *crossed_interval(numbers, self.designs), strict=True)
+            rows += [(first, second, *row) for row in columns]
         table = pd.DataFrame(rows, columns=["first", "second", "axis", "difference", "low", "high", "p"])
         return table.assign(p_holm=holm(table["p"]) if len(table) else [])
 
     def estimates(self) -> pd.DataFrame:
-        """List each method's number on each axis with its percentile interval: ``method, axis, value, low, high``."""
+        """List each method's number on each axis with its interval in [0, 1]: ``method, axis, value, low, high``."""
         import pandas as pd
 
-        low, high = np.quantile(self.resampled, TAILS, axis=0)
-        rows = [
-            (method, axis, self.values[i, j], low[i, j], high[i, j])
-            for i, method in enumerate(self.methods)
-            for j, axis in enumerate(self.axes)
-        ]
+        rows = []
+        for method, numbers in zip(self.methods, self.numbers, strict=True):
+            value, low, high, _ = crossed_interval(numbers, self.designs)
+            columns = zip(self.axes, value, low.clip(0, 1), high.clip(0, 1), strict=True)
+            rows += [(method, *row) for row in columns]
         return pd.DataFrame(rows, columns=["method", "axis", "value", "low", "high"])
 
     def ranks(self) -> pd.DataFrame:
@@ -112,7 +128,7 @@ class PairedDraws:
     def select(self, methods: Sequence[str]) -> PairedDraws:
         """Keep the same draws of some of the methods, in the order given; ranks are then among these alone."""
         kept = [self._index(m) for m in methods]
-        return PairedDraws(tuple(methods), self.axes, self.values[kept], self.resampled[:, kept])
+        return PairedDraws(tuple(methods), self.axes, self.numbers[kept], self.designs)
 
     def _index(self, method: str) -> int:
         if method not in self.methods:
@@ -125,24 +141,21 @@ def paired_bootstrap(
     *,
     detector: str | Mapping[str, str] = "msp",
     n_resamples: int = 2000,
-    clusters: str = "sources",
-    seed: int = 0,
+    clusters: str = "groups",
 ) -> PairedDraws:
     """Evaluate methods on the same resamples.
 
     Axes: accuracy on the test set, its mean over shifts, and AUROC and FPR95 (convention ``id-positive``) as means
     over OOD sets, each set weighing the same; axes without image sets are left out. The test pictures are drawn once
-    for accuracy, for the sets derived from them and for the ID side of detection. Seeds are drawn with replacement
-    too, the same for all methods, so that a difference counts only if it holds over training runs. With s seeds this
-    sees (s - 1) / s of their variance. Methods with one seed (zero-shot) keep it.
+    for accuracy, for the sets derived from them and for the ID side of detection. Differences count
+    only if they hold over training runs, too; methods in which nothing is drawn (zero-shot) have one.
 
     Args:
         contestants: By name, the outputs of one method, one per seed; numbers are means over seeds.
         detector: Name, or names by contestant.
         n_resamples: Number of resamples.
-        seed: Same seed, same result.
-        clusters: What is drawn as one: ``"sources"`` (pictures) or ``"groups"`` (designers). Pictures of one designer
-            are alike, so claims about other designers need ``"groups"``; with few of them its intervals are rough.
+        clusters: What is drawn as one: ``"groups"`` (designers) or ``"sources"`` (pictures). Pictures of one designer
+            are alike, so claims about other designers need ``"groups"``.
 
     Raises:
         RPLibError: no or one contestant, other benchmarks, other seeds, other images, or a set with one cluster.
@@ -161,24 +174,26 @@ def paired_bootstrap(
     if any(kind != kinds[everyone[0]] for kind in kinds.values()):
         raise RPLibError("these outputs hold different image sets; compute all of them for the same sets")
 
-    draws = _draw_pictures(everyone[0], clusters, n_resamples, seed)
+    draws, designs = _draw_pictures(everyone[0], clusters, n_resamples)
     axes = AXES[:1] + AXES[1:2] * bool(everyone[0].shifts) + AXES[2:] * bool(everyone[0].ood)
     by = {name: detector if isinstance(detector, str) else detector[name] for name in contestants}
     accuracies = _accuracies(everyone, draws)
     detection = in_threads(lambda job: _detection(job[1], by[job[0]], draws), named)
     found = {job: np.stack([*accuracies[job[1]], *outside], 1) for job, outside in zip(named, detection, strict=True)}
     by_seed = {name: [found[name, o] for o in sorted(runs, key=lambda o: o.seed)] for name, runs in contestants.items()}
-    return draws_over_seeds(by_seed, axes, seed=seed)
+    return draws_over_seeds(by_seed, axes, [designs[axis] for axis in axes])
 
 
-def draws_over_seeds(numbers: Mapping[str, Sequence[Array]], axes: Sequence[str], *, seed: int = 0) -> PairedDraws:
-    """Average over seeds what each seed's training measured on the same resamples of pictures.
+def draws_over_seeds(
+    numbers: Mapping[str, Sequence[Array]], axes: Sequence[str], designs: Sequence[Design]
+) -> PairedDraws:
+    """Collect what the training of each seed measured on the same resamples of pictures.
 
     Args:
         numbers: By method, for every seed in the same order float64 (1 + r, a): the numbers of the data as they are,
             then of each resample. A method in which nothing is drawn may have one seed where others have several.
         axes: Names of the a columns.
-        seed: As in :func:`paired_bootstrap`.
+        designs: Of the a columns.
 
     Raises:
         RPLibError: methods with other numbers of seeds or of resamples.
@@ -187,27 +202,27 @@ def draws_over_seeds(numbers: Mapping[str, Sequence[Array]], axes: Sequence[str]
     counts = {len(runs) for runs in numbers.values()} - {1}
     if len(shapes) != 1 or len(counts) > 1 or 0 in counts:
         raise RPLibError("a comparison needs the same seeds, resamples and axes of every method")
-    r, n_seeds = shapes.pop()[0] - 1, max(counts, default=1)
-    values = np.empty((len(numbers), len(axes)))
-    resampled = np.empty((r, *values.shape))
-    weights = Resamples.draw(n_seeds, r, (seed, 1)).weights[1:]
-    for k, runs in enumerate(numbers.values()):
-        stacked = np.stack(runs)  # (seeds, 1 + r, axes)
-        values[k] = stacked[:, 0].mean(0)
-        share = weights.astype(np.float64) if len(runs) > 1 else np.ones((r, 1))
-        resampled[:, k] = np.einsum("rs,sra->ra", share / share.sum(1, keepdims=True), stacked[:, 1:])
-    return PairedDraws(tuple(numbers), tuple(axes), values, resampled)
+    seeds = max(counts, default=1)
+    stacked = np.stack([np.stack(runs * seeds if len(runs) == 1 else runs) for runs in map(list, numbers.values())])
+    return PairedDraws(tuple(numbers), tuple(axes), stacked, tuple(designs))
 
 
-def _draw_pictures(outputs: MethodOutputs, clusters: str, n_resamples: int, seed: int) -> dict[str, Resamples]:
-    """By image set, how often each image counts; sets derived from test pictures follow these."""
+def _draw_pictures(
+    outputs: MethodOutputs, clusters: str, n_resamples: int
+) -> tuple[dict[str, Resamples], dict[str, Design]]:
+    """By image set, how often each image counts; sets derived from test pictures follow these. And designs by axis."""
     sets = {data.name: data for data in (outputs.test, *outputs.shifts.values(), *outputs.ood.values())}
     units = {name: getattr(data, clusters).numpy() for name, data in sets.items()}
     derived = [name for name, data in sets.items() if data.derived]
     for name in derived:
-        if not np.isin(units[name], units[outputs.test.name]).all():
+        if not np.isin(sets[name].sources, outputs.test.sources).all():
             raise RPLibError(f"{name!r} is derived from test images that the test set does not hold")
-    return resample_sets(units, {outputs.test.name, *derived}, n_resamples, (seed, 0))
+    test, alone = units[outputs.test.name], [name for name in outputs.shifts if name not in derived]
+    shifted = [(1.0, units[name]) for name in alone] + [(float(len(derived)), test)] * bool(derived)
+    outside = [(float(len(outputs.ood)), test), *((1.0, units[name]) for name in outputs.ood)] * bool(outputs.ood)
+    pools = dict(zip(AXES, ([(1.0, test)], shifted, outside, outside), strict=True))
+    designs = {axis: Design.of(found) for axis, found in pools.items() if found}
+    return resample_sets(units, {outputs.test.name, *derived}, n_resamples, (0, 0)), designs
 
 
 def _accuracies(everyone: Sequence[MethodOutputs], draws: Mapping[str, Resamples]) -> dict[MethodOutputs, list[Array]]:
@@ -256,10 +271,9 @@ def aggregate(draws: PairedDraws) -> PairedDraws:
     Raises:
         RPLibError: an axis that it needs was not measured.
     """
-    return PairedDraws(
-        draws.methods, (NAME,), _parts(draws, draws.values).mean(1, keepdims=True),
-        _parts(draws, draws.resampled).mean(2, keepdims=True),
-    )  # fmt: skip
+    design = min(_parts(draws, np.array(draws.designs).T).T.tolist(), key=lambda d: d[1])  # the least well known
+    numbers = _parts(draws, draws.numbers).mean(-1, keepdims=True)
+    return PairedDraws(draws.methods, (NAME,), numbers, (Design(*design),))
 
 
 def mean_ranks(draws: PairedDraws) -> pd.DataFrame:

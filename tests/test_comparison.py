@@ -7,7 +7,7 @@ from rp_lib.comparison import AXES, PARTS, PairedDraws, aggregate, mean_ranks, p
 from rp_lib.evaluation import mean_accuracy_interval
 from rp_lib.metrics import ood_metrics
 from rp_lib.outputs import Head, MethodOutputs, Outputs
-from rp_lib.stats import resample_sets
+from rp_lib.stats import Design, resample_sets
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 
@@ -41,6 +41,12 @@ def world(accuracy, gap, seed, n=300) -> MethodOutputs:
         said("a", "near-ood", scores=rng.normal(0, 1, n)),
         said("b", "far-ood", scores=rng.normal(0, 1, n // 2)),
     )
+
+
+def drawn(methods, axes, values, resampled) -> PairedDraws:
+    """Of one seed and many pictures: values (k, a) of the data, (r, k, a) of resamples."""
+    numbers = np.concatenate([values[None], resampled]).transpose(1, 0, 2)[:, None]
+    return PairedDraws(methods, axes, numbers, (Design(),) * len(axes))
 
 
 def test_identical_methods_do_not_differ():
@@ -90,16 +96,18 @@ def test_a_planted_difference_is_found_and_ranked():
 
 
 def test_lower_fpr_ranks_first():
-    draws = PairedDraws(("x", "y"), AXES, np.array([[0.5, 0.5, 0.5, 0.2], [0.6, 0.6, 0.6, 0.3]]), np.zeros((3, 2, 4)))
+    draws = drawn(("x", "y"), AXES, np.array([[0.5, 0.5, 0.5, 0.2], [0.6, 0.6, 0.6, 0.3]]), np.zeros((3, 2, 4)))
     ranks = draws.ranks().pivot(index="method", columns="axis", values="rank")
     assert ranks.loc["x"].to_dict() == {"fpr": 1, "auroc": 2, "id accuracy": 2, "shift accuracy": 2}
 
 
-def test_p_value_by_hand():
-    drawn = np.zeros((99, 2, 1))
-    drawn[:, 0, 0] = np.r_[np.full(97, 1.0), -1.0, 0.0]  # two of 99 at or below zero
-    draws = PairedDraws(("x", "y"), ("id accuracy",), np.array([[1.0], [0.0]]), drawn)
-    assert draws.differences()["p"].item() == pytest.approx(2 * 3 / 100)
+def test_interval_and_p_value_by_hand():
+    resampled = np.random.default_rng(0).normal(size=(99, 2, 1))
+    draws = drawn(("x", "y"), ("id accuracy",), np.array([[2.0], [0.0]]), resampled)
+    (row,) = draws.differences().to_dict("records")
+    error = (resampled[:, 0] - resampled[:, 1]).std(ddof=1)
+    assert (row["high"] - row["low"]) / 2 == pytest.approx(1.959964 * error, rel=1e-5)
+    assert row["p"] == pytest.approx(2 * stats.norm.sf(2 / error), rel=1e-4) and row["difference"] == 2
     with pytest.raises(UnknownName):
         draws.differences([("x", "z")])
 
@@ -107,7 +115,8 @@ def test_p_value_by_hand():
 def test_derived_sets_follow_the_test_pictures():
     rng = np.random.default_rng(0)
     right, other = rng.random(100) < 0.5, rng.random(100) < 0.5
-    repeated = said("dark", "shift", np.tile(right, 2), sources=np.tile(np.arange(100), 2), derived=True)
+    twice = np.tile(np.arange(100), 2)
+    repeated = said("dark", "shift", np.tile(right, 2), groups=twice, sources=twice, derived=True)
     outputs = run(said("test", "test", right), repeated)
     draws = paired_bootstrap({"x": [outputs], "y": [run(said("test", "test", other), repeated)]}, n_resamples=100)
     np.testing.assert_allclose(draws.resampled[:, 0, 0], draws.resampled[:, 0, 1])
@@ -128,20 +137,23 @@ def test_clusters_widen_intervals():
         table = paired_bootstrap(contest, clusters=kind, n_resamples=400).differences()
         width[kind] = (table["high"] - table["low"]).item()
     assert width["groups"] > 3 * width["sources"]
-    with pytest.raises(RPLibError, match="one cluster"):
+    by_default = paired_bootstrap(contest, n_resamples=400).differences()
+    assert (by_default["high"] - by_default["low"]).item() == width["groups"]
+    with pytest.raises(RPLibError, match=r"clusters=.sources"):
         paired_bootstrap({k: [run(said("test", "test", a, groups=groups * 0))] for k in "ab"}, clusters="groups")
 
 
-def test_seeds_are_drawn_too():
+def test_the_spread_over_seeds_counts():
     fixed = run(said("test", "test", np.ones(50)), seed=9)
     lucky = [run(said("test", "test", np.full(50, good)), seed=i) for i, good in enumerate((1, 1, 0))]
-    contest = {"one": [fixed], "three": lucky}
-    varied = paired_bootstrap(contest, n_resamples=500).differences()
-    assert (
-        varied["difference"].item() == pytest.approx(1 / 3)
-        and varied["low"].item() == 0
-        and varied["high"].item() > 0.9
-    )
+    draws = paired_bootstrap({"one": [fixed], "three": lucky}, n_resamples=500)
+    (row,) = draws.differences().to_dict("records")
+    # No picture differs: a t test of three numbers.
+    theirs = stats.ttest_1samp([0, 0, 1], 0).confidence_interval()
+    assert row["difference"] == pytest.approx(1 / 3) and (row["low"], row["high"]) == pytest.approx(tuple(theirs))
+    assert row["p"] == pytest.approx(stats.ttest_1samp([0, 0, 1], 0).pvalue)
+    assert set(draws.resampled[:, 1, 0].round(6)) == {0, round(1 / 3, 6), round(2 / 3, 6), 1}
+    np.testing.assert_allclose(draws.resampled[:, 0], 1)
     with pytest.raises(RPLibError, match="same ones"):
         paired_bootstrap({"x": lucky, "y": lucky[:2]})
 
@@ -149,11 +161,11 @@ def test_seeds_are_drawn_too():
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     chance = lambda t: integrate.quad(lambda u: stats.norm.cdf((t - u) / 0.1), 0, 1)[0]  # noqa: E731
     rng, hits, sims, gap = np.random.default_rng(0), 0, 200, chance(0.8) - chance(0.7)
-    for i in range(sims):
+    for _ in range(sims):
         easy = rng.random(150)  # both methods find the same pictures easy
         a, b = easy + 0.1 * rng.normal(size=150) < 0.8, easy + 0.1 * rng.normal(size=150) < 0.7
         contest = {"a": [run(said("test", "test", a))], "b": [run(said("test", "test", b))]}
-        row = paired_bootstrap(contest, n_resamples=200, seed=i).differences().iloc[0]
+        row = paired_bootstrap(contest, n_resamples=200).differences().iloc[0]
         hits += row["low"] <= gap <= row["high"]
     assert 0.9 <= hits / sims <= 0.99
 
@@ -189,19 +201,19 @@ def test_the_mean_over_shifts_is_resampled_picture_by_picture(monkeypatch):
 
 def test_the_aggregate_is_the_mean_of_its_three_parts():
     rng = np.random.default_rng(0)
-    draws = PairedDraws(("x", "y"), AXES, rng.random((2, 4)), rng.random((50, 2, 4)))
+    draws = drawn(("x", "y"), AXES, rng.random((2, 4)), rng.random((50, 2, 4)))
     total = aggregate(draws)
-    assert total.axes == ("aggregate",) and total.values.shape == (2, 1) and total.resampled.shape == (50, 2, 1)
+    assert total.axes == ("aggregate",) and total.designs == draws.designs[:1] and total.resampled.shape == (50, 2, 1)
     np.testing.assert_allclose(total.values[:, 0], draws.values[:, :3].mean(1))  # FPR is not in it
     np.testing.assert_allclose(total.resampled[:, :, 0], draws.resampled[:, :, :3].mean(2))
     assert PARTS == ("id accuracy", "shift accuracy", "auroc")
     with pytest.raises(RPLibError, match="auroc was not measured"):
-        aggregate(PairedDraws(("x", "y"), AXES[:2], np.zeros((2, 2)), np.zeros((5, 2, 2))))
+        aggregate(drawn(("x", "y"), AXES[:2], np.zeros((2, 2)), np.zeros((5, 2, 2))))
 
 
 def test_mean_ranks_by_hand():
     values = np.array([[0.9, 0.9, 0.5, 0.0], [0.8, 0.9, 0.7, 0.0], [0.7, 0.1, 0.6, 0.0]])
-    draws = PairedDraws(("x", "y", "z"), AXES, values, np.stack([values, values[::-1]]))
+    draws = drawn(("x", "y", "z"), AXES, values, np.stack([values, values[::-1]]))
     found = mean_ranks(draws).set_index("method")
     assert found["rank"].tolist() == pytest.approx([(1 + 1.5 + 3) / 3, (2 + 1.5 + 1) / 3, (3 + 3 + 2) / 3])
     assert found["best"].tolist() == [0, 1, 0]
@@ -210,10 +222,13 @@ def test_mean_ranks_by_hand():
 
 def test_estimates_and_some_of_the_methods():
     rng = np.random.default_rng(0)
-    draws = PairedDraws(("x", "y", "z"), AXES[:2], rng.random((3, 2)), rng.random((99, 3, 2)))
+    draws = drawn(("x", "y", "z"), AXES[:2], rng.random((3, 2)), 0.01 * rng.random((99, 3, 2)))
     found = draws.estimates().set_index(["method", "axis"])
     assert found.loc[("z", "shift accuracy"), "value"] == draws.values[2, 1] and len(found) == 6
-    assert found.loc[("y", "id accuracy"), "low"] == pytest.approx(np.quantile(draws.resampled[:, 1, 0], 0.025))
+    low = draws.values[1, 0] - 1.959964 * draws.resampled[:, 1, 0].std(ddof=1)
+    assert found.loc[("y", "id accuracy"), "low"] == pytest.approx(low, rel=1e-5)
+    sure = drawn(("x", "y"), AXES[:1], np.array([[1.0], [0.0]]), rng.random((99, 2, 1))).estimates()
+    assert sure["low"].min() >= 0 and sure["high"].max() <= 1
     some = draws.select(("z", "x"))
     assert some.methods == ("z", "x") and np.array_equal(some.resampled, draws.resampled[:, [2, 0]])
     assert some.ranks()["rank"].max() == 2

@@ -4,16 +4,18 @@ import time
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binomtest
+from scipy.stats import binomtest, ttest_1samp
 
 from rp_lib import stats
 from rp_lib.metrics import CONVENTIONS, OOD_METRICS, ood_metrics
 from rp_lib.stats import (
+    Design,
     Interval,
     Resamples,
     auroc_and_fpr,
     bootstrap_ci,
     bootstrap_ood,
+    crossed_interval,
     holm,
     in_threads,
     resample_sets,
@@ -219,6 +221,74 @@ def test_large_counts_are_summed_in_double():
     w, v = (Resamples(np.full((1, 3), k, np.float32)) for k in (3001, 6001))
     ((auroc, fpr),) = auroc_and_fpr(np.array([3.0, 2, 1]), {"": np.array([2.5, 1.5, 0.5])}, w, {"": v}).values()
     assert auroc[0] == 6 / 9 and fpr[0] == 2 / 3
+
+
+# --- paired differences over designers and training runs ----------------------------------------------------------------
+
+
+def null_worlds(seeds_sd, designers_sd, worlds=1500, pictures=600, designers=24, seeds=3):
+    """float64 (seeds, 1 + r, worlds): differences in accuracy between two methods that are equally good."""
+    rng = np.random.default_rng(0)
+    sizes = rng.dirichlet(np.full(designers, 0.5))
+    ids = rng.choice(designers, pictures, p=sizes)
+    known, ids = np.unique(ids, return_inverse=True)
+    clusters, alone = (resample_sets({"": u}, (), 200, (0,))[""] for u in (ids, np.arange(pictures)))
+    easy = rng.normal(size=(pictures, worlds)) + 0.5 * rng.normal(size=(len(known), worlds))[ids]
+    found = {"designers": [], "pictures": []}
+    for _ in range(seeds):
+        right = []
+        for method in range(2):
+            taste = np.random.default_rng(method + 1).normal(size=(len(known), worlds))[ids]  # the same for all seeds
+            luck = rng.normal(size=worlds)
+            right.append(easy + designers_sd * taste + seeds_sd * luck + 0.4 * rng.normal(size=easy.shape) > -1.3)
+        difference = right[0].astype(np.int8) - right[1]
+        for kind, draws in (("designers", clusters), ("pictures", alone)):
+            found[kind].append(draws.mean(difference))
+    return Design.of([(1.0, ids)]), {kind: np.stack(runs) for kind, runs in found.items()}
+
+
+@pytest.mark.parametrize(("seeds_sd", "designers_sd"), [(0.1, 0), (0, 0.25), (0.1, 0.25)])
+def test_equal_methods_are_told_apart_in_at_most_six_percent_of_worlds(seeds_sd, designers_sd):
+    design, numbers = null_worlds(seeds_sd, designers_sd)
+    worlds = numbers["designers"].shape[-1]
+    value, low, high, p = crossed_interval(numbers["designers"], [design] * worlds)
+    assert ((low > 0) | (high < 0)).mean() == (p < 0.05).mean() <= 0.06
+    # Not by being blind: a gap that is clear to see is seen.
+    gap = crossed_interval(numbers["designers"] + 6 * np.abs(value).mean(), [design] * worlds)[3]
+    assert (gap < 0.05).mean() > 0.4
+    # The percentile bootstrap of pictures and seeds, for comparison.
+    share = Resamples.draw(3, 200, (0, 1)).weights[1:] / 3
+    low, high = np.quantile(np.einsum("rs,srw->rw", share, numbers["pictures"][:, 1:]), stats.TAILS, axis=0)
+    assert ((low > 0) | (high < 0)).mean() > 0.1
+
+
+def test_crossed_interval_is_students_where_one_part_is_all():
+    rng = np.random.default_rng(0)
+    seeds = rng.normal(1, 1, 4)  # no spread between pictures
+    found = crossed_interval(np.repeat(seeds[:, None, None], 9, 1), [Design(1.0, 5.0)])
+    theirs = ttest_1samp(seeds, 0)
+    assert [float(f[0]) for f in found] == pytest.approx([seeds.mean(), *theirs.confidence_interval(), theirs.pvalue])
+    x = rng.normal(1, 1, 12)  # one seed, twelve clusters of one picture each
+    numbers = Resamples.draw(12, 40_000, 0).mean(x)[None, :, None]
+    found = crossed_interval(numbers, [Design.of([(1.0, np.arange(12))])])
+    theirs = ttest_1samp(x, 0)
+    assert [float(f[0]) for f in found] == pytest.approx(
+        [x.mean(), *theirs.confidence_interval(), theirs.pvalue], abs=0.02
+    )
+    same = crossed_interval(np.zeros((3, 9, 1)), [Design()])
+    assert [float(f[0]) for f in same] == [0, 0, 0, 1]
+    # What seeds and clusters share is counted once: of noise alone, 30 seeds x 60 pictures are 1800 numbers.
+    noise = Resamples.draw(60, 1000, 0).mean(rng.normal(size=(60, 1200))).T.reshape(30, 40, 1001).transpose(0, 2, 1)
+    _, low, high, _ = crossed_interval(noise, [Design(1.0, 59.0)] * 40)
+    assert np.median(high - low) == pytest.approx(2 * 2.02 / 1800**0.5, rel=0.1)
+
+
+def test_designs_of_clusters():
+    even = np.repeat(np.arange(5), 3)
+    assert Design.of([(1.0, even)]) == pytest.approx((1.25, 4))
+    assert Design.of([(2.0, even + 7), (2.0, even)]) == pytest.approx((1.25, 8))  # two pools know as much as both
+    assert Design.of([(1.0, np.repeat(np.arange(5), [97, 1, 1, 1, 1]))]).df < 0.1  # one designer drew all
+    assert Design.of([(1e3, even), (1.0, np.arange(900))]).df == pytest.approx(4, abs=0.01)
 
 
 def test_holm_against_a_worked_example():

@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 from rp_lib.benchmark import ImageSet
 from rp_lib.comparison import PairedDraws, draws_over_seeds
 from rp_lib.metrics import class_spread, cosine_drift, linear_cka
-from rp_lib.stats import Resamples, holm
+from rp_lib.stats import Design, Resamples, holm
 from rp_lib.utils.errors import RPLibError
 
 CLAIMS = (Claim("a beats b", "size", "a", "b", "higher"), Claim("b is rounder than c", "form", "b", "c", "higher"))
@@ -21,7 +21,8 @@ def draws(gap: float = 1.0, r: int = 400) -> PairedDraws:
     """Three methods on two measures, b and c ahead of each other by turns."""
     rng = np.random.default_rng(0)
     values = np.array([[gap, 0.0], [0.0, 0.0], [0.0, 0.0]])
-    return PairedDraws(("a", "b", "c"), ("size", "form"), values, values + 0.1 * rng.standard_normal((r, 3, 2)))
+    numbers = np.concatenate([values[None], values + 0.1 * rng.standard_normal((r, 3, 2))]).transpose(1, 0, 2)
+    return PairedDraws(("a", "b", "c"), ("size", "form"), numbers[:, None], (Design(), Design()))
 
 
 def test_only_what_is_claimed_is_compared_and_corrected():
@@ -122,10 +123,11 @@ def test_neighbours_are_resampled_picture_by_picture():
 
 def test_means_over_seeds_draw_the_same_seeds_for_all():
     seeds = [np.full((201, 1), float(k)) for k in range(3)]  # training varies, pictures do not
-    both = draws_over_seeds({"x": seeds, "y": [s + 1 for s in seeds], "fixed": [np.full((201, 1), 5.0)]}, ["m"])
+    runs = {"x": seeds, "y": [s + 1 for s in seeds], "fixed": [np.full((201, 1), 5.0)]}
+    both = draws_over_seeds(runs, ["m"], [Design()])
     assert both.values[:, 0].tolist() == [1, 2, 5] and both.resampled[:, 0].std() > 0.2
     np.testing.assert_allclose(both.resampled[:, 1] - both.resampled[:, 0], 1)
     assert (both.resampled[:, 2] == 5).all()
     for bad in ({"x": seeds, "y": seeds[:2]}, {"x": seeds, "y": []}, {"x": seeds, "y": [np.zeros((9, 1))] * 3}):
         with pytest.raises(RPLibError, match="the same seeds"):
-            draws_over_seeds(bad, ["m"])
+            draws_over_seeds(bad, ["m"], [Design()])

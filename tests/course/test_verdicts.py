@@ -251,10 +251,13 @@ def standing(good, outputs_of=None):
     from rp_course.experiments.table import standings
 
     from rp_lib.comparison import AXES, PairedDraws
+    from rp_lib.stats import Design
 
     rng = np.random.default_rng(0)
     values = np.stack([np.array([g, g, g, 1 - g]) for g in good.values()])
-    draws = PairedDraws(tuple(good), AXES, values, values + 0.001 * rng.standard_normal((2000, len(good), 4)))
+    resampled = values + 0.001 * rng.standard_normal((2000, len(good), 4))
+    numbers = np.concatenate([values[None], resampled]).transpose(1, 0, 2)[:, None]
+    draws = PairedDraws(tuple(good), AXES, numbers, (Design(),) * len(AXES))
     said = type("Said", (), {"test": [0] * 9, "shifts": {"s": [0] * 5}, "ood": {"o": [0] * 7}})()
     return standings({m: [said] for m in good}, draws, "msp")
 

@@ -24,7 +24,7 @@ from rp_lib.comparison import draws_over_seeds
 from rp_lib.features import FeatureStore
 from rp_lib.methods import BASES, Method
 from rp_lib.metrics import class_spread, cosine_drift, linear_cka
-from rp_lib.stats import Resamples, bootstrap_ci
+from rp_lib.stats import Design, Resamples, bootstrap_ci
 
 NAMES = ("zero-shot", "fine-tune", "l2-sp", "wise-ft", "coop", "rp-image", "rp-text", "rp", "rrp")
 QUICK = ("zero-shot", "fine-tune", "rp", "rrp")
@@ -84,30 +84,39 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
     own = table.groupby(keys, sort=False).apply(over_seeds, include_groups=False).reset_index().assign(
         versus=None, p_holm=float("nan"), n_ood=None, detector=""
     )  # fmt: skip
-    differences = claimed_differences(draws_over_seeds(compared, list(sizes)), CLAIMS, sizes, len(world.seeds))
+    designs = [Design.of([(1.0, s.groups.numpy())]) for s in [benchmark.test] * 3 + [near] * (WORDS in sizes)]
+    # Halves drawn without replacement spread by no more than they should: the variance needs no inflation.
+    paired = draws_over_seeds(compared, list(sizes), [design._replace(inflation=1.0) for design in designs])
+    differences = claimed_differences(paired, CLAIMS, sizes, len(world.seeds))
     return pd.concat([own, differences], ignore_index=True).assign(space="features")[["space", *COLUMNS]]
 
 
 def _on_halves(method: Method, test: ImageSet, near: ImageSet | None, store: FeatureStore) -> np.ndarray:
     """float64 (1 + r, measures): the measures that are claimed about, of all pictures and as if of r other samples.
 
-    The samples are halves of the pictures, the same ones for every method and seed, moved so that their mean is the
+    The samples are halves of the designers, the same ones for every method and seed, moved so that their mean is the
     measure of all pictures: half as many pictures bias CKA and spreads, see :meth:`rp_lib.stats.Resamples.halves`.
     """
     features = method.mix_features(*(store.get(e, test) for e in method.encoders))
     before = store.get(method.clip, test)
     drift = cosine_drift(features, before)
-    halves = Resamples.halves(len(test), PAIRED_HALVES, seed=0)
+    halves = _halves(test)
     columns = [
         halves.mean(drift),
         halves.apply(lambda half: linear_cka(features[half], before[half])),
         halves.apply(lambda half: class_spread(features[half], test.labels[half])[0]),
     ]
     if near is not None:
-        columns.append(Resamples.halves(len(near), PAIRED_HALVES, seed=0).mean(_open_vocabulary(near, method, store)))
+        columns.append(_halves(near).mean(_open_vocabulary(near, method, store)))
     found = np.stack(columns, 1)
     found[1:] += found[0] - found[1:].mean(0)
     return found
+
+
+def _halves(images: ImageSet) -> Resamples:
+    """Draw half of the designers of an image set; each image counts with its designer."""
+    designers, ids = np.unique(images.groups.numpy(), return_inverse=True)
+    return Resamples.halves(len(designers), PAIRED_HALVES, seed=0).of_members(ids)
 
 
 def _of_set(

@@ -32,12 +32,12 @@ from rp_lib.run.report import commit
 from rp_lib.stats import in_threads
 from rp_lib.utils.io import load_tensors, save_tensors, write_atomically
 
-# Of the paired differences: p-values are at least 2 / (RESAMPLES + 1), and are corrected for up to a hundred of them.
+# Of the paired differences and ranks: enough that noise of the resamples moves no digit that is printed.
 RESAMPLES = 5000
 # Parts of another format or version are measured again. Raise it with every change to what a part holds. The code is
 # not part of the key: a digest of all modules that make a part would throw away minutes for each mended docstring.
 # Provenance says which commit measured a part instead, and `--fresh` measures all anew.
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)

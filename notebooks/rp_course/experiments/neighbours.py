@@ -27,7 +27,7 @@ from rp_course.experiments.measures import (
 from rp_course.experiments.world import World
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.comparison import draws_over_seeds
-from rp_lib.stats import Resamples, auroc_and_fpr, bootstrap_ci, bootstrap_ood
+from rp_lib.stats import Design, Resamples, auroc_and_fpr, bootstrap_ci, bootstrap_ood, resample_sets
 from rp_lib.utils.errors import MissingDependency
 from rp_lib.utils.io import StorageError, write_atomically
 
@@ -55,7 +55,7 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
     sets = [s.subsample(PICTURES // (3 if world.quick else 1)) for s in (benchmark.test, shift, ood)]
     store, rows, points = world.store(clip), [], []
     several = _with_company(sets[0].labels.numpy())
-    draws = [Resamples.draw(len(s), PAIRED_RESAMPLES, k) for k, s in enumerate(sets)]
+    draws = list(resample_sets({s.name: s.groups.numpy() for s in sets}, (), PAIRED_RESAMPLES, (0,)).values())
     compared: dict[str, list[np.ndarray]] = {name: [] for name in NAMES}
     for seed in world.seeds:
         fitted = {}
@@ -83,7 +83,10 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
     names = f"test, {shift.name}, {ood.name}"
     table = table.reset_index().assign(versus=None, p_holm=np.nan, set=names, n_ood=len(sets[2]), detector="")
     sizes = {ACROSS: len(sets[1]), SILHOUETTE: int(several.sum()), DISTANCE: len(sets[0])}
-    differences = claimed_differences(draws_over_seeds(compared, list(sizes)), CLAIMS, sizes, len(world.seeds))
+    test, shifted, outside = ((1.0, s.groups.numpy()) for s in sets)
+    designs = [Design.of(pools) for pools in ([shifted], [test], [test, outside])]
+    paired = draws_over_seeds(compared, list(sizes), designs)
+    differences = claimed_differences(paired, CLAIMS, sizes, len(world.seeds))
     differences = differences.assign(space="features", set=names, n_ood=len(sets[2]))
     return pd.concat([table, differences], ignore_index=True)[["space", *COLUMNS]]
 
@@ -152,7 +155,7 @@ def _rows(name: str, seed: int, space: str, measured: Mapping[str, np.ndarray]) 
 def _resampled(measured: Mapping[str, np.ndarray], draws: list[Resamples], several: np.ndarray) -> np.ndarray:
     """float64 (1 + r, 3): ACROSS, SILHOUETTE and DISTANCE of the data and of the same resamples of test, shift, OOD.
 
-    Pictures are drawn as queries; whom they may have as neighbours stays.
+    Designers are drawn as queries; whom they may have as neighbours stays.
     """
     test, shift, ood = draws
     silhouette = test.of_members(np.flatnonzero(several)).mean(measured[SILHOUETTE])
