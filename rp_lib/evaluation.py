@@ -27,6 +27,7 @@ from rp_lib.stats import (
     Resamples,
     bootstrap_ci,
     bootstrap_ood,
+    calibration_error,
     resample_sets,
     wilson_interval,
 )
@@ -46,15 +47,20 @@ Row = dict[str, Any]
 
 
 def accuracy_rows(outputs: MethodOutputs, n_resamples: int = OOD_RESAMPLES) -> list[Row]:
-    """Measure accuracy and calibration error of the test set and of every shift, and the mean accuracy over shifts."""
+    """Measure accuracy and calibration error of the test set and of every shift, and the mean accuracy over shifts.
+
+    ``ece`` is free of the bias of binning, ``ece floor`` what a calibrated model would show of the plain error; see
+    :func:`rp_lib.stats.calibration_error`.
+    """
     rows: list[Row] = []
     seed, shifted = outputs.seed, []
     for data in (outputs.test, *outputs.shifts.values()):
         correct = (data.reported.argmax(1) == data.labels).numpy()
+        gaps = calibration_gaps(data.reported.double().softmax(1).numpy(), data.labels.numpy())
+        ece, floor = calibration_error(*gaps, _draw_pictures(data, n_resamples, seed))
         measured = {
-            "accuracy": accuracy_interval(correct, data, seed),
-            "ece": _calibration_interval(data, n_resamples, seed),
-        }
+            "accuracy": accuracy_interval(correct, data, seed), "ece": ece, "ece floor": Interval(floor, floor, floor),
+        }  # fmt: skip
         rows += [_row(outputs, data.name, data.role, metric, found, len(data)) for metric, found in measured.items()]
         if data.role == "shift":
             shifted.append((correct, data))
@@ -80,7 +86,8 @@ def detection_rows(
     except NotApplicable as reason:
         log.info("no rows for %s of %s: %s", detector.name, outputs.method, reason)
         return []
-    options = {"convention": convention, "n_resamples": n_resamples, "seed": outputs.seed}
+    sources = [outputs.test.sources.numpy(), *(outputs.ood[name].sources.numpy() for name in sets)]
+    options = {"convention": convention, "n_resamples": n_resamples, "seed": outputs.seed, "sources": sources}
     found = bootstrap_ood(id_scores, sets, metrics, mean=ALL_OOD, **options)
     roles = {name: data.role for name, data in outputs.ood.items()} | {ALL_OOD: "ood"}
     sizes = {name: len(scores) for name, scores in sets.items()}
@@ -104,13 +111,10 @@ def _row(
     }  # fmt: skip
 
 
-def _calibration_interval(data: Outputs, n_resamples: int, seed: int) -> Interval:
-    """Compute the expected calibration error: each bin's gaps are summed for all resamples at once."""
-    index, gap = calibration_gaps(data.reported.double().softmax(1).numpy(), data.labels.numpy())
-    by_bin = np.zeros((len(gap), index.max() + 1))
-    by_bin[np.arange(len(gap)), index] = gap
-    errors = np.abs(Resamples.draw(len(gap), n_resamples, seed).weights @ by_bin).sum(1) / len(gap)
-    return Interval.of_resamples(errors)
+def _draw_pictures(data: Outputs, n_resamples: int, seed: int) -> Resamples:
+    """Draw the pictures that the images are made of: copies count together."""
+    known, ids = np.unique(data.sources.numpy(), return_inverse=True)
+    return Resamples.draw(len(known), n_resamples, seed).of_members(ids)
 
 
 def accuracy_interval(correct: np.ndarray, data: Outputs, seed: int) -> Interval:
@@ -135,7 +139,9 @@ def mean_accuracy_interval(shifted: list[tuple[np.ndarray, Outputs]], seed: int)
     units = {data.name: data.sources.numpy() for _, data in shifted}
     draws = resample_sets(units, {data.name for _, data in shifted if data.derived}, MEAN_RESAMPLES, (seed,))
     means = np.mean([draws[data.name].mean(correct) for correct, data in shifted], axis=0)
-    return Interval.of_resamples(means)._replace(value=float(np.mean([correct.mean() for correct, _ in shifted])))
+    fewest = min(len(data.sources.unique()) for _, data in shifted)
+    value = float(np.mean([correct.mean() for correct, _ in shifted]))
+    return Interval.of_resamples(means, fewest)._replace(value=value)
 
 
 @dataclass(frozen=True)
@@ -246,19 +252,20 @@ def summarize(records: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row per method, alpha, set, metric and detector: ``value, low, high, seeds, n, n_ood``. The interval is a
-        normal approximation; with two or three seeds their part of it is rough.
+        normal approximation on either side of the mean, within [0, 1]; with two or three seeds their part is rough.
     """
     import pandas as pd
 
     # One method at two alphas, or with two detectors, is two rows, not two seeds.
     keys = ["method", "alpha", "set", "role", "metric", "detector"]
-    image = np.square((records["high"] - records["low"]) / (2 * 1.96))
-    groups = records.assign(image=image).groupby(keys, sort=False, dropna=False)
+    sides = {side: np.square(records[side] - records["value"]) for side in ("low", "high")}
+    groups = records.assign(**sides).groupby(keys, sort=False, dropna=False)
     seeds, value = groups.size(), groups["value"].mean()
-    chance = (groups["value"].var(ddof=1) / seeds).where(seeds > 1, 0.0)
-    half = 1.96 * np.sqrt(groups["image"].mean() + chance)
+    chance = 1.96**2 * (groups["value"].var(ddof=1) / seeds).where(seeds > 1, 0.0)
+    low, high = (np.sqrt(groups[side].mean() + chance) for side in ("low", "high"))
     first = groups[["n", "n_ood"]].nth(0)
-    summary = {"value": value, "low": value - half, "high": value + half, "seeds": seeds.astype(float)}
+    summary = {"value": value, "low": (value - low).clip(0), "high": (value + high).clip(upper=1)}
+    summary["seeds"] = seeds.astype(float)
     sizes = {name: first[name].to_numpy(float) for name in ("n", "n_ood")}
     return pd.DataFrame(summary).assign(**sizes).reset_index()
 

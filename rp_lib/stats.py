@@ -63,13 +63,31 @@ class Interval(NamedTuple):
     high: float
 
     @classmethod
-    def of_resamples(cls, numbers: Array) -> Interval:
+    def of_resamples(cls, numbers: Array, n: int | None = None) -> Interval:
         """Read the percentile interval (Efron and Tibshirani 1993, ch. 13) off resampled numbers.
 
         Args:
             numbers: Shape (1 + r,), the number of the data, then those of r resamples, as :class:`Resamples` has them.
+            n: Of fractions, the number of pictures. All resamples of a perfect result are perfect, so an interval at 0
+                or 1 that would have no width is Wilson's for n pictures.
         """
-        return cls(*map(float, (numbers[0], *np.quantile(numbers[1:], TAILS))))
+        value, low, high = map(float, (numbers[0], *np.quantile(numbers[1:], TAILS)))
+        return wilson_interval(round(value) * n, n) if n and value == low == high in (0, 1) else cls(value, low, high)
+
+
+def as_percent(value: float, low: float, high: float) -> str:
+    """Write a fraction in percent with half of its interval, or with both ends where that would leave 0 to 100 %.
+
+    Example:
+        >>> as_percent(0.9, 0.88, 0.92), as_percent(1.0, 0.676, 1.0)
+        ('90.0 ± 2.0', '100.0 [67.6, 100.0]')
+    """
+    half = (high - low) / 2
+    if half != half:  # no interval
+        return f"{100 * value:.1f}"
+    if value - half < -5e-4 or value + half > 1 + 5e-4:
+        return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+    return f"{100 * value:.1f} ± {100 * half:.1f}"
 
 
 def wilson_interval(successes: int, n: int) -> Interval:
@@ -319,10 +337,9 @@ def resample_sets(
 def bootstrap_ci(values: Any, *, clusters: Any = None, seed: int = 0) -> Interval:
     """Compute a mean with its 95 % percentile bootstrap interval.
 
-    It has no width if all values are equal: use :func:`wilson_interval` for an accuracy near 0 or 1.
-
     Args:
-        values: Shape (n,), numbers, say 0 and 1 for wrong and correct.
+        values: Shape (n,), numbers, say 0 and 1 for wrong and correct. It has no width if all are equal, unless they
+            are 0 or 1: then it is Wilson's.
         clusters: Integers, shape (n,). Samples of one cluster (images made of one picture) are not independent, and
             an interval that ignores it is too narrow; so clusters are drawn.
         seed: Same seed, same interval.
@@ -344,7 +361,7 @@ def bootstrap_ci(values: Any, *, clusters: Any = None, seed: int = 0) -> Interva
             raise ValueError("all samples are in one cluster: the spread between clusters needs at least two")
         sums, sizes = np.bincount(group, sums), np.bincount(group)
     numbers = Resamples.draw(len(sums), MEAN_RESAMPLES, seed).ratio(sums, sizes)
-    return Interval.of_resamples(numbers)._replace(value=value)
+    return Interval.of_resamples(numbers, len(sums))._replace(value=value)
 
 
 def bootstrap_ood(
@@ -356,6 +373,7 @@ def bootstrap_ood(
     convention: str = "id-positive",
     n_resamples: int = OOD_RESAMPLES,
     seed: int = 0,
+    sources: Sequence[Array] | None = None,
 ) -> dict[str, dict[str, Interval]]:
     """Compute OOD metrics of several sets and their mean, with 95 % percentile bootstrap intervals.
 
@@ -371,6 +389,8 @@ def bootstrap_ood(
             scores.
         n_resamples: Number of resamples, at least one.
         seed: Same seed, same intervals. All metrics and conventions see the same resamples.
+        sources: Which picture each score is of, int (n,), then int (m,) of each set; scores of one picture are drawn
+            as one. None: each of its own.
 
     Returns:
         Intervals by set and metric.
@@ -387,7 +407,9 @@ def bootstrap_ood(
         raise ValueError("there is no OOD set: pass at least one")
     sides = [check_array(id_scores, "id_scores")]
     sides += [check_array(scores, f"ood_scores of {name}") for name, scores in ood_sets.items()]
-    draws = [Resamples.draw(len(scores), n_resamples, seed, (k,)) for k, scores in enumerate(sides)]
+    ids = [np.unique(s, return_inverse=True)[1] for s in sources or [np.arange(len(scores)) for scores in sides]]
+    pictures = [int(i.max()) + 1 for i in ids]
+    draws = [Resamples.draw(n, n_resamples, seed, (k,)).of_members(ids[k]) for k, n in enumerate(pictures)]
 
     if convention == "id-positive" and set(metrics) <= {"auroc", "fpr"}:
         curves = auroc_and_fpr(sides[0], dict(enumerate(sides[1:])), draws[0], dict(enumerate(draws[1:])))
@@ -401,10 +423,46 @@ def bootstrap_ood(
                 measured = ood_metrics_of(inside, sample, TPR, convention)
                 numbers[row, k] = [measured[m] for m in metrics]
     numbers = np.concatenate([numbers, numbers.mean(1, keepdims=True)], 1)  # (1 + r, sets + 1, metrics)
+    fewest = [min(pictures[0], n) for n in (*pictures[1:], min(pictures[1:]))]
     return {
-        name: {m: Interval.of_resamples(numbers[:, k, j]) for j, m in enumerate(metrics)}
+        name: {
+            m: Interval.of_resamples(numbers[:, k, j], None if m == "threshold" else fewest[k])
+            for j, m in enumerate(metrics)
+        }
         for k, name in enumerate((*ood_sets, mean))
     }
+
+
+def calibration_error(index: Array, gap: Array, draws: Resamples) -> tuple[Interval, float]:
+    """Compute the expected calibration error without its bias, and what a calibrated model would show.
+
+    The plain error is a mean of absolute values, so that chance alone makes it positive: a perfectly calibrated model
+    of this size shows the *floor*. With S_b the sum of gaps in bin b and e_b its chance error, as the resamples have
+    it, the error that would be seen if all gaps were t times as large is ``sum_b |t S_b + e_b| / n``. The estimate is
+    the one at the t whose expectation is the plain error, the interval's ends those whose 1 % and 99 % quantiles are;
+    the interval holds 0 if a calibrated model could have shown as much. (Quantiles of 2.5 % would take the ratios of
+    the gaps for known. These cover the truth in 93 to 98 % of simulations with 200 to 1,600 pictures.)
+
+    Args:
+        index: int (n,), the bin of each sample, of :func:`rp_lib.metrics.calibration_gaps`.
+        gap: float64 (n,), whether it is correct minus its confidence.
+        draws: Of the n samples; copies of one picture are drawn as one.
+
+    Returns:
+        The estimate with its 95 % interval, in [0, 1], and the floor.
+    """
+    by_bin = np.zeros((len(gap), index.max() + 1))
+    by_bin[np.arange(len(gap)), index] = gap
+    drawn = draws.ratio(by_bin, np.ones(len(gap)))  # (1 + r, bins), S_b / n
+    gaps, chance = drawn[0], drawn[1:] - drawn[1:].mean(0)
+    plain, floor = np.abs(gaps).sum(), np.abs(chance).sum(1).mean()
+    if not plain:
+        return wilson_interval(0, len(gap)), float(floor)
+    factors = np.linspace(0, 2 + 4 * floor / plain, 201)
+    shown = np.array([np.abs(t * gaps + chance).sum(1) for t in factors])  # (factors, r)
+    curves = np.stack([shown.mean(1), *np.quantile(shown, (0.99, 0.01), axis=1)])
+    found = [np.interp(plain, np.maximum.accumulate(curve), factors) * plain for curve in curves]
+    return Interval(*(float(min(1, x)) for x in found)), float(floor)
 
 
 def auroc_and_fpr(

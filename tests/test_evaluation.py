@@ -26,8 +26,8 @@ from rp_lib.features import FeatureStore
 from rp_lib.methods import LinearProbe, Reprogrammer, ResidualReprogrammer, ZeroShot
 from rp_lib.metrics import calibration_gaps, ood_metrics
 from rp_lib.negative_labels import mine_negative_words
-from rp_lib.outputs import Head, Outputs, compute_outputs
-from rp_lib.stats import Resamples, auroc_and_fpr
+from rp_lib.outputs import Head, MethodOutputs, Outputs, compute_outputs
+from rp_lib.stats import Resamples, as_percent, auroc_and_fpr, bootstrap_ood, calibration_error, wilson_interval
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 
@@ -97,6 +97,10 @@ def test_summary_keeps_image_uncertainty_and_adds_seeds():
     wider = summarize(pd.DataFrame(other)).iloc[0]
     expected = 1.96 * np.sqrt((0.1 / 1.96) ** 2 + 0.01 / 3)
     assert wider["value"] == pytest.approx(0.5) and wider["high"] - 0.5 == pytest.approx(expected)
+    perfect = pd.DataFrame([{**row, "value": 1.0, "low": 0.7, "high": 1.0} for row in one])
+    assert summarize(perfect)[["value", "low", "high"]].iloc[0].tolist() == pytest.approx([1, 0.7, 1])
+    luck = pd.DataFrame([{**row, "value": v, "low": v - 0.1, "high": v} for row, v in zip(one, (1, 1, 0.9), strict=True)])
+    assert summarize(luck)["high"].item() == 1
 
 
 def test_nan_logits_are_refused():
@@ -149,6 +153,41 @@ def test_repeated_pictures_do_not_narrow_the_interval():
     alone = mean_accuracy_interval([(correct, once)], 0)
     shared = mean_accuracy_interval([(np.tile(correct, 4), four)] * 3, 0)
     assert width(shared) == pytest.approx(width(alone), rel=0.15)
+
+
+def eight(name, role, right=True, copies=1, high=9.0) -> Outputs:
+    """Eight pictures, each ``copies`` times, all right or all wrong, with a confidence of ``high`` for two classes."""
+    sources = torch.arange(8).repeat(copies)
+    logits = torch.tensor([[high, 0.0]]).repeat(len(sources), 1)
+    labels = None if role.endswith("ood") else torch.full((len(sources),), 1 - int(right))
+    return Outputs(name, role, logits, logits, labels, sources, sources, Head(None, None, 1.0), derived=copies > 1)
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_perfect_results_of_eight_pictures_are_not_certain(copies):
+    """Neither "100.0 ± 0.0" nor "100.0 ± 20.0": an interval has a width, and stays within 0 to 100 %."""
+    about = {"method": "m", "seed": 1, "alpha": None, "convention": "id-positive", "benchmark_sha256": "b"}
+    outputs = MethodOutputs(about, {
+        s.name: s for s in (eight("test", "test"), eight("dark", "shift", copies=copies), eight("other", "shift"),
+                            eight("far", "far-ood", copies=copies, high=0.5), eight("near", "near-ood", high=0.1))
+    })  # fmt: skip
+    found = summarize(evaluate_outputs([outputs])).set_index(["set", "metric"])
+    low, high = wilson_interval(8, 8)[1:]
+    for name, metric in (("test", "accuracy"), ("dark", "accuracy"), (ALL_SHIFTS, "accuracy"), ("far", "auroc"),
+                         (ALL_OOD, "auroc")):  # fmt: skip
+        assert tuple(found.loc[(name, metric), ["value", "low", "high"]]) == pytest.approx((1, low, high)), name
+    assert tuple(found.loc[("near", "fpr"), ["value", "low", "high"]]) == pytest.approx((0, 0, 1 - low))
+    assert as_percent(*found.loc[("test", "accuracy"), ["value", "low", "high"]]) == "100.0 [67.6, 100.0]"
+
+
+def test_copies_of_ood_pictures_do_not_narrow_detection():
+    rng = np.random.default_rng(0)
+    inside, outside = rng.normal(1, 1, 90), rng.normal(0, 1, 40)
+    once = bootstrap_ood(inside, {"o": outside}, seed=3)
+    ids = [np.arange(90), np.arange(40).repeat(5)]
+    assert bootstrap_ood(inside, {"o": outside.repeat(5)}, seed=3, sources=ids) == once
+    narrow = bootstrap_ood(inside, {"o": outside.repeat(5)}, seed=3)
+    assert narrow["o"]["auroc"].high - narrow["o"]["auroc"].low < once["o"]["auroc"].high - once["o"]["auroc"].low
 
 
 @pytest.fixture
@@ -232,16 +271,11 @@ def test_intervals_are_those_of_the_samples_written_out(runs, tiny_benchmark):
     rng = np.random.default_rng(0)
     data = next(iter(outputs.shifts.values()))
     correct = (data.reported.argmax(1) == data.labels).numpy()
-    index, gap = calibration_gaps(data.reported.double().softmax(1).numpy(), data.labels.numpy())
-
-    def error(drawn):
-        return float(np.abs(np.bincount(index[drawn], weights=gap[drawn])).sum() / len(gap))
-
+    gaps = calibration_gaps(data.reported.double().softmax(1).numpy(), data.labels.numpy())
+    error, floor = calibration_error(*gaps, Resamples.draw(len(data), 150, 3))
     rows = {(r["set"], r["metric"]): r for r in accuracy_rows(outputs, 150)}
-    ece = rows[data.name, "ece"]
-    errors = [error(drawn) for drawn in written_out(3, len(gap), 150)]
-    expected = (error(np.arange(len(gap))), *np.quantile(errors, (0.025, 0.975)))
-    assert (ece["value"], ece["low"], ece["high"]) == pytest.approx(expected, rel=1e-12)
+    found = rows[data.name, "ece"]
+    assert (found["value"], found["low"], found["high"]) == error and rows[data.name, "ece floor"]["value"] == floor
     repeated = dataclasses.replace(data, sources=torch.from_numpy(rng.integers(0, 5, len(data))))
     members = [np.flatnonzero(repeated.sources == k) for k in repeated.sources.unique()]
     means = [

@@ -4,10 +4,11 @@ import time
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 from scipy.stats import binomtest, ttest_1samp
 
 from rp_lib import stats
-from rp_lib.metrics import CONVENTIONS, OOD_METRICS, ood_metrics
+from rp_lib.metrics import CONVENTIONS, OOD_METRICS, calibration_gaps, ood_metrics
 from rp_lib.stats import (
     Design,
     Interval,
@@ -15,6 +16,7 @@ from rp_lib.stats import (
     auroc_and_fpr,
     bootstrap_ci,
     bootstrap_ood,
+    calibration_error,
     crossed_interval,
     holm,
     in_threads,
@@ -289,6 +291,44 @@ def test_designs_of_clusters():
     assert Design.of([(2.0, even + 7), (2.0, even)]) == pytest.approx((1.25, 8))  # two pools know as much as both
     assert Design.of([(1.0, np.repeat(np.arange(5), [97, 1, 1, 1, 1]))]).df < 0.1  # one designer drew all
     assert Design.of([(1e3, even), (1.0, np.arange(900))]).df == pytest.approx(4, abs=0.01)
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def predictions(rng, n, temperature):
+    """Bins and gaps of n predictions whose softmax is off by a temperature; 1 is calibrated."""
+    p = softmax(3.5 * rng.normal(size=(n, 10)), axis=1)
+    labels = (p.cumsum(1) > rng.random((n, 1))).argmax(1)
+    told = p**temperature / (p**temperature).sum(1, keepdims=True)
+    return calibration_gaps(told, labels)
+
+
+@pytest.mark.parametrize(("temperature", "truth"), [(1.0, 0.0), (1.3, 0.0639), (1.8, 0.1265)])
+def test_calibration_error_is_unbiased_and_its_interval_covers(temperature, truth):
+    rng, found, plain = np.random.default_rng(1), [], []
+    for _ in range(200):
+        index, gap = predictions(rng, 1000, temperature)
+        found.append((*calibration_error(index, gap, Resamples.draw(1000, 200, 0))[0],))
+        plain.append(np.abs(np.bincount(index, gap)).sum() / 1000)
+    value, low, high = np.array(found).T
+    assert ((low - 1e-12 <= truth) & (truth <= high)).mean() >= 0.93
+    assert value.mean() == pytest.approx(truth, abs=0.012)
+    if not truth:  # a plain error is positive by chance, and most so for a calibrated model
+        assert np.mean(plain) > 3 * value.mean() and (low == 0).mean() >= 0.92
+    assert (low >= 0).all() and (low <= value).all() and (value <= high).all()
+
+
+def test_floor_of_calibration_is_what_a_calibrated_model_shows_and_copies_do_not_lower_it():
+    rng = np.random.default_rng(0)
+    shown = np.mean([np.abs(np.bincount(*predictions(rng, 400, 1.0))).sum() / 400 for _ in range(100)])
+    index, gap = predictions(rng, 400, 1.0)
+    interval, floor = calibration_error(index, gap, Resamples.draw(400, 300, 0))
+    assert floor == pytest.approx(shown, rel=0.15)
+    four = np.tile(np.arange(400), 4)
+    again = calibration_error(index[four], gap[four], Resamples.draw(400, 300, 0).of_members(four))
+    assert [*again[0], again[1]] == pytest.approx([*interval, floor])
+    assert calibration_error(np.zeros(9, int), np.zeros(9), Resamples.draw(9, 9, 0)) == (wilson_interval(0, 9), 0)
 
 
 def test_holm_against_a_worked_example():

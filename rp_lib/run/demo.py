@@ -14,6 +14,7 @@ from rp_lib.figures import STYLE
 from rp_lib.run import CORE
 from rp_lib.run.search import read_trials, settings_of, winners
 from rp_lib.run.session import Story, run_benchmark
+from rp_lib.stats import as_percent
 from rp_lib.utils.io import StorageError
 
 SEARCH = Path(__file__).resolve().parents[1] / "assets" / "mini" / "search.csv"
@@ -77,9 +78,7 @@ def _cells(summary: pd.DataFrame) -> dict[str, list[str]]:
             if (method, data, metric) not in indexed.index:
                 cells.append("-")
                 continue
-            row = indexed.loc[(method, data, metric)]
-            half = 100 * (row["high"] - row["low"]) / 2
-            cells.append(f"{100 * row['value']:.1f}" + (f" ± {half:.1f}" if half == half else ""))
+            cells.append(as_percent(*indexed.loc[(method, data, metric), ["value", "low", "high"]]))
         rows[method] = cells
     return rows
 

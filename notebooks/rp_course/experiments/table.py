@@ -37,6 +37,7 @@ from rp_lib.methods import BASES, METHODS, Method
 from rp_lib.negative_labels import mine_negative_words
 from rp_lib.outputs import MethodOutputs, load_outputs, save_outputs
 from rp_lib.run.report import commit
+from rp_lib.stats import as_percent
 from rp_lib.utils.errors import RPLibError
 
 if TYPE_CHECKING:
@@ -47,7 +48,8 @@ ALL_AXES = "three axes"
 # Columns of the printed table: head, image set, metric.
 HEADS = (
     ("ID acc", "test", "accuracy"), ("shift acc", ALL_SHIFTS, "accuracy"), ("AUROC", ALL_OOD, "auroc"),
-    ("FPR95", ALL_OOD, "fpr"), ("ECE", "test", "ece"), ("mean of three", ALL_AXES, NAME), ("its rank", NAME, "rank"),
+    ("FPR95", ALL_OOD, "fpr"), ("ECE", "test", "ece"), ("its floor", "test", "ece floor"),
+    ("mean of three", ALL_AXES, NAME), ("its rank", NAME, "rank"),
 )  # fmt: skip
 
 
@@ -101,7 +103,7 @@ def on_the_aggregate(records: pd.DataFrame) -> list[Verdict]:
 def _cell(row: pd.Series, rank: bool) -> str:
     if rank:
         return f"{row['value']:g} [{row['low']:g}, {row['high']:g}]"
-    return f"{100 * row['value']:.1f} ± {50 * (row['high'] - row['low']):.1f}"
+    return as_percent(row["value"], row["low"], row["high"])
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -115,6 +117,8 @@ def text(records: pd.DataFrame) -> str:
     summary = pd.DataFrame(index=list(dict.fromkeys(plain["method"])))
     for head, data, metric in HEADS:
         rows = pick(msp, set=data, metric=metric).set_index("method")
+        if rows.empty:  # the floor of ECE, in records of before it was known
+            continue
         summary[head] = pd.Series({m: _cell(r, metric == "rank") for m, r in rows.iterrows()}, dtype=object)
     title = "percent, mean over seeds ± half of the 95 % interval; AUROC and FPR95 by MSP"
     blocks = [f"{title}\n{summary.fillna('-').to_string()}"]
