@@ -17,7 +17,7 @@ import torch
 
 from rp_lib._version import __version__
 from rp_lib.utils.distributed import on_main
-from rp_lib.utils.io import StorageError, file_sha256, write_atomically
+from rp_lib.utils.io import StorageError, file_sha256, load_table, save_table, write_atomically
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pandas", "scikit-learn", "pytorch-ood", "safetensors")
 
@@ -64,18 +64,13 @@ def commit() -> str | None:
     return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
-def as_csv(records: pd.DataFrame) -> str:
-    """Records as their files hold them: numbers with six digits."""
-    return records.to_csv(index=False, float_format="%.6g")
-
-
 def save_records(records: pd.DataFrame, path: Path, provenance: dict[str, Any]) -> None:
     """Write ``path`` (CSV) and, beside it, ``path.json`` with environment, command, time and ``provenance``."""
     on_main(lambda: _save_records(records, path, provenance))
 
 
 def _save_records(records: pd.DataFrame, path: Path, provenance: dict[str, Any]) -> None:
-    write_atomically(path, lambda p: p.write_text(as_csv(records), encoding="utf-8"))
+    save_table(path, records)
     about = {
         **provenance,
         "records_sha256": file_sha256(path),
@@ -94,8 +89,8 @@ def load_records(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         StorageError: one of the two files is missing or damaged.
     """
     try:
-        return pd.read_csv(path), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return load_table(path), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, StorageError) as error:
         raise StorageError(
             f"{path} or the JSON beside it is missing or damaged ({error}); run the command again"
         ) from error

@@ -21,7 +21,7 @@ from rp_lib.evaluation import choose_alpha
 from rp_lib.features import FeatureStore
 from rp_lib.methods import BASES, METHODS, Reprogrammer, ResidualReprogrammer, build_method
 from rp_lib.utils.errors import RPLibError, UnknownName
-from rp_lib.utils.io import StorageError, write_atomically
+from rp_lib.utils.io import StorageError, load_table, save_table
 
 # Grids: wide enough that the winner should not sit at an edge. Those of RP are switches of its configuration.
 SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -166,7 +166,7 @@ def search(
                 row[f"alpha_{mixed}"] = choose_alpha(method, benchmark, store, mixed)[0]
             rows.append({**row, **key})
             table = pd.DataFrame(rows)
-            write_atomically(out, lambda p, t=table: t.to_csv(p, index=False))
+            save_table(out, table, digits=None)
             for encoder in method.encoders:
                 if encoder is not clip:
                     store.drop(encoder)
@@ -180,9 +180,8 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
         StorageError: the table is empty, truncated or altered beyond reading.
     """
     try:
-        table = pd.read_csv(path)
-        table = table.astype({"trial": int, "val_accuracy": float, "method": str}).rename(columns=OLD_COLUMNS)
-    except (OSError, ValueError, KeyError) as error:
+        table = load_table(path).astype({"trial": int, "val_accuracy": float}).rename(columns=OLD_COLUMNS)
+    except (ValueError, KeyError, StorageError) as error:
         raise StorageError(f"{path} is no table of trials ({error}); remove it, or install rp_lib again") from error
     return table.to_dict("records")
 

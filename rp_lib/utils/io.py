@@ -1,6 +1,6 @@
-"""Write and read tensors so that nothing is half-written, swapped unnoticed, or executed.
+"""Write and read tensors and tables so that nothing is half-written, swapped unnoticed, or executed.
 
-Everything goes through safetensors (no pickle). A file is written under a temporary name next
+Tensors go through safetensors (no pickle), tables through CSV. A file is written under a temporary name next
 to its target and renamed when it is complete, so a full disk or Ctrl-C leaves the previous file untouched.
 """
 
@@ -14,7 +14,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +22,9 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from rp_lib.utils.errors import RPLibError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 class StorageError(RPLibError):
@@ -99,6 +102,49 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise StorageError(f"{path} is damaged or no rp_lib file ({error}); fetch or train it again") from error
+
+
+# Columns of names: a class may be called NA, null, true or 1e5, and stays text.
+NAMES = ("method", "versus", "set", "role", "metric", "detector", "convention", "class")
+
+
+def as_csv(table: pd.DataFrame, digits: str | None = "%.6g") -> str:
+    """Write a table as its file holds it: missing values are empty, numbers have six digits unless told otherwise."""
+    return table.to_csv(index=False, float_format=digits)
+
+
+def save_table(path: Path, table: pd.DataFrame, digits: str | None = "%.6g") -> None:
+    """Write a table as CSV, atomically; :func:`load_table` reads it.
+
+    Args:
+        path: The file.
+        table: Its index is not written.
+        digits: Format of floats; None keeps every digit.
+
+    Raises:
+        StorageError: See :func:`write_atomically`.
+    """
+    write_atomically(path, lambda partial: partial.write_text(as_csv(table, digits), encoding="utf-8", newline=""))
+
+
+def load_table(source: Path | io.StringIO) -> pd.DataFrame:
+    """Read what :func:`save_table` wrote; only an empty cell is a missing value.
+
+    Raises:
+        StorageError: The file is missing or no table.
+
+    Example:
+        >>> import pandas as pd
+        >>> table = pd.DataFrame({"set": ["NA", "1e5", "true"], "value": [1.5, None, 2]})
+        >>> load_table(io.StringIO(as_csv(table))).values.tolist()
+        [['NA', 1.5], ['1e5', nan], ['true', 2.0]]
+    """
+    import pandas as pd
+
+    try:
+        return pd.read_csv(source, keep_default_na=False, na_values=[""], dtype=dict.fromkeys(NAMES, "str"))
+    except (OSError, ValueError) as error:
+        raise StorageError(f"{source} is missing or no table ({error}); run the command that wrote it again") from error
 
 
 def file_sha256(path: Path) -> str:

@@ -1,8 +1,12 @@
+import dataclasses
+import re
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from rp_lib.run.report import load_records, save_records
-from rp_lib.utils.io import StorageError
+from rp_lib.utils.io import StorageError, load_table, save_table
 
 
 def test_round_trip_with_provenance(tmp_path):
@@ -12,6 +16,56 @@ def test_round_trip_with_provenance(tmp_path):
     pd.testing.assert_frame_equal(table, again)
     assert about["seeds"] == 3 and about["benchmark_sha256"] == "abc" and about["rows"] == 2
     assert about["environment"]["packages"]["torch"] and about["environment"]["python"]
+
+
+# What pandas takes for missing, for a truth value or for a number.
+EATEN = ("NA", "null", "None", "nan", "N/A", "n/a", "NaN", "NULL", "true", "False", "1e5", "007", "inf", "-")
+
+
+def test_sets_and_methods_may_have_any_name(tmp_path, tiny_clip, tiny_benchmark):
+    from rp_lib.evaluation import Run, evaluate, summarize
+    from rp_lib.methods import ZeroShot
+
+    shifts = {n: dataclasses.replace(tiny_benchmark.shifts["emoji"], name=n) for n in EATEN}
+    odd = dataclasses.replace(tiny_benchmark, shifts=shifts)
+    method = ZeroShot(tiny_clip, odd.class_names, odd.templates)
+    method.name = "none"
+    records = evaluate([Run(method, 1)], odd, n_resamples=5)
+    save_records(records, tmp_path / "records.csv", {})
+    again = load_records(tmp_path / "records.csv")[0]
+    assert list(again["set"]) == list(records["set"]) and set(EATEN) <= set(again["set"])
+    assert list(again["detector"].isna()) == list(records["detector"].isna())
+    pd.testing.assert_frame_equal(again, records, check_dtype=False, rtol=1e-5)
+    assert len(summarize(again)) == len(summarize(records))  # a name that became missing would merge its rows
+    assert {type(name) for name in again["set"]} == {str}
+
+
+@pytest.mark.parametrize("name", ["method", "versus", "set", "role", "metric", "detector", "convention", "class"])
+def test_a_column_of_names_stays_text(tmp_path, name):
+    table = pd.DataFrame({name: [*EATEN, None], "value": [1.5] * len(EATEN) + [None]})
+    save_table(tmp_path / "t.csv", table)
+    again = load_table(tmp_path / "t.csv")
+    assert list(again[name][:-1]) == list(EATEN) and again.iloc[-1].isna().all()
+    only = table.assign(**{name: "1e5"})  # a column of nothing but numbers
+    save_table(tmp_path / "t.csv", only)
+    assert set(load_table(tmp_path / "t.csv")[name]) == {"1e5"}
+
+
+def test_digits_and_damage(tmp_path):
+    save_table(tmp_path / "t.csv", pd.DataFrame({"value": [1 / 3]}), digits=None)
+    assert load_table(tmp_path / "t.csv")["value"].item() == 1 / 3
+    for text in ("", 'a,b\n"1'):
+        (tmp_path / "t.csv").write_text(text)
+        with pytest.raises(StorageError, match="no table"):
+            load_table(tmp_path / "t.csv")
+
+
+def test_nothing_else_reads_or_writes_tables():
+    """One place knows how a table is stored, so that no name is lost on the way."""
+    root = Path(__file__).resolve().parents[2]
+    sources = [*(root / "rp_lib").rglob("*.py"), *(root / "notebooks" / "rp_course").rglob("*.py")]
+    found = {p.name for p in sources if re.search(r"\.to_csv\(|read_csv\(", p.read_text("utf-8"))}
+    assert found == {"io.py"}
 
 
 def test_missing_or_damaged_records_say_so(tmp_path):

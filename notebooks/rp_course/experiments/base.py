@@ -19,9 +19,9 @@ import numpy as np
 import pandas as pd
 
 from rp_course.experiments.world import World
-from rp_lib.run.report import as_csv, commit, load_records, save_records
+from rp_lib.run.report import commit, load_records, save_records
 from rp_lib.utils.errors import RPLibError
-from rp_lib.utils.io import StorageError, file_sha256, write_atomically
+from rp_lib.utils.io import StorageError, as_csv, file_sha256, load_table, write_atomically
 
 if TYPE_CHECKING:  # figures take a second to import, and not every user of records draws
     from matplotlib.figure import Figure
@@ -123,7 +123,7 @@ def run(experiment: Experiment, world: World, out: Path, shipped: Path = SHIPPED
     if missing:
         raise RPLibError(f"the experiment {experiment.name!r} recorded no {', '.join(missing)}")
     # Judged as the file will hold them, whose numbers are rounded: whoever judges the file reads the same verdicts.
-    records = pd.read_csv(io.StringIO(as_csv(records[[*experiment.factors, *COLUMNS]])))
+    records = load_table(io.StringIO(as_csv(records[[*experiment.factors, *COLUMNS]])))
     verdicts = experiment.judge(records)
     clip = world.backbone()
     provenance = {

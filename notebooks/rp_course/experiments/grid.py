@@ -30,7 +30,7 @@ from rp_lib.methods import Method, build_method
 from rp_lib.outputs import MethodOutputs
 from rp_lib.run.report import commit
 from rp_lib.stats import in_threads
-from rp_lib.utils.io import load_tensors, save_tensors, write_atomically
+from rp_lib.utils.io import load_table, load_tensors, save_table, save_tensors, write_atomically
 
 # Of the paired differences and ranks: enough that noise of the resamples moves no digit that is printed.
 RESAMPLES = 5000
@@ -100,9 +100,9 @@ def run_grid(world: World, conditions: Sequence[Condition], parts: Path) -> pd.D
                 save_tensors(_draws_path(path), {"resampled": torch.from_numpy(draws.resampled)}, {})
             about = json.dumps({"commit": commit(), "rp_lib": __version__, "levels": dict(condition.levels)})
             write_atomically(path.with_suffix(".json"), lambda p, a=about: p.write_text(a + "\n"))
-            write_atomically(path, lambda p, r=rows: r.to_csv(p, index=False, float_format="%.6g"))
+            save_table(path, rows)
         world.parts.append({"reused": path in earlier, "commit": _measured_by(path)})
-        frames.append(pd.read_csv(path).assign(**condition.levels))
+        frames.append(load_table(path).assign(**condition.levels))
     return pd.concat(frames, ignore_index=True)
 
 

@@ -29,7 +29,7 @@ from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.comparison import draws_over_seeds
 from rp_lib.stats import Design, Resamples, auroc_and_fpr, bootstrap_ci, bootstrap_ood, resample_sets
 from rp_lib.utils.errors import MissingDependency
-from rp_lib.utils.io import StorageError, write_atomically
+from rp_lib.utils.io import load_table, save_table
 
 NAMES = ("zero-shot", "fine-tune", "rp", "rrp")
 PICTURES, NEIGHBOURS, PAIRED_RESAMPLES = 240, 10, 5000
@@ -77,7 +77,7 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
                 points += _points(name, flat, sets)
         world.forget(*fitted.values())
     table = pd.DataFrame(points, columns=["method", "set", "role", "label", "source", "x", "y"])
-    write_atomically(parts / "points.csv", lambda p: table.to_csv(p, index=False, float_format="%.3f"))
+    save_table(parts / "points.csv", table, "%.3f")
     records = pd.DataFrame(rows, columns=["method", "seed", "space", "metric", "value", "low", "high", "n"])
     table = records.groupby(["space", "method", "metric"], sort=False).apply(over_seeds, include_groups=False)
     names = f"test, {shift.name}, {ood.name}"
@@ -185,9 +185,7 @@ def shipped_points(path: Path = SHIPPED / "neighbours-points.csv") -> pd.DataFra
     Raises:
         StorageError: it is missing.
     """
-    if not path.is_file():
-        raise StorageError(f"{path} is missing; install again, or run `python -m rp_course experiment neighbours`")
-    return pd.read_csv(path)
+    return load_table(path)
 
 
 def pictures_of(points: pd.DataFrame, benchmark: Benchmark) -> torch.Tensor:

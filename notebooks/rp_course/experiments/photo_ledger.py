@@ -29,6 +29,7 @@ from rp_lib.methods import Method
 from rp_lib.run.config import read_config
 from rp_lib.run.session import open_backbone, open_benchmark, placed
 from rp_lib.stats import wilson_interval
+from rp_lib.utils.io import save_table
 
 SIDE = 96  # of STL-10's images, pixels
 MONKEY = 7  # STL-10's number of them, from 0
@@ -120,13 +121,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     world = World(data, config.all_settings(), config.seeds, clip=clip, progress=False)
     args.out.mkdir(parents=True, exist_ok=True)
     wrap = measure(world, args.out / "parts", rows=("2",))
-    wrap.to_csv(args.out / "row-2.csv", index=False, float_format="%.6g")
+    save_table(args.out / "row-2.csv", wrap)
     tables = [wrap[["method", "versus", "set", "metric", "value", "low", "high", "n", "n_ood"]]]
     if "tiny_imagenet" in config.data:
         fitted = [world.fit(name, config.seeds[0], data, clip) for name in CLASSIFIERS]
         monkeys = monkeys_of(placed(config.data)["tiny_imagenet"], data.test.images.shape[-1])
         tables.append(label_order(fitted, data.test, monkeys))
-        tables[1].to_csv(args.out / "row-3.csv", index=False, float_format="%.6g")
+        save_table(args.out / "row-3.csv", tables[1])
     for table in tables:
         shown = table.copy()
         shown[["value", "low", "high"]] = (100 * shown[["value", "low", "high"]]).round(1)
