@@ -331,11 +331,11 @@ class Task(Protocol):
 
     device: torch.device
 
-    def module(self) -> nn.Module:
-        """Holds every trained parameter, under the names they are checkpointed by."""
+    def modules(self) -> nn.Module:
+        """Return all that is trained, under the names that a checkpoint uses."""
 
-    def groups(self) -> list[Group]:
-        """Trained parameters with their optimizer settings."""
+    def parameter_groups(self) -> list[Group]:
+        """Return the trained parameters with their optimizer settings."""
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Scalar loss of a batch on ``device``.
@@ -343,12 +343,6 @@ class Task(Protocol):
         ``inputs`` are this process's share of the batch (alone: all of it), ``labels`` those of the whole batch; what
         is computed of the inputs passes :func:`rp_lib.utils.distributed.gather` and then meets the labels.
         """
-
-    def identity(self) -> str:
-        """Everything beside data and schedule that the run depends on; a checkpoint of another run is refused."""
-
-    def validate(self) -> float | None:
-        """Accuracy on validation data as a fraction, or None if there is none."""
 
 
 def _optimizers(groups: list[Group]) -> list[torch.optim.Optimizer]:
@@ -372,6 +366,8 @@ def train(
     labels: Tensor,
     schedule: Schedule,
     *,
+    validate: Callable[[], float] | None = None,
+    identity: str = "",
     checkpoint: Path | Checkpoint | None = None,
     checkpoint_every: int = 1,
     content: str | None = None,
@@ -385,6 +381,8 @@ def train(
         inputs: (n, ...) images uint8 (n, 3, h, w), or features float (n, d).
         labels: int64 (n,).
         schedule: epochs, batch size, rates, seed, precision.
+        validate: returns the accuracy on validation data, as a fraction; called after each epoch.
+        identity: all that the run depends on next to data and schedule; a checkpoint of another run is refused.
         checkpoint: file to write now and then and on Ctrl-C, and to resume from if it is there; removed when the run
             is whole. A path alone means after every ``checkpoint_every`` epochs, and every ten minutes in between;
             a :class:`rp_lib.trainer.Checkpoint` says how often, and whether it stays.
@@ -401,9 +399,9 @@ def train(
         RPLibError: several processes train batch normalisation, whose statistics would be of each one's share.
     """
     device, history = task.device, History()
-    _check_shareable(task.module())
-    distributed.copy_from_main(task.module())
-    groups = task.groups()
+    _check_shareable(task.modules())
+    distributed.copy_from_main(task.modules())
+    groups = task.parameter_groups()
     parameters = [p for g in groups for p in g.parameters]
     optimizers = _optimizers(groups)
     base_rates = [[g["lr"] for g in o.param_groups] for o in optimizers]
@@ -414,8 +412,8 @@ def train(
     rule = Checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
     if rule is not None and rule.epochs is None:
         rule = replace(rule, epochs=checkpoint_every)
-    identity = f"{asdict(schedule)} {task.identity()} {_digest(inputs, labels, content)}" if rule else ""
-    state = RunState(task.module(), optimizers, scaler, history, identity, rule)
+    identity = f"{asdict(schedule)} {identity} {_digest(inputs, labels, content)}" if rule else ""
+    state = RunState(task.modules(), optimizers, scaler, history, identity, rule)
     if state.resume(device):
         log.info("resuming from %s at epoch %d, step %d", rule and rule.path, state.epoch, state.position)
 
@@ -464,7 +462,7 @@ def train(
             state.epoch, state.position = state.epoch + 1, 0
             last = state.epoch == schedule.epochs
             due = last or (schedule.validate_every and state.epoch % schedule.validate_every == 0)
-            history.accuracies.append(task.validate() if due else None)
+            history.accuracies.append(validate() if due and validate is not None else None)
             if history.accuracies[-1] is not None:
                 bar.set_postfix(val=f"{100 * history.accuracies[-1]:.1f}%")
             if on_epoch is not None:

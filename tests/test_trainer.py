@@ -19,7 +19,7 @@ from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP
 from rp_lib.config import PAPER
 from rp_lib.methods import FineTune, LinearProbe, Reprogrammer
-from rp_lib.trainer import Checkpoint, Group, Schedule, TrainingDiverged, batches, train
+from rp_lib.trainer import Checkpoint, Group, History, Schedule, TrainingDiverged, batches
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.io import StorageError
 
@@ -38,10 +38,10 @@ class Toy:
         self.name, self.optimizer, self.nan_at, self.key = name, optimizer, nan_at, key
         self.steps, self.batches, self.rates, self.press_at = 0, [], [], None
 
-    def module(self) -> nn.Module:
+    def modules(self) -> nn.ModuleDict:
         return self.net
 
-    def groups(self) -> list[Group]:
+    def parameter_groups(self) -> list[Group]:
         weight, bias = self.net["used"].weight, self.net["used"].bias
         return [Group([weight], 0.1, 0.01, self.optimizer), Group([bias], 0.05, 0.0, "adam")]
 
@@ -59,6 +59,11 @@ class Toy:
     def validate(self) -> float | None:
         with torch.no_grad():
             return float((self.net["used"](X).argmax(1) == Y).float().mean())
+
+
+def train(task: Toy, *data: object, **options: object) -> History:
+    """Train a toy as `Method.fit` trains a method."""
+    return checkpoints.train(task, *data, validate=task.validate, identity=task.identity(), **options)
 
 
 def weights(module: nn.Module) -> list[torch.Tensor]:
@@ -422,7 +427,7 @@ class Half(Toy):
 
     factor = 300.0
 
-    def groups(self) -> list[Group]:
+    def parameter_groups(self) -> list[Group]:
         weight, bias = self.net["used"].weight, self.net["used"].bias
         return [Group([weight], 0.1, 0.0, "sgd"), Group([bias], 0.1, 0.0, "sgd")]
 

@@ -40,7 +40,7 @@ def build_method(
     templates: Sequence[str],
     settings: dict[str, Any] | None = None,
 ) -> Method:
-    """A method by name, not yet fitted; ``settings`` as :meth:`Method.settings` returns them."""
+    """A method by name, not yet fitted; ``settings`` as :meth:`Method.get_params` returns them."""
     if name not in METHODS:
         raise UnknownName("method", name, METHODS)
     settings = dict(settings or {})
@@ -61,14 +61,14 @@ def made_of(method: Method, fitted: Iterable[Method], trained_on: str) -> Method
     """
     for base in fitted:
         same = base.name == BASES.get(method.name) and base.trained_on == trained_on
-        if same and _apart_from_alpha(base.settings()) == _apart_from_alpha(method.settings()):
+        if same and _apart_from_alpha(base.get_params()) == _apart_from_alpha(method.get_params()):
             return METHODS[method.name](base, method.alpha)
     return None
 
 
 def _apart_from_alpha(settings: dict[str, Any]) -> dict[str, Any]:
     kept = {key: value for key, value in settings.items() if key != "alpha"}
-    return kept | {"config": _apart_from_alpha(kept["config"])} if "config" in kept else kept
+    return kept | {"config": kept["config"].changed(alpha=0.0)} if "config" in kept else kept
 
 
 def load_method(path: str | Path, clip: FrozenCLIP, class_names: Sequence[str] | None = None) -> Method:

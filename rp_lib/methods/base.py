@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
+import inspect
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -11,13 +13,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rp_lib._version import __version__
 from rp_lib.benchmark import ImageSet, mask_logits
 from rp_lib.clip import FrozenCLIP
+from rp_lib.config import check_alpha
 from rp_lib.features import Encoder, FeatureStore, encode_all
-from rp_lib.trainer import Checkpoint, History
+from rp_lib.trainer import Checkpoint, Group, History, Schedule, train
 from rp_lib.utils.device import evaluating
 from rp_lib.utils.distributed import on_main
 from rp_lib.utils.errors import RPLibError
@@ -38,6 +41,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
+    checkpoint_every: ClassVar[int] = 1  # epochs
 
     def __init__(self, clip: FrozenCLIP, class_names: Sequence[str], templates: Sequence[str]) -> None:
         if len(set(class_names)) != len(class_names) or not class_names:
@@ -53,22 +57,93 @@ class Method(ABC):
 
     # What a method is made of -------------------------------------------------------------------------
 
-    @abstractmethod
     def fit(
         self,
-        train: ImageSet,
+        train_set: ImageSet,
         val: ImageSet | None = None,
         *,
         store: FeatureStore | None = None,
         checkpoint: Path | Checkpoint | None = None,
         progress: str | None = None,
     ) -> Self:
-        """Learn from labelled images; ``val`` is only watched. See :func:`rp_lib.trainer.train` for the rest.
+        """Learn from labelled images.
 
-        ``checkpoint`` keeps the state of an unfinished run; an interrupted one, called again, goes on from there.
+        A second call goes on from what the first one learnt; build another method to start again.
 
-        A second call goes on from what the first one learnt; build a new method to start anew.
+        Args:
+            train_set: Labelled images of the task's classes.
+            val: Labelled images whose accuracy is noted after each epoch in ``history``; nothing is chosen by it.
+            store: Features of the frozen backbone that are there already; what is computed here is added.
+            checkpoint: Where the state of an unfinished run is kept; the same call, made again, goes on from there. See
+                :func:`rp_lib.trainer.train`.
+            progress: Label of a progress bar; None shows none.
+
+        Raises:
+            RPLibError: No labels, or labels that do not fit the classes.
+            TrainingDiverged: The loss is no longer a number.
+            StorageError: The checkpoint cannot be written, or belongs to another run.
         """
+        self.check_labels(train_set)
+        store = FeatureStore() if store is None else store
+        store.drop(self)  # what it holds was computed with the weights of before
+        self.before_training(train_set, store)
+        # Where the image side is frozen, its features are computed once and every epoch reads them.
+        frozen = self.encoders == (self.clip,)
+        inputs = store.get(self.clip, train_set) if frozen else train_set.images
+
+        def accuracy() -> float:
+            self.set_training(False)
+            value = self.accuracy(val, store if frozen else None)
+            self.set_training(True)
+            return value
+
+        self.set_training(True)
+        try:
+            self.history = train(
+                self, inputs, train_set.labels, self.training_schedule(), validate=None if val is None else accuracy,
+                identity=repr(self.metadata()), checkpoint=checkpoint, checkpoint_every=self.checkpoint_every,
+                content=None if frozen else train_set.content, progress=progress,
+            )  # fmt: skip
+        finally:
+            self.set_training(False)
+        return self
+
+    # A method is its own training task: the next five say what `fit` does with it. A method that does not train by
+    # gradient steps overrides `fit` instead.
+
+    def before_training(self, train_set: ImageSet, store: FeatureStore) -> None:  # noqa: B027
+        """Do what comes before the first step; here nothing. A resumed run does it again."""
+
+    def training_schedule(self) -> Schedule:
+        """Return the number of epochs, the batch size and the learning rate's course."""
+        raise NotImplementedError(f"{type(self).__name__} trains no weights")
+
+    def modules(self) -> nn.Module:
+        """Return all that is trained, under the names that :meth:`state_dict` uses."""
+        return nn.ModuleDict()
+
+    def parameter_groups(self) -> list[Group]:
+        """Return the trained parameters with their optimizer settings."""
+        raise NotImplementedError(f"{type(self).__name__} trains no weights")
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss of a batch of n images, a scalar with gradients.
+
+        Args:
+            inputs: On ``device``: uint8 images (n, 3, h, w), or float32 features (n, d) if the only encoder is the
+                frozen backbone. Of several processes: this one's share of the batch.
+            labels: int64 (n,), of the complete batch.
+        """
+        raise NotImplementedError(f"{type(self).__name__} trains no weights")
+
+    def set_training(self, on: bool) -> None:
+        """Switch between training and evaluation; methods also drop what they cached of the weights of before."""
+        self.modules().train(on)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the steps of training run."""
+        return self.clip.device
 
     @property
     @abstractmethod
@@ -83,13 +158,26 @@ class Method(ABC):
     def head(self, features: Tensor) -> Tensor:
         """float32 (n, C) logits at the scale that softmax expects, of float32 (n, d) features."""
 
-    @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """What ``fit`` learnt, by name; nothing of the frozen backbone."""
+        """Return what ``fit`` learnt, by name; nothing of the frozen backbone."""
+        return self.modules().state_dict()
 
-    @abstractmethod
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of :meth:`state_dict`."""
+        """Take over what :meth:`state_dict` of a method with the same settings returned.
+
+        Raises:
+            RPLibError: A name is missing or unknown, or a shape differs.
+        """
+        expected = self.state_dict()
+        wrong = {k for k in expected.keys() | tensors.keys()
+                 if k not in expected or k not in tensors or expected[k].shape != tensors[k].shape}  # fmt: skip
+        if wrong:
+            raise RPLibError(
+                f"the saved weights do not fit the settings of this {self.name!r}: {', '.join(sorted(wrong)[:8])}; "
+                "build it with the settings, classes and templates that it was trained with"
+            )
+        self.modules().load_state_dict(tensors)
+        self.set_training(False)
 
     @torch.no_grad()
     def encode_classes(self, words: Sequence[str]) -> Tensor:
@@ -100,9 +188,15 @@ class Method(ABC):
         """
         return self.clip.class_embeddings(words, self.templates).cpu()
 
-    def settings(self) -> dict[str, Any]:
-        """JSON-able keyword arguments that rebuild this method, beside clip, classes and templates."""
-        return {}
+    def get_params(self) -> dict[str, Any]:
+        """Return the keyword arguments that build this method again, next to clip, class names and templates."""
+        names: list[str] = []
+        for cls in type(self).__mro__:
+            parameters = inspect.signature(cls.__init__).parameters.values()
+            names += [p.name for p in list(parameters)[4:] if p.kind is not p.VAR_KEYWORD]
+            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+                break  # else the parent takes the rest
+        return {name: getattr(self, name) for name in names}
 
     def for_detection(self) -> Method:
         """The method as OOD detection sees it: itself, unless a switch of the released code says otherwise."""
@@ -134,7 +228,7 @@ class Method(ABC):
             "format": "rp_lib method 1",
             "rp_lib": __version__,
             "method": self.name,
-            "settings": self.settings(),
+            "settings": {name: _as_json(value) for name, value in self.get_params().items()},
             "class_names": list(self.class_names),
             "templates": list(self.templates),
             "backbone": self.clip.name,
@@ -164,6 +258,66 @@ class Method(ABC):
     def copy(self) -> Self:
         """A shallow copy that shares weights."""
         return copy.copy(self)
+
+
+class Mixture(Method):
+    """A method whose outputs are mixed with those of zero-shot CLIP; nothing more is trained than the method itself.
+
+    Args:
+        base: The method, fitted or not; it is shared, not copied. Fit it through the mixture, or make the mixture again
+            afterwards.
+        alpha: Weight of zero-shot, in [0, 1]: 0 is the method, 1 is zero-shot CLIP.
+
+    Raises:
+        RPLibError: ``alpha`` is not in [0, 1].
+    """
+
+    def __init__(self, base: Method, alpha: float) -> None:
+        super().__init__(base.clip, base.class_names, base.templates)
+        self.base, self.alpha = base, check_alpha(alpha)
+        self.history, self.trained_on = base.history, base.trained_on
+
+    def with_alpha(self, alpha: float) -> Self:
+        """Return the same mixture at another alpha; nothing is trained or copied."""
+        made = self.copy()
+        made.alpha = check_alpha(alpha)
+        return made
+
+    def fit(
+        self,
+        train_set: ImageSet,
+        val: ImageSet | None = None,
+        *,
+        store: FeatureStore | None = None,
+        checkpoint: Path | Checkpoint | None = None,
+        progress: str | None = None,
+    ) -> Self:
+        """Fit the method inside; see :meth:`Method.fit`."""
+        self.base.fit(train_set, val, store=store, checkpoint=checkpoint, progress=progress)
+        if store is not None:
+            store.drop(self)
+        self.history, self.trained_on = self.base.history, self.base.trained_on
+        return self
+
+    def modules(self) -> nn.Module:
+        """Return what the method inside trains."""
+        return self.base.modules()
+
+    def get_params(self) -> dict[str, Any]:
+        """Return those of the method inside, and alpha."""
+        return {**self.base.get_params(), "alpha": self.alpha}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what the method inside learnt."""
+        return self.base.state_dict()
+
+    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
+        """Load what the method inside learnt."""
+        self.base.load_state_dict(tensors)
+
+
+def _as_json(value: Any) -> Any:
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
 
 
 def _seal(tensors: dict[str, Tensor], metadata: dict[str, object]) -> str:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,12 +11,12 @@ from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP, check_images, to_unit_range
-from rp_lib.config import PAPER, RPConfig, check_alpha
+from rp_lib.config import PAPER, RPConfig
 from rp_lib.features import Encoder, FeatureStore
 from rp_lib.losses import reprogramming_loss
-from rp_lib.methods.base import Method
+from rp_lib.methods.base import Method, Mixture
 from rp_lib.programs import ImageProgram, TextProgram
-from rp_lib.trainer import Checkpoint, Group, Schedule, train
+from rp_lib.trainer import Group, Schedule
 from rp_lib.utils.device import in_float32
 from rp_lib.utils.distributed import gather, shared
 from rp_lib.utils.errors import RPLibError
@@ -57,37 +55,52 @@ class Reprogrammer(Method):
         ).to(clip.device)
         self.text_program = TextProgram(clip, self.class_names, self.templates, rows=config.text_rows)
         self._class_embeddings: Tensor | None = None
+        self._frozen_prompts: Tensor | None = None
         self.as_detector = False
 
-    def fit(
-        self,
-        train_set: ImageSet,
-        val: ImageSet | None = None,
-        *,
-        store: FeatureStore | None = None,
-        checkpoint: Path | Checkpoint | None = None,
-        progress: str | None = None,
-    ) -> Self:
-        """Train (W, Theta, b), or the part of them that is switched on."""
-        self.check_labels(train_set)
-        c, size = self.config, self.clip.image_size
-        schedule = Schedule(c.epochs, c.batch_size, "cosine", c.warmup_steps, self.seed, self.precision)
-        inputs = train_set.images
-        store = FeatureStore() if store is None else store
-        store.drop(self)  # what it remembers was computed with the programs of before
-        if not c.use_image_program:  # the images never change, so neither do their features
-            inputs = store.get(self.clip, train_set)
-        task = _ReprogramTask(self, val, store)
-        self.image_program.resolution = _pixels(c.train_resolution, size)
-        try:
-            self.history = train(
-                task, inputs, train_set.labels, schedule, checkpoint=checkpoint, progress=progress,
-                content=train_set.content if inputs is train_set.images else None,
-            )  # fmt: skip
-        finally:
-            self.image_program.resolution = _pixels(c.eval_resolution, size)
-            self._class_embeddings = None
-        return self
+    def before_training(self, train_set: ImageSet, store: FeatureStore) -> None:
+        """Encode the class prompts once if they do not change."""
+        self._frozen_prompts = None if self.config.use_text_program else self.prompt_embeddings()
+
+    def training_schedule(self) -> Schedule:
+        """Return epochs, batch size and a cosine after the warm-up."""
+        c = self.config
+        return Schedule(c.epochs, c.batch_size, "cosine", c.warmup_steps, self.seed, self.precision)
+
+    def parameter_groups(self) -> list[Group]:
+        """Return W (Adam or AdamW), and Theta and b (AdamW), as far as they are switched on."""
+        c, groups = self.config, []
+        if c.use_image_program:
+            kind = "adam" if c.coupled_decay else "adamw"
+            groups.append(Group([self.image_program.W], c.image_lr, c.image_decay, kind, (0.9, 0.999)))
+        if c.use_text_program:
+            program = self.text_program
+            groups.append(Group([program.Theta, program.b], c.text_lr, c.text_decay, "adamw", (0.9, 0.98), 1e-6))
+        return groups
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Compute the reprogramming loss of a batch, a scalar; see :meth:`Method.loss`.
+
+        The gradient runs through both frozen towers and stops at W, Theta and b.
+        """
+        c = self.config
+        features = gather(self.encode(inputs) if c.use_image_program else inputs, len(labels))  # (n, d)
+        if self._frozen_prompts is not None:
+            prompts = self._frozen_prompts  # (C, d)
+        else:
+            classes = torch.arange(len(self.class_names), device=self.device)
+            if c.objective != "class":  # prompts of classes that the batch lacks count nothing: they are not encoded
+                classes, labels = labels.unique(return_inverse=True)
+            prompts = shared(self.text_program.class_embeddings, classes)  # (classes of the batch, d)
+        with in_float32(self.device):
+            logits = self.clip.logit_scale * features.float() @ prompts.float().T
+            return reprogramming_loss(logits, labels, c.objective, c.loss)
+
+    def set_training(self, on: bool) -> None:
+        """Take the resolution of training or of evaluation, and drop the prompts as they were encoded before."""
+        fraction = self.config.train_resolution if on else self.config.eval_resolution
+        self.image_program.resolution = _pixels(fraction, self.clip.image_size)
+        self._class_embeddings = None
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:
@@ -141,10 +154,6 @@ class Reprogrammer(Method):
         seen.as_detector = True
         return seen
 
-    def settings(self) -> dict[str, Any]:
-        """The configuration and the seed."""
-        return {"config": asdict(self.config), "seed": self.seed, "precision": self.precision}
-
     def modules(self) -> nn.ModuleDict:
         """The programs that are switched on."""
         parts: dict[str, nn.Module] = {}
@@ -162,66 +171,19 @@ class Reprogrammer(Method):
         return tensors
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        expected, modules = self.state_dict(), self.modules()
-        wrong = [k for k in expected.keys() | tensors.keys()
-                 if k not in expected or k not in tensors or expected[k].shape != tensors[k].shape]  # fmt: skip
-        if wrong:
-            raise RPLibError(f"the saved program does not fit this configuration: {', '.join(sorted(wrong))}")
-        if "text.token_ids" in tensors and not torch.equal(tensors["text.token_ids"], expected["text.token_ids"]):
+        """Take over what :meth:`state_dict` returned.
+
+        Raises:
+            RPLibError: Another configuration, or other words in the prompts.
+        """
+        own = self.state_dict().get("text.token_ids")
+        saved = tensors.get("text.token_ids")
+        if own is not None and saved is not None and own.shape == saved.shape and not torch.equal(own, saved):
             raise RPLibError(
                 "the saved text program was trained on other words; use the same class names and templates"
             )
-        modules.load_state_dict(tensors)
-        self._class_embeddings = None
+        super().load_state_dict(tensors)
 
-
-class _ReprogramTask:
-    def __init__(self, rp: Reprogrammer, val: ImageSet | None, store: FeatureStore) -> None:
-        self.rp, self.val, self.store, self.device = rp, val, store, rp.clip.device
-        # A frozen text side is encoded once, not at every step.
-        self.prompts = None if rp.config.use_text_program else rp.prompt_embeddings()
-
-    def module(self) -> nn.Module:
-        return self.rp.modules()
-
-    def groups(self) -> list[Group]:
-        c, groups = self.rp.config, []
-        if c.use_image_program:
-            kind = "adam" if c.coupled_decay else "adamw"
-            groups.append(Group([self.rp.image_program.W], c.image_lr, c.image_decay, kind, (0.9, 0.999)))
-        if c.use_text_program:
-            program = self.rp.text_program
-            groups.append(Group([program.Theta, program.b], c.text_lr, c.text_decay, "adamw", (0.9, 0.98), 1e-6))
-        return groups
-
-    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        c = self.rp.config
-        features = gather(self.rp.encode(inputs) if c.use_image_program else inputs, len(labels))
-        if self.prompts is not None:
-            prompts = self.prompts
-        else:
-            classes = torch.arange(len(self.rp.class_names), device=self.device)
-            if c.objective != "class":  # prompts of classes that the batch lacks count nothing: they are not encoded
-                classes, labels = labels.unique(return_inverse=True)
-            prompts = shared(self.rp.text_program.class_embeddings, classes)
-        with in_float32(self.device):
-            logits = self.rp.clip.logit_scale * features.float() @ prompts.float().T
-            return reprogramming_loss(logits, labels, c.objective, c.loss)
-
-    def identity(self) -> str:
-        return repr(self.rp.metadata())
-
-    def validate(self) -> float | None:
-        if self.val is None:
-            return None
-        rp, size = self.rp, self.rp.clip.image_size
-        rp._class_embeddings = None  # the prompts have moved since they were last encoded
-        rp.image_program.resolution = _pixels(rp.config.eval_resolution, size)
-        # A trained border moves too; only the features of the untouched encoder may be remembered.
-        value = rp.accuracy(self.val, None if rp.config.use_image_program else self.store)
-        rp.image_program.resolution = _pixels(rp.config.train_resolution, size)
-        return value
 
 
 def _pixels(fraction: float | None, size: int) -> int | None:
@@ -238,7 +200,7 @@ def through_half(logits: Tensor) -> Tensor:
     return logits.half().float()
 
 
-class ResidualReprogrammer(Method):
+class ResidualReprogrammer(Mixture):
     """Residual Reprogrammer (RRP): a fitted RP whose features are mixed with zero-shot CLIP's.
 
     For images and for class prompts alike::
@@ -260,30 +222,9 @@ class ResidualReprogrammer(Method):
     name = "rrp"
 
     def __init__(self, rp: Reprogrammer, alpha: float | None = None) -> None:
-        super().__init__(rp.clip, rp.class_names, rp.templates)
-        self.rp, self.history, self.trained_on = rp, rp.history, rp.trained_on
-        self.alpha = check_alpha(rp.config.alpha if alpha is None else alpha)
+        super().__init__(rp, rp.config.alpha if alpha is None else alpha)
+        self.rp = rp
         self._zero_shot = rp.clip.class_embeddings(rp.class_names, rp.templates).cpu()
-
-    def with_alpha(self, alpha: float) -> ResidualReprogrammer:
-        """Return the same programs at another alpha; costs no encoding."""
-        made = self.copy()
-        made.alpha = check_alpha(alpha)
-        return made
-
-    def fit(
-        self,
-        train_set: ImageSet,
-        val: ImageSet | None = None,
-        *,
-        store: FeatureStore | None = None,
-        checkpoint: Path | Checkpoint | None = None,
-        progress: str | None = None,
-    ) -> Self:
-        """Train the reprogrammer inside."""
-        self.rp.fit(train_set, val, store=store, checkpoint=checkpoint, progress=progress)
-        self.history, self.trained_on = self.rp.history, self.rp.trained_on
-        return self
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:
@@ -320,18 +261,6 @@ class ResidualReprogrammer(Method):
         made = self.copy()
         made.rp = seen  # type: ignore[assignment]
         return made
-
-    def settings(self) -> dict[str, Any]:
-        """RP's settings and alpha."""
-        return {**self.rp.settings(), "alpha": self.alpha}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """RP's programs."""
-        return self.rp.state_dict()
-
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """RP's programs."""
-        self.rp.load_state_dict(tensors)
 
 
 # RP with one of its two programs, to see what each contributes alone (question 1 of the course).

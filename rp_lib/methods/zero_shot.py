@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Self
 
 from torch import Tensor
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP
-from rp_lib.features import Encoder, FeatureStore
+from rp_lib.features import Encoder
 from rp_lib.methods.base import Method
-from rp_lib.trainer import Checkpoint
 
 
 class ZeroShot(Method):
@@ -24,16 +22,8 @@ class ZeroShot(Method):
         super().__init__(clip, class_names, templates)
         self.class_embeddings = clip.class_embeddings(self.class_names, self.templates).cpu()
 
-    def fit(
-        self,
-        train: ImageSet,
-        val: ImageSet | None = None,
-        *,
-        store: FeatureStore | None = None,
-        checkpoint: Path | Checkpoint | None = None,
-        progress: str | None = None,
-    ) -> Self:
-        """There is nothing to learn."""
+    def fit(self, train_set: ImageSet, val: ImageSet | None = None, **options: object) -> Self:
+        """Learn nothing: there is nothing to learn."""
         return self
 
     @property
@@ -44,10 +34,3 @@ class ZeroShot(Method):
     def head(self, features: Tensor) -> Tensor:
         """Cosine similarity times CLIP's logit scale."""
         return self.clip.logit_scale * features @ self.class_embeddings.T
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Nothing."""
-        return {}
-
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Nothing to load."""

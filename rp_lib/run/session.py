@@ -356,7 +356,7 @@ def _measured(
         shared = any(other.history is method.history for other in fitted)
         trained = bool(method.history.losses) and not shared
         seconds[f"{name} {seed}"] = round(time.monotonic() - started, 1) if trained else None
-        settings[name] = {k: v for k, v in method.settings().items() if k != "seed"}
+        settings[name] = {k: v for k, v in method.metadata()["settings"].items() if k != "seed"}
         started = time.monotonic()
         outputs = _outputs(fitting, method, seed, keep_outputs)
         rows += evaluate_outputs([outputs], detectors=detectors, metrics=RECORDED).to_dict("records")

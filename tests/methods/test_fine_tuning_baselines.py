@@ -200,7 +200,7 @@ def test_ensembles_share_the_fine_tuned_model(kind: type, tuned: FineTune, clip:
     made = kind(tuned, 0.2)
     assert made.fine_tuned is tuned and made.history is tuned.history and BASES[made.name] == tuned.name
     assert made.with_alpha(0.6).fine_tuned is tuned and made.with_alpha(0.6).alpha == 0.6 and made.alpha == 0.2
-    assert made.settings() == tuned.settings() | {"alpha": 0.2}
+    assert made.get_params() == tuned.get_params() | {"alpha": 0.2}
     for other in (L2SP, LPFT, FLYP):
         with pytest.raises(RPLibError, match=f"made of a fine-tune method, not of '{other.name}'"):
             kind(other(clip, CLASSES, TEMPLATES))

@@ -1,5 +1,6 @@
 import copy
 import hashlib
+import inspect
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -115,16 +116,27 @@ def test_the_backbone_never_changes(
 
 
 def test_the_backbone_never_gets_a_gradient(clip: FrozenCLIP, train_set: ImageSet):
-    from rp_lib.methods.reprogrammer import _ReprogramTask
-
     method = Reprogrammer(clip, CLASSES, TEMPLATES, SHORT)
-    _ReprogramTask(method, None, FeatureStore()).loss(train_set.images, train_set.labels).backward()
+    method.loss(train_set.images, train_set.labels).backward()
     assert all(p.grad is None for p in clip.model.parameters())
     assert {n for n, p in method.modules().named_parameters() if p.grad is not None} == {
         "image.W",
         "text.Theta",
         "text.b",
     }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_get_params_build_the_method_again(name: str, clip: FrozenCLIP):
+    method = make(name, clip)
+    params = method.get_params()
+    parameters = inspect.signature(METHODS[name].__init__).parameters
+    assert {p for p in parameters if p not in ("self", "clip", "class_names", "templates", "settings")} - {
+        "rp", "fine_tuned"
+    } <= set(params)  # fmt: skip
+    again = build_method(name, clip, CLASSES, TEMPLATES, params)
+    assert again.get_params() == params and again.metadata() == method.metadata()
+    assert json.loads(json.dumps(method.metadata())) == method.metadata()
 
 
 def test_bfloat16_trains_much_as_float32(clip: FrozenCLIP, train_set: ImageSet):
@@ -181,7 +193,7 @@ def test_round_trip(name: str, clip: FrozenCLIP, fitted: dict[str, Method], imag
     method.save(tmp_path / "m.safetensors")
     for classes in (None, CLASSES, list(CLASSES)):
         loaded = load_method(tmp_path / "m.safetensors", make_clip(), classes)
-        assert type(loaded) is type(method) and loaded.settings() == method.settings()
+        assert type(loaded) is type(method) and loaded.get_params() == method.get_params()
         assert torch.equal(loaded.logits(images), method.logits(images))
         assert torch.equal(loaded.features(images), method.features(images))
         assert loaded.trained_on == method.trained_on and loaded.class_names == method.class_names
@@ -255,7 +267,7 @@ def test_damaged_files_are_refused(name: str, clip: FrozenCLIP, fitted: dict[str
 
 def test_program_of_another_shape_or_other_words_is_refused(clip: FrozenCLIP, rp: Reprogrammer, tmp_path: Path):
     tensors = rp.state_dict()
-    with pytest.raises(RPLibError, match=r"does not fit this configuration: text\.Theta, text\.token_ids"):
+    with pytest.raises(RPLibError, match=r"do not fit the settings of this 'rp': text\.Theta, text\.token_ids"):
         Reprogrammer(clip, CLASSES, TEMPLATES, SHORT.changed(text_rows="all")).load_state_dict(tensors)
     with pytest.raises(RPLibError, match=r"image\.W"):
         Reprogrammer(clip, CLASSES, TEMPLATES, SHORT.changed(use_image_program=False)).load_state_dict(tensors)
@@ -336,9 +348,7 @@ def test_fine_tune_starts_as_zero_shot(vision, images: torch.Tensor, train_set: 
 
 
 def test_fine_tune_decays_matrices_only(clip: FrozenCLIP):
-    from rp_lib.methods.fine_tune import _FineTuneTask
-
-    groups = _FineTuneTask(make("fine-tune", clip), None).groups()
+    groups = make("fine-tune", clip).parameter_groups()
     assert [g.weight_decay for g in groups] == [0.1, 0.0]
     assert all(p.ndim > 1 for p in groups[0].parameters) and all(p.ndim <= 1 for p in groups[1].parameters)
     tuned = sum(p.numel() for g in groups for p in g.parameters)
@@ -568,10 +578,10 @@ def test_as_released_runs_from_end_to_end(clip: FrozenCLIP, train_set: ImageSet,
 def test_a_file_of_version_0_1_0_with_the_old_spelling_loads(tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
     task = (tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates)
     rp = Reprogrammer(*task, AS_RELEASED.changed(epochs=1)).fit(tiny_benchmark.train)
-    old = rp.settings()
-    old["config"]["renormalise_residual"] = old["config"].pop("renormalize_residual")
+    old = rp.metadata()
+    old["settings"]["config"]["renormalise_residual"] = old["settings"]["config"].pop("renormalize_residual")
     with monkeypatch.context() as patch:
-        patch.setattr(Reprogrammer, "settings", lambda self: old)
+        patch.setattr(Reprogrammer, "metadata", lambda self: old)
         rp.save(tmp_path / "old.safetensors")
     loaded = load_method(tmp_path / "old.safetensors", tiny_clip)
     assert loaded.config == rp.config and not loaded.config.renormalize_residual

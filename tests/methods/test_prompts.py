@@ -418,7 +418,7 @@ def test_round_trip(name, options, keys, clip, train_set, images, tmp_path: Path
     method.save(tmp_path / "m")
     assert (tmp_path / "m").stat().st_size < 40_000
     loaded = load_method(tmp_path / "m", make_clip(), CLASSES)
-    assert type(loaded) is METHODS[name] and loaded.settings() == method.settings()
+    assert type(loaded) is METHODS[name] and loaded.get_params() == method.get_params()
     assert torch.equal(loaded.logits(images), method.logits(images)) and loaded.trained_on == train_set.fingerprint
     assert gap(loaded.logits(images), make(name, clip, TEMPLATES, **options).logits(images)) > 1e-3
 
@@ -429,7 +429,7 @@ def test_prompts_of_another_shape_are_refused(name: str, clip: FrozenCLIP):
     one, two = make(name, clip, **{size: 2}), make(name, clip, **{size: 3})
     before = {k: t.clone() for k, t in one.state_dict().items()}
     for tensors in (two.state_dict(), {}, before | {"more": torch.zeros(1)}):
-        with pytest.raises(RPLibError, match="do not fit these settings"):
+        with pytest.raises(RPLibError, match="do not fit the settings of this"):
             one.load_state_dict(tensors)
     assert all(torch.equal(before[k], t) for k, t in one.state_dict().items())
 
@@ -487,7 +487,8 @@ def test_search_goes_from_grid_to_winner(name: str, tiny_clip, tiny_benchmark, t
     chosen = winners(table)
     assert chosen == {name: best}
     method = build_method(name, tiny_clip, CLASSES, TEMPLATES, settings_of(name, chosen[name]))
-    said = method.settings().get("config", method.settings())
+    said = method.metadata()["settings"]
+    said = said.get("config", said)
     assert {key: said[key] for key in best} == best
     if name.startswith("rp-"):
         assert said["use_image_program"] == (name == "rp-image") != said["use_text_program"]

@@ -210,8 +210,7 @@ def test_trained_numbers_are_those_of_the_methods(clip, train_set):
         if not work.trained:
             continue
         method = build_method(name, clip, names, ("a photo of a {}",), settings)
-        module = method.module() if name in ("coop", "maple") else method.modules()
-        really = sum(p.numel() for p in module.parameters())
+        really = sum(p.numel() for p in method.modules().parameters())
         # Rows of the token table are an upper bound: prompts share words. MaPLe's maps lead into the image tower.
         spare = task.classes * task.prompt_tokens * costs.width + costs.width
         assert really <= work.trained + (64 - 32) * 2 * 33 and work.trained <= really + spare, name

@@ -120,7 +120,7 @@ def test_grids_fit_their_methods(tiny_clip, tiny_benchmark):
     task = (tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates)
     for name in set(SPACES) & {"l2-sp", "lp-ft", "flyp", "fine-tune"}:
         trial = draw_trials(name, 1, 0)[0]
-        settings = build_method(name, *task, settings_of(name, trial)).settings()
+        settings = build_method(name, *task, settings_of(name, trial)).get_params()
         assert {key: settings[key] for key in trial} == trial
     assert {"l2-sp", "lp-ft", "flyp"} <= set(SPACES) and set(BASES.values()) <= set(SPACES)
     assert set(BASES) <= set(METHODS) and not set(BASES) & set(SPACES)

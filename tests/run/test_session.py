@@ -112,7 +112,7 @@ def test_interrupted_in_the_middle_of_training_it_goes_on_to_the_same_result(fil
 
     arguments = ("--config", file, "--methods", "linear-probe,rp", "--set", f"data.cache={tmp_path / 'cache'}")
     assert call(*arguments, "--out", tmp_path / "whole") == 0
-    loss, steps = reprogrammer._ReprogramTask.loss, []
+    loss, steps = reprogrammer.Reprogrammer.loss, []
 
     def interrupting(self, inputs, labels):
         steps.append(1)
@@ -120,7 +120,7 @@ def test_interrupted_in_the_middle_of_training_it_goes_on_to_the_same_result(fil
             os.kill(os.getpid(), signal.SIGINT)
         return loss(self, inputs, labels)
 
-    monkeypatch.setattr(reprogrammer._ReprogramTask, "loss", interrupting)
+    monkeypatch.setattr(reprogrammer.Reprogrammer, "loss", interrupting)
     assert call(*arguments) == 130
     assert "run the same command again" in capsys.readouterr().err
     assert len(steps) == 5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -76,9 +75,9 @@ class DeepPrompts(PromptLearner):
             torch.manual_seed(seed)
             self.deep = nn.ParameterList(STD * torch.randn(n_prompts, widths[0]) for _ in range(self.depth - 1))
             self.coupling = nn.ModuleList(nn.Linear(*widths) for _ in range(self.depth))
-        self.module().to(clip.device)
+        self.modules().to(clip.device)
 
-    def module(self) -> nn.Module:
+    def modules(self) -> nn.ModuleDict:
         """Context, deeper prompts and the maps."""
         return nn.ModuleDict({"text": self.prompts, "deep": self.deep, "coupling": self.coupling})
 
@@ -108,7 +107,3 @@ class DeepPrompts(PromptLearner):
     def _run(self) -> Callable[..., Tensor]:
         transformer = text_part(self.clip.model).transformer
         return functools.partial(walk_blocks, transformer, deep=list(self.deep), at=1)
-
-    def settings(self) -> dict[str, Any]:
-        """Number, depth and start of the prompts, and the hyper-parameters."""
-        return {"n_prompts": self.n_prompts, "depth": self.depth, "start": self.start} | super().settings()

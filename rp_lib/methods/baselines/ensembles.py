@@ -3,33 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from rp_lib.benchmark import ImageSet
-from rp_lib.config import check_alpha
-from rp_lib.features import Encoder, FeatureStore
-from rp_lib.methods.base import Method
+from rp_lib.features import Encoder
+from rp_lib.methods.base import Mixture
 from rp_lib.methods.fine_tune import FineTune
 from rp_lib.methods.zero_shot import ZeroShot
-from rp_lib.trainer import Checkpoint
 from rp_lib.utils.errors import RPLibError
 
 
-class FineTuneEnsemble(Method):
+class FineTuneEnsemble(Mixture):
     """What both ensembles share: a :class:`FineTune`, zero-shot, and ``alpha`` between them.
 
-    ``alpha`` is the share of zero-shot, as in every method of this library: 0 is fine-tuned, 1 is zero-shot.
-    Nothing more is trained than the fine-tuning.
-
     Args:
-        fine_tuned: The fine-tuned model; it is shared, not copied. Train it through the ensemble, or make the ensemble
-            again afterwards.
-        alpha: Weight of zero-shot, in [0, 1].
+        fine_tuned: The fine-tuned model; it is shared, not copied.
+        alpha: Weight of zero-shot, in [0, 1]: 0 is fine-tuned, 1 is zero-shot.
 
     Raises:
         RPLibError: It is another method, which a saved ensemble could not rebuild; or alpha is not in [0, 1].
@@ -38,44 +29,8 @@ class FineTuneEnsemble(Method):
     def __init__(self, fine_tuned: FineTune, alpha: float = 0.5) -> None:
         if type(fine_tuned) is not FineTune:
             raise RPLibError(f"{self.name} is made of a {FineTune.name} method, not of {fine_tuned.name!r}")
-        task = (fine_tuned.clip, fine_tuned.class_names, fine_tuned.templates)
-        super().__init__(*task)
-        self.fine_tuned, self.zero_shot, self.alpha = fine_tuned, ZeroShot(*task), check_alpha(alpha)
-        self.history, self.trained_on = fine_tuned.history, fine_tuned.trained_on
-
-    def with_alpha(self, alpha: float) -> Self:
-        """Return the same models at another alpha."""
-        made = self.copy()
-        made.alpha = check_alpha(alpha)
-        return made
-
-    def fit(
-        self,
-        train_set: ImageSet,
-        val: ImageSet | None = None,
-        *,
-        store: FeatureStore | None = None,
-        checkpoint: Path | Checkpoint | None = None,
-        progress: str | None = None,
-    ) -> Self:
-        """Fine-tune the model inside."""
-        self.fine_tuned.fit(train_set, val, store=store, checkpoint=checkpoint, progress=progress)
-        if store is not None:
-            store.drop(self)
-        self.history, self.trained_on = self.fine_tuned.history, self.fine_tuned.trained_on
-        return self
-
-    def settings(self) -> dict[str, Any]:
-        """Those of the fine-tuning, and alpha."""
-        return {**self.fine_tuned.settings(), "alpha": self.alpha}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The fine-tuned tower and head."""
-        return self.fine_tuned.state_dict()
-
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """The fine-tuned tower and head."""
-        self.fine_tuned.load_state_dict(tensors)
+        super().__init__(fine_tuned, alpha)
+        self.fine_tuned, self.zero_shot = fine_tuned, ZeroShot(self.clip, self.class_names, self.templates)
 
 
 class WiSEFT(FineTuneEnsemble):

@@ -70,9 +70,6 @@ class L2SP(FineTune):
         with in_float32(self.clip.device):
             return cross_entropy + self.penalty()
 
-    def settings(self) -> dict[str, Any]:
-        """Hyper-parameters."""
-        return {**super().settings(), "tower_penalty": self.tower_penalty, "head_penalty": self.head_penalty}
 
 
 # LP-FT: linear probing, then full fine-tuning (Kumar et al. 2022, arXiv 2202.10054).
@@ -109,21 +106,16 @@ class LPFT(FineTune):
         """A linear head with bias, as the probe's."""
         return super().new_classifier(bias)
 
-    def start(self, train_set: ImageSet, store: FeatureStore | None) -> None:
+    def before_training(self, train_set: ImageSet, store: FeatureStore) -> None:
         """Probe the frozen backbone and take over the head; a second ``fit`` goes on with the tuned one instead."""
         if self._probed:
             return
         probe = LinearProbe(
             self.clip, self.class_names, self.templates, lr=self.probe_lr, epochs=self.probe_epochs,
-            batch_size=self.schedule.batch_size, weight_decay=self.probe_weight_decay, seed=self.schedule.seed,
+            batch_size=self.batch_size, weight_decay=self.probe_weight_decay, seed=self.seed,
         )  # fmt: skip
         self.classifier.load_state_dict(probe.fit(train_set, store=store).state_dict())
         self._probed = True
-
-    def settings(self) -> dict[str, Any]:
-        """Hyper-parameters."""
-        names = ("probe_lr", "probe_epochs", "probe_weight_decay")
-        return {**super().settings(), **{name: getattr(self, name) for name in names}}
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Every weight of the tower, and the head with its bias."""

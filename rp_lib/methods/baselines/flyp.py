@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rp_lib.benchmark import ImageSet
-from rp_lib.features import FeatureStore
 from rp_lib.losses import reprogramming_loss
 from rp_lib.methods.fine_tune import FineTune
 from rp_lib.towers import cut_padding, encode_tokens, text_part
@@ -87,13 +85,13 @@ class FLYP(FineTune):
         prompts = [t.format(c) for c in self.class_names for t in self.templates]
         return TextHead(self.clip.model, self.clip.tokenize(prompts), len(self.class_names))
 
-    def start(self, train_set: ImageSet, store: FeatureStore | None) -> None:
-        """Forget the class prompts as they were encoded before."""
+    def set_training(self, on: bool) -> None:
+        """Switch both towers; the class prompts are encoded again after training."""
+        super().set_training(on)
         self._class_weights = None
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """The contrastive loss; prompts of classes that the batch lacks count nothing and are not encoded."""
-        self._class_weights = None
         present, labels = labels.unique(return_inverse=True)
         features, prompts = gather(self.encode(inputs), len(labels)), shared(self.classifier, present)
         with in_float32(self.clip.device):
@@ -139,4 +137,3 @@ class FLYP(FineTune):
         if ids is None or not torch.equal(ids, self.classifier.token_ids):
             raise RPLibError("the saved text tower was trained on other words; use the same class names and templates")
         super().load_state_dict(tensors)
-        self._class_weights = None

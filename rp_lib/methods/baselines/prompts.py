@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP
-from rp_lib.features import Encoder, FeatureStore
+from rp_lib.features import Encoder
 from rp_lib.methods.base import Method
 from rp_lib.towers import cut_padding, embed, encode_embedded, end_positions, replace_tokens, text_part
-from rp_lib.trainer import Checkpoint, Group, Schedule, train
+from rp_lib.trainer import Group, Schedule
 from rp_lib.utils.device import computing, in_float32
 from rp_lib.utils.distributed import gather
 from rp_lib.utils.errors import RPLibError, UnknownName
@@ -158,42 +155,35 @@ class PromptLearner(Method):
         precision: str,
     ) -> None:
         super().__init__(clip, class_names, templates)
-        self.lr, self.weight_decay = lr, weight_decay
-        self.schedule = Schedule(epochs, batch_size, "cosine", warmup_steps, seed, precision)
+        self.lr, self.weight_decay, self.epochs, self.batch_size = lr, weight_decay, epochs, batch_size
+        self.warmup_steps, self.seed, self.precision = warmup_steps, seed, precision
+        self.training_schedule()  # a bad value is refused now, not when training begins
         self._class_embeddings: Tensor | None = None
-
-    @abstractmethod
-    def module(self) -> nn.Module:
-        """Holds what is trained."""
 
     @abstractmethod
     def prompt_embeddings(self) -> Tensor:
         """Unit float32 (C, d) features of the class prompts, with gradients."""
 
-    def fit(
-        self,
-        train_set: ImageSet,
-        val: ImageSet | None = None,
-        *,
-        store: FeatureStore | None = None,
-        checkpoint: Path | Checkpoint | None = None,
-        progress: str | None = None,
-    ) -> Self:
-        """Train the vectors; where the image side is untouched, on features that are computed once."""
-        self.check_labels(train_set)
-        store = FeatureStore() if store is None else store
-        store.drop(self)  # what it remembers was computed with the prompts of before
-        frozen = self.encoders == (self.clip,)
-        inputs = store.get(self.clip, train_set) if frozen else train_set.images
-        task = _PromptTask(self, val, store if frozen else None)
-        try:
-            self.history = train(
-                task, inputs, train_set.labels, self.schedule, checkpoint=checkpoint, progress=progress,
-                content=train_set.content if inputs is train_set.images else None,
-            )  # fmt: skip
-        finally:
-            self._class_embeddings = None
-        return self
+    def training_schedule(self) -> Schedule:
+        """Return epochs, batch size and a cosine after the warm-up."""
+        return Schedule(self.epochs, self.batch_size, "cosine", self.warmup_steps, self.seed, self.precision)
+
+    def parameter_groups(self) -> list[Group]:
+        """Return the vectors, with SGD."""
+        return [Group(list(self.modules().parameters()), self.lr, self.weight_decay, "sgd")]
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Compute the cross-entropy over all classes, a scalar; see :meth:`Method.loss`."""
+        (encoder,) = self.encoders
+        features = gather(inputs if encoder is self.clip else encoder.encode(inputs), len(labels))
+        prompts = self.prompt_embeddings()
+        with in_float32(self.device):
+            return F.cross_entropy(self.clip.logit_scale * features @ prompts.T, labels)
+
+    def set_training(self, on: bool) -> None:
+        """Drop the class prompts as they were encoded before: they have moved since."""
+        super().set_training(on)
+        self._class_embeddings = None
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:
@@ -211,53 +201,6 @@ class PromptLearner(Method):
         """Cosine similarity times CLIP's logit scale."""
         return self.clip.logit_scale * features @ self.class_embeddings().T
 
-    def settings(self) -> dict[str, Any]:
-        """Hyper-parameters of the training."""
-        s = self.schedule
-        return {
-            "lr": self.lr, "weight_decay": self.weight_decay, "epochs": s.epochs, "batch_size": s.batch_size,
-            "warmup_steps": s.warmup_steps, "seed": s.seed, "precision": s.precision,
-        }  # fmt: skip
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """The vectors, and what couples them."""
-        return self.module().state_dict()
-
-    def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Inverse of :meth:`state_dict`."""
-        expected = {name: t.shape for name, t in self.state_dict().items()}
-        if expected != {name: t.shape for name, t in tensors.items()}:
-            raise RPLibError(f"the saved prompts do not fit these settings, which need {', '.join(sorted(expected))}")
-        self.module().load_state_dict(tensors)
-        self._class_embeddings = None
-
-
-class _PromptTask:
-    def __init__(self, method: PromptLearner, val: ImageSet | None, store: FeatureStore | None) -> None:
-        self.method, self.val, self.store, self.device = method, val, store, method.clip.device
-
-    def module(self) -> nn.Module:
-        return self.method.module()
-
-    def groups(self) -> list[Group]:
-        m = self.method
-        return [Group(list(m.module().parameters()), m.lr, m.weight_decay, "sgd")]
-
-    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        (encoder,) = self.method.encoders
-        features = gather(inputs if encoder is self.method.clip else encoder.encode(inputs), len(labels))
-        prompts = self.method.prompt_embeddings()
-        with in_float32(self.device):
-            return F.cross_entropy(self.method.clip.logit_scale * features @ prompts.T, labels)
-
-    def identity(self) -> str:
-        return repr(self.method.metadata())
-
-    def validate(self) -> float | None:
-        if self.val is None:
-            return None
-        self.method._class_embeddings = None  # the prompts have moved since they were last encoded
-        return self.method.accuracy(self.val, self.store)
 
 
 # Context optimisation (CoOp): Zhou et al. 2022, arXiv 2109.01134.
@@ -306,8 +249,8 @@ class CoOp(PromptLearner):
         )
         self.n_context, self.start, self.class_specific = self.prompts.context.shape[-2], start, class_specific
 
-    def module(self) -> nn.Module:
-        """The context."""
+    def modules(self) -> nn.Module:
+        """Return the context."""
         return self.prompts
 
     def prompt_embeddings(self) -> Tensor:
@@ -318,8 +261,3 @@ class CoOp(PromptLearner):
     def encode_classes(self, words: Sequence[str]) -> Tensor:
         """Embeddings of any class names behind the trained context; see :meth:`ContextPrompts.before`."""
         return self.prompts.before(words).encode().cpu()
-
-    def settings(self) -> dict[str, Any]:
-        """The context's shape and start, and the hyper-parameters."""
-        own = {"n_context": self.n_context, "start": self.start, "class_specific": self.class_specific}
-        return own | super().settings()
