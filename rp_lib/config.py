@@ -15,6 +15,8 @@ from rp_lib.utils.errors import RPLibError, UnknownName
 
 # Old names of switches, as files and configurations of version 0.1.0 have them, and today's.
 RENAMED = {"renormalise_residual": "renormalize_residual"}
+# Switches of version 0.1.0 for the released detection script, which the course emulates now. Off, they change nothing.
+SCRIPT_SWITCHES = ("half_precision_detection", "wrap_around_detection", "report_rp_as_rrp")
 
 
 @dataclass(frozen=True)
@@ -26,20 +28,21 @@ class RPConfig:
 
     use_image_program: bool = True
     use_text_program: bool = True
-    padding: float = 16 / 224  # border on each side; a 192 window in 224 pixels
-    placement: str = "pad"  # row 1: "overlay" paints over the image
-    half_precision_detection: bool = False  # row 7: logits and probabilities in float16 for detection
-    wrap_around_detection: bool = False  # row 2: normalised images cast to 8 bits, values wrap
-    renormalize_residual: bool = True  # row 5: mixed features are not renormalised
-    report_rp_as_rrp: bool = False  # row 6: the 'RRP accuracy' column is RP's
-    objective: str = "contrastive"  # row 8: "contrastive-identity"
-    loss: str = "cross-entropy"  # row 8: "focal"
-    text_rows: str = "seen"  # row 9: "all"
-    coupled_decay: bool = False  # row 10: L2 inside Adam instead of decoupled decay
-    border_init: str = "normal"  # row 11
-    train_resolution: float | None = None  # row 12: 64 / 224
-    eval_resolution: float | None = None  # row 12: 128 / 224
-    convention: str = "id-positive"  # row 14: "authors"
+    padding: float = 16 / 224  # border on each side; a window of 192 in 224 pixels
+
+    # --- Where the released code differs from the paper (its value in brackets) ---
+    placement: str = "pad"  # the border surrounds the shrunken image ["overlay": drawn over its margin]
+    renormalize_residual: bool = True  # mixed features are scaled to unit length [False]
+    objective: str = "contrastive"  # every image of a class is a positive of its prompt ["contrastive-identity"]
+    loss: str = "cross-entropy"  # ["focal"]
+    text_rows: str = "seen"  # train the token rows of words in the prompts ["all": the whole table, with decay]
+    coupled_decay: bool = False  # AdamW's decoupled weight decay [True: L2 inside Adam, on the border]
+    border_init: str = "normal"  # N(0, 1) ["normal"]; also "zeros", "grey", "white"
+    train_resolution: float | None = None  # pictures fill the window [64 / 224]
+    eval_resolution: float | None = None  # [128 / 224]
+    convention: str = "id-positive"  # of FPR95, see rp_lib.metrics ["authors"]
+
+    # --- Training and mixing ---
     image_lr: float = 5e-3
     text_lr: float = 5e-4
     image_decay: float = 0.0
@@ -47,7 +50,7 @@ class RPConfig:
     epochs: int = 25
     batch_size: int = 128
     warmup_steps: int = 500
-    alpha: float = 0.4
+    alpha: float = 0.4  # share of the zero-shot features in RRP
 
     def __post_init__(self) -> None:
         for field, known in (
@@ -68,6 +71,12 @@ class RPConfig:
         """A copy with some switches changed; unknown names raise :class:`UnknownName`."""
         known = {f.name for f in fields(self)}
         switches = {RENAMED.get(name, name): value for name, value in switches.items()}
+        for name in SCRIPT_SWITCHES:
+            if switches.pop(name, False):
+                raise RPLibError(
+                    f"{name} is no switch of a reprogrammer any more: train without it, and let "
+                    "rp_course.experiments.released_script.DetectionScript compute what the released script prints"
+                )
         for name in switches:
             if name not in known:
                 raise UnknownName("switch", name, known)
@@ -83,9 +92,9 @@ def check_alpha(alpha: float) -> float:
 
 PAPER = RPConfig()
 AS_RELEASED = PAPER.changed(
-    placement="overlay", half_precision_detection=True, wrap_around_detection=True, renormalize_residual=False,
-    report_rp_as_rrp=True, objective="contrastive-identity", loss="focal", text_rows="all", coupled_decay=True,
-    train_resolution=64 / 224, eval_resolution=128 / 224, convention="authors", image_decay=0.1, text_decay=0.1,
+    placement="overlay", renormalize_residual=False, objective="contrastive-identity", loss="focal", text_rows="all",
+    coupled_decay=True, train_resolution=64 / 224, eval_resolution=128 / 224, convention="authors", image_decay=0.1,
+    text_decay=0.1,
 )  # fmt: skip
 PRESETS = {"paper": PAPER, "as_released": AS_RELEASED}
 

@@ -144,12 +144,11 @@ def formula(name: str, *needs: str) -> Callable[[Callable[..., Any]], Callable[.
 # --- Formulas; z are the logits of an image, p its softmax probabilities ----------------------------------------------
 
 
-def maximum_softmax_probability(logits: Tensor, *, half: bool = False) -> np.ndarray:
+def maximum_softmax_probability(logits: Tensor) -> np.ndarray:
     """Compute MSP, max p (Hendrycks and Gimpel 2017, arXiv 1610.02136): float64 (n,) in (0, 1].
 
     Args:
         logits: float (n, C).
-        half: Round p to float16, as the released detection script leaves it: values near 1 become exactly 1 and tie.
 
     Raises:
         RPLibError: A logit is NaN.
@@ -160,14 +159,13 @@ def maximum_softmax_probability(logits: Tensor, *, half: bool = False) -> np.nda
     """
     if bool(logits.isnan().any()):
         raise RPLibError("the logits hold NaN: the backbone or the trained method is damaged; train it again")
-    probability = logits.double().softmax(1).amax(1)
-    return (probability.half() if half else probability).double().numpy()
+    return logits.double().softmax(1).amax(1).numpy()
 
 
 @formula("msp")
 def _msp(outputs: Outputs) -> np.ndarray:
     """Compute max p, see :func:`maximum_softmax_probability`."""
-    return maximum_softmax_probability(outputs.logits, half=outputs.head.half_precision)
+    return maximum_softmax_probability(outputs.logits)
 
 
 @formula("mcm")

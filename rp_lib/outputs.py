@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rp_lib.benchmark import OOD_ROLES, Benchmark, ImageSet, mask_logits
 from rp_lib.features import FeatureStore
-from rp_lib.methods import Method, ResidualReprogrammer
+from rp_lib.methods import Method
 from rp_lib.negative_labels import NegativeWords
 from rp_lib.utils.device import evaluating
 from rp_lib.utils.distributed import on_main
@@ -39,14 +39,12 @@ class Head:
         bias: float32 (C,), or None with it.
         logit_scale: CLIP's factor on cosine similarities.
         negatives: unit float32 (M, d), the embeddings of negative words, or None.
-        half_precision: whether the detection scores are rounded to float16, as the released script does.
     """
 
     weight: Tensor | None
     bias: Tensor | None
     logit_scale: float
     negatives: Tensor | None = None
-    half_precision: bool = False
 
     @functools.cached_property
     def class_embeddings(self) -> Tensor | None:
@@ -70,7 +68,6 @@ class Outputs:
         groups: int64 (n,), see there.
         head: what made the logits.
         derived: whether the images are test images changed; ``sources`` then says of which.
-        reported_logits: float32 (n, C) that accuracy is reported of, where a switch makes it another's.
         others: by name of the method, float32 (n, C) logits of other methods for the same images.
         class_subset: ascending class numbers that predictions choose from, see :class:`rp_lib.benchmark.ImageSet`.
 
@@ -87,13 +84,12 @@ class Outputs:
     groups: Tensor
     head: Head
     derived: bool = False
-    reported_logits: Tensor | None = None
     others: Mapping[str, Tensor] = field(default_factory=dict)
     class_subset: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         n = len(self.features)
-        matrices = {"features": self.features, "logits": self.logits, "reported_logits": self.reported_logits}
+        matrices = {"features": self.features, "logits": self.logits}
         matrices |= {f"logits of {name}": logits for name, logits in self.others.items()}
         vectors = {"labels": self.labels, "sources": self.sources, "groups": self.groups}
         for what, values, ndim in [(k, v, 2) for k, v in matrices.items()] + [(k, v, 1) for k, v in vectors.items()]:
@@ -106,7 +102,7 @@ class Outputs:
     @property
     def reported(self) -> Tensor:
         """float32 (n, C) logits that accuracy and calibration are reported of; -inf outside ``class_subset``."""
-        return mask_logits(self.logits if self.reported_logits is None else self.reported_logits, self.class_subset)
+        return mask_logits(self.logits, self.class_subset)
 
     @property
     def cosines(self) -> Tensor | None:
@@ -194,7 +190,7 @@ def save_outputs(path: str | Path, outputs: MethodOutputs) -> None:
     (head,) = heads.values()
     tensors = {f"head/{k}": getattr(head, k) for k in ("weight", "bias", "negatives")}
     for name, s in outputs.sets.items():
-        for key in ("features", "logits", "labels", "sources", "groups", "reported_logits"):
+        for key in ("features", "logits", "labels", "sources", "groups"):
             tensors[f"{name}/{key}"] = getattr(s, key)
         tensors |= {f"{name}/others/{other}": logits for other, logits in s.others.items()}
     # Sets that share a tensor (a derived one has the labels of the test set) are stored on their own.
@@ -219,6 +215,8 @@ def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> Method
         RPLibError: It holds something else.
     """
     tensors, about = load_tensors(Path(path))
+    if about.get("half_precision") or any(key.endswith("/reported_logits") for key in tensors):
+        raise RPLibError(f"{path} holds scores of the released detection script, saved by 0.1.0; compute it again")
     if about.get("format") != FORMAT:
         raise RPLibError(f"{path} holds no outputs saved by this version of rp_lib; compute them again")
     if about.pop("sha256", None) != _seal(tensors, about):
@@ -229,7 +227,7 @@ def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> Method
         )
     head = Head(
         *(tensors.get(f"head/{k}") for k in ("weight", "bias")), logit_scale=about["logit_scale"],
-        negatives=tensors.get("head/negatives"), half_precision=about["half_precision"],
+        negatives=tensors.get("head/negatives"),
     )  # fmt: skip
     sets = {}
     for stored in about.pop("sets"):
@@ -237,8 +235,7 @@ def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> Method
         parts = {k: tensors.get(f"{name}/{k}") for k in ("features", "logits", "labels", "sources", "groups")}
         others = {other: tensors[f"{name}/others/{other}"] for other in about["others"]}
         subset = stored.get("among")  # absent in files of before it existed
-        sets[name] = Outputs(name, stored["role"], **parts, head=head, derived=stored["derived"],
-                             reported_logits=tensors.get(f"{name}/reported_logits"), others=others,
+        sets[name] = Outputs(name, stored["role"], **parts, head=head, derived=stored["derived"], others=others,
                              class_subset=None if subset is None else tuple(subset))  # fmt: skip
     return MethodOutputs(about, sets)
 
@@ -285,10 +282,7 @@ def compute_outputs(
         RPLibError: two image sets have the same name.
     """
     store = store or FeatureStore()
-    seen = method.for_detection()
     config = getattr(getattr(method, "rp", method), "config", None)
-    # As a switch asks, accuracy is that of the released script, which prints RP's accuracy in RRP's column.
-    evaluated = method.rp if isinstance(method, ResidualReprogrammer) and config.report_rp_as_rrp else method
     images = [s for s in benchmark.sets if roles is None or s.role in roles]
     if len({s.name for s in images}) != len(images):
         raise RPLibError(f"two image sets of benchmark {benchmark.name!r} have the same name; rename one")
@@ -298,37 +292,32 @@ def compute_outputs(
         features = by.mix_features(*(store.get(e, data, label) for e in by.encoders))
         return features, by.head(features)
 
-    features = {data.name: outputs_of(seen, data) for data in images}
-    head = _head(seen, next(iter(features.values())), negatives, bool(getattr(config, "half_precision_detection", 0)))
+    features = {data.name: outputs_of(method, data) for data in images}
+    head = _head(method, next(iter(features.values())), negatives)
     sets = {}
     for data in images:
-        reported = None if (evaluated is seen or data.role not in ("test", "shift")) else outputs_of(evaluated, data)[1]
         sets[data.name] = Outputs(
             data.name, data.role, *features[data.name], data.labels, data.sources, data.groups, head,
-            derived=data.derived_from is not None, reported_logits=reported,
+            derived=data.derived_from is not None,
             others={name: outputs_of(other, data)[1] for name, other in (others or {}).items()},
             class_subset=data.class_subset,
         )  # fmt: skip
-    if seen is not method:
-        for encoder in seen.encoders:
-            if encoder is not method.clip:
-                store.drop(encoder)
     about = {
         **method.metadata(), "format": FORMAT, "seed": seed, "alpha": getattr(method, "alpha", None),
         "convention": getattr(config, "convention", "id-positive"), "logit_scale": head.logit_scale,
-        "half_precision": head.half_precision, "benchmark": benchmark.name, "benchmark_sha256": benchmark.fingerprint,
+        "benchmark": benchmark.name, "benchmark_sha256": benchmark.fingerprint,
         "others": sorted(others or {}), "negative_words": None if negatives is None else negatives.about(),
     }  # fmt: skip
     return MethodOutputs(json.loads(json.dumps(about)), sets)
 
 
-def _head(method: Method, outputs: tuple[Tensor, Tensor], negatives: NegativeWords | None, half: bool) -> Head:
+def _head(method: Method, outputs: tuple[Tensor, Tensor], negatives: NegativeWords | None) -> Head:
     """Find weight and bias from what the method makes of the zero and of the unit vectors, if its logits are linear."""
     features, logits = outputs
     bias = method.head(torch.zeros(1, features.shape[1]))[0]
     weight = (method.head(torch.eye(features.shape[1])) - bias).T.contiguous()
     error = (features @ weight.T + bias - logits).abs().max()
-    linear = bool(error <= 2e-3 * logits.abs().max())  # half precision keeps three digits
+    linear = bool(error <= 1e-4 * logits.abs().max())
     embeddings = None if negatives is None else negatives.embeddings
     parts = (weight, bias) if linear else (None, None)
-    return Head(*parts, logit_scale=method.clip.logit_scale, negatives=embeddings, half_precision=half)
+    return Head(*parts, logit_scale=method.clip.logit_scale, negatives=embeddings)

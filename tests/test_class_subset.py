@@ -110,13 +110,6 @@ def test_calibration_is_of_the_softmax_over_some_classes(benchmark):
     assert found == pytest.approx(1 - np.e / (np.e + len(few.class_subset) - 1), abs=1e-6)
 
 
-def test_a_switch_that_reports_other_logits_is_scored_over_them_too(misled):
-    few = misled.sets["few"]
-    reported = torch.zeros(len(few), 6)
-    reported[:, 5], reported[torch.arange(len(few)), few.labels] = 9.0, 1.0
-    assert torch.equal(dataclasses.replace(few, reported_logits=reported).reported.argmax(1), few.labels)
-
-
 def test_paired_comparisons(benchmark, misled):
     right = compute_outputs(Seer(NAMES), benchmark, seed=1)
     drawn = paired_bootstrap({"right": [right], "misled": [misled]}, n_resamples=20)

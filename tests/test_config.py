@@ -7,9 +7,8 @@ from rp_lib.utils.errors import RPLibError, UnknownName
 
 # The rows of the ledger that change a number of RP or RRP, and what the released code does.
 LEDGER = {
-    "placement": "overlay", "wrap_around_detection": True, "renormalize_residual": False, "report_rp_as_rrp": True,
-    "half_precision_detection": True, "objective": "contrastive-identity", "loss": "focal", "text_rows": "all",
-    "coupled_decay": True, "train_resolution": 64 / 224, "eval_resolution": 128 / 224, "convention": "authors",
+    "placement": "overlay", "renormalize_residual": False, "objective": "contrastive-identity", "loss": "focal",
+    "text_rows": "all", "coupled_decay": True, "train_resolution": 64 / 224, "eval_resolution": 128 / 224, "convention": "authors",
     "image_decay": 0.1, "text_decay": 0.1,
 }  # fmt: skip
 
@@ -34,6 +33,13 @@ def test_changed():
     assert asdict(one) | {"text_rows": "seen"} == asdict(PAPER)
     with pytest.raises(UnknownName, match="did you mean text_rows"):
         PAPER.changed(text_row="all")
+
+
+def test_switches_of_the_detection_script_are_ignored_where_off_and_refused_where_on():
+    for name in ("half_precision_detection", "wrap_around_detection", "report_rp_as_rrp"):
+        assert PAPER.changed(**{name: False}) == PAPER  # as files saved by 0.1.0 have it
+        with pytest.raises(RPLibError, match=f"{name} is no switch .*DetectionScript"):
+            PAPER.changed(**{name: True})
 
 
 @pytest.mark.parametrize("name", ["placement", "objective", "loss", "text_rows", "border_init"])

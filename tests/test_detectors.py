@@ -129,11 +129,6 @@ def test_similarity_detectors_need_a_classifier_by_similarity(name):
         scores_of(name, make(head=Head(None, None, SCALE, WORDS)))
 
 
-def test_half_precision_reaches_msp_alone():
-    sure = make(head=Head(SCALE * CENTRES, torch.zeros(CLASSES), SCALE, WORDS, half_precision=True), spread=0.05)
-    assert (scores_of("msp", sure) == 1).any() and not (scores_of("msp", make(spread=0.05)) == 1).any()
-
-
 def test_mahalanobis_against_scipy_and_pytorch_ood():
     from pytorch_ood.detector import RMD
     from pytorch_ood.detector import Mahalanobis as Theirs

@@ -108,25 +108,15 @@ def test_nan_logits_are_refused():
         maximum_softmax_probability(torch.tensor([[1.0, float("nan")]]))
 
 
-def test_half_precision_ties_scores_at_one():
-    logits = torch.tensor([[20.0, 0.0], [30.0, 0.0], [1.0, 0.0]])
-    assert len(set(maximum_softmax_probability(logits))) == 3
-    assert (maximum_softmax_probability(logits, half=True) == 1).sum() == 2
-
-
 def test_released_switches_reach_the_records(tiny_clip, tiny_benchmark):
     names, templates = tiny_benchmark.class_names, tiny_benchmark.templates
     rp = Reprogrammer(tiny_clip, names, templates, AS_RELEASED.changed(epochs=1, batch_size=8), precision="float32")
     rp.fit(tiny_benchmark.train)
     rrp = ResidualReprogrammer(rp, 0.9)
     records = evaluate([Run(rp, 1), Run(rrp, 1)], tiny_benchmark, n_resamples=5).set_index(["method", "set", "metric"])
-    assert records.loc[("rrp", "test", "accuracy"), "value"] == records.loc[("rp", "test", "accuracy"), "value"]
     assert records.loc[("rp", ALL_OOD, "fpr"), "convention"] == "authors"
     honest = rrp.accuracy(tiny_benchmark.test)
-    fixed = Reprogrammer(tiny_clip, names, templates, rp.config.changed(report_rp_as_rrp=False))
-    fixed.load_state_dict(rp.state_dict())
-    again = evaluate([Run(ResidualReprogrammer(fixed, 0.9), 1)], tiny_benchmark, n_resamples=5)
-    assert again.set_index(["set", "metric"]).loc[("test", "accuracy"), "value"] == pytest.approx(honest)
+    assert records.loc[("rrp", "test", "accuracy"), "value"] == pytest.approx(honest)
 
 
 def test_two_alphas_are_two_rows_not_two_seeds(runs, tiny_benchmark):

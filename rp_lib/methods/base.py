@@ -198,10 +198,6 @@ class Method(ABC):
                 break  # else the parent takes the rest
         return {name: getattr(self, name) for name in names}
 
-    def for_detection(self) -> Method:
-        """The method as OOD detection sees it: itself, unless a switch of the released code says otherwise."""
-        return self
-
     # What follows from it -----------------------------------------------------------------------------
 
     def features(self, images: Tensor) -> Tensor:

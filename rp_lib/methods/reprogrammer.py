@@ -56,7 +56,6 @@ class Reprogrammer(Method):
         self.text_program = TextProgram(clip, self.class_names, self.templates, rows=config.text_rows)
         self._class_embeddings: Tensor | None = None
         self._frozen_prompts: Tensor | None = None
-        self.as_detector = False
 
     def before_training(self, train_set: ImageSet, store: FeatureStore) -> None:
         """Encode the class prompts once if they do not change."""
@@ -110,10 +109,7 @@ class Reprogrammer(Method):
     def program_images(self, images: Tensor) -> Tensor:
         """psi(x): uint8 or float [0, 1] images of any size -> float (n, 3, H, H) in [0, 1]."""
         check_images(images)
-        pixels = to_unit_range(images.to(self.clip.device))
-        if self.as_detector and self.config.wrap_around_detection:
-            pixels = _wrap_to_8_bits(self.clip.normalize(pixels))
-        return self.image_program(pixels)
+        return self.image_program(to_unit_range(images.to(self.clip.device)))
 
     def encode(self, images: Tensor) -> Tensor:
         """Unit float32 (n, d) features of programmed images."""
@@ -143,16 +139,7 @@ class Reprogrammer(Method):
 
     def head(self, features: Tensor) -> Tensor:
         """Inner products with the programmed prompts, times CLIP's logit scale."""
-        logits = self.clip.logit_scale * features @ self.class_embeddings().T
-        return through_half(logits) if self.as_detector and self.config.half_precision_detection else logits
-
-    def for_detection(self) -> Method:
-        """Itself; with the released code's faulty detection script switched on, what that script computes."""
-        if not (self.config.wrap_around_detection or self.config.half_precision_detection):
-            return self
-        seen = self.copy()
-        seen.as_detector = True
-        return seen
+        return self.clip.logit_scale * features @ self.class_embeddings().T
 
     def modules(self) -> nn.ModuleDict:
         """The programs that are switched on."""
@@ -188,16 +175,6 @@ class Reprogrammer(Method):
 
 def _pixels(fraction: float | None, size: int) -> int | None:
     return None if fraction is None else max(1, round(fraction * size))
-
-
-def _wrap_to_8_bits(normalised: Tensor) -> Tensor:
-    """What the released detection script does: normalised floats times 255 cast to 8 bits, modulo 256."""
-    return ((normalised * 255).to(torch.int64) % 256).float() / 255
-
-
-def through_half(logits: Tensor) -> Tensor:
-    """Logits as half precision holds them."""
-    return logits.half().float()
 
 
 class ResidualReprogrammer(Mixture):
@@ -250,17 +227,7 @@ class ResidualReprogrammer(Mixture):
 
     def head(self, features: Tensor) -> Tensor:
         """Inner products of mixed features, times CLIP's logit scale."""
-        logits = self.clip.logit_scale * features @ self.class_embeddings().T
-        return through_half(logits) if self.rp.as_detector and self.rp.config.half_precision_detection else logits
-
-    def for_detection(self) -> Method:
-        """See :meth:`Reprogrammer.for_detection`."""
-        seen = self.rp.for_detection()
-        if seen is self.rp:
-            return self
-        made = self.copy()
-        made.rp = seen  # type: ignore[assignment]
-        return made
+        return self.clip.logit_scale * features @ self.class_embeddings().T
 
 
 # RP with one of its two programs, to see what each contributes alone (question 1 of the course).

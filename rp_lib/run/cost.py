@@ -338,12 +338,10 @@ def _reprogrammer(name: str, c: RPConfig, task: TaskSize, towers: TowerCosts, le
     rows = towers.vocabulary if c.text_rows == "all" else min(towers.vocabulary, task.classes * length)
     trained = image * 3 * towers.image_size**2 + text * (rows + length) * towers.width
     classes = task.classes if c.objective == "class" else distinct_classes(c.batch_size, task.classes)
-    # The released detection script sees other pixels than the accuracy, so both are encoded.
-    twice = c.wrap_around_detection or c.half_precision_detection
     return Work(
         epochs=c.epochs, batch=c.batch_size, trained=trained, image_gradient="input" if image else "",
         text_gradient="input" if text else "", prompts=classes * task.templates, length=length, own_encoder=image,
-        judgements=(2 if twice else 1) * image, needs_features=not image,
+        judgements=int(image), needs_features=not image,
     )  # fmt: skip
 
 

@@ -15,7 +15,8 @@ from rp_course.experiments.border import CHANGES, with_border
 from rp_course.experiments.figures import alt, figures
 from rp_course.experiments.grid import Condition, Entry, methods, run_grid
 from rp_course.experiments.padding import at_resolution
-from rp_course.experiments.released_code import ROWS, switched
+from rp_course.experiments.released_code import ROWS, SCRIPT_ROWS, switched
+from rp_course.experiments.released_script import DetectionScript
 from rp_course.experiments.single_designer import of_families
 from rp_course.experiments.training_data import of_classes, per_class
 
@@ -106,8 +107,12 @@ def test_each_ledger_row_changes_its_switches_alone():
     from dataclasses import asdict
 
     paper, released = asdict(PAPER), asdict(AS_RELEASED)
+    assert set(ROWS) >= SCRIPT_ROWS
     for number, (_, names, _) in ROWS.items():
         changed = asdict(switched(PAPER, number))
+        if number in SCRIPT_ROWS:
+            assert changed == paper and DetectionScript(**dict.fromkeys(names, True)) != DetectionScript()
+            continue
         assert all(changed[n] == released[n] for n in names)
         assert {k for k in paper if changed[k] != paper[k]} <= set(names)
     named = {n for _, names, _ in ROWS.values() for n in names}
@@ -156,7 +161,7 @@ def test_entries_that_share_training_are_evaluated_under_their_own_switches(worl
     entries = {
         "rp": Entry("rp", {"config": QUICK}),
         "same": Entry("rp", {"config": QUICK}, shares="rp"),
-        "wrapped": Entry("rp", {"config": QUICK.changed(wrap_around_detection=True)}, shares="rp"),
+        "wrapped": Entry("rp", {"config": QUICK}, shares="rp", outputs=DetectionScript(wrap=True)),
     }
     records = run_grid(world, [Condition({"k": 0}, tiny_benchmark, entries)], tmp_path)
     value = records[records["versus"].isna()].set_index(["method", "set", "metric"])["value"]

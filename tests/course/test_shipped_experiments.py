@@ -4,6 +4,7 @@ import pytest
 from rp_course.experiments import EXPERIMENTS, experiment, shipped_records
 from rp_course.experiments.base import COLUMNS, SHIPPED
 
+from rp_lib.config import SCRIPT_SWITCHES
 from rp_lib.mini import load_benchmark, load_clip
 from rp_lib.run.demo import tuned_settings
 from rp_lib.run.report import load_records
@@ -35,6 +36,8 @@ def _renamed(value):
     """A configuration's text with the names of today; records of version 0.1.0 have those of then."""
     if not isinstance(value, str):
         return value
+    for name in SCRIPT_SWITCHES:  # all off, and no switches any more
+        value = value.replace(f" {name}=False,", "")
     return value.replace("Reprogramming(", "RPConfig(").replace("renormalise_residual", "renormalize_residual")
 
 

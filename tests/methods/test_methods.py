@@ -529,39 +529,6 @@ def test_resolutions_are_those_of_training_and_evaluation(
     assert method.image_program.resolution == 16
 
 
-def test_wrap_around_detection(rp: Reprogrammer, clip: FrozenCLIP, images: torch.Tensor):
-    assert rp.for_detection() is rp
-    faulty = rp.copy()
-    faulty.config = rp.config.changed(wrap_around_detection=True)
-    seen = faulty.for_detection()
-    normalised = clip.normalize(images.float() / 255)
-    wrapped = (normalised * 255).trunc().remainder(256) / 255
-    assert close(seen.program_images(images).detach(), rp.image_program(wrapped).detach(), 1e-5)
-    assert not close(seen.logits(images), rp.logits(images), 1e-2)
-    assert torch.equal(faulty.logits(images), rp.logits(images))  # accuracy is not touched by it
-
-
-def test_half_precision_detection(rp: Reprogrammer, images: torch.Tensor):
-    faulty = rp.copy()
-    faulty.config = rp.config.changed(half_precision_detection=True)
-    rrp = ResidualReprogrammer(faulty, 0.4)
-    for method, plain in ((faulty, rp), (rrp, ResidualReprogrammer(rp, 0.4))):
-        logits = method.for_detection().logits(images)
-        assert torch.equal(logits, logits.half().float()) and close(logits, plain.logits(images), 0.02)
-        assert not torch.equal(logits, plain.logits(images))
-        assert torch.equal(method.logits(images), plain.logits(images))
-
-
-def test_residual_detection_keeps_alpha_and_the_program(rp: Reprogrammer, images: torch.Tensor):
-    faulty = rp.copy()
-    faulty.config = rp.config.changed(wrap_around_detection=True)
-    rrp = ResidualReprogrammer(faulty, 0.25)
-    seen = rrp.for_detection()
-    assert seen.alpha == 0.25 and seen.rp.as_detector and not rrp.rp.as_detector
-    assert not close(seen.logits(images), rrp.logits(images), 1e-2)
-    assert ResidualReprogrammer(rp).for_detection().rp is rp
-
-
 def test_as_released_runs_from_end_to_end(clip: FrozenCLIP, train_set: ImageSet, images: torch.Tensor, tmp_path: Path):
     config = AS_RELEASED.changed(epochs=2, batch_size=8)
     rrp = ResidualReprogrammer(Reprogrammer(clip, CLASSES, TEMPLATES, config)).fit(train_set)

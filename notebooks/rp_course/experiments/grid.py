@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,11 +47,14 @@ class Entry:
     Attributes:
         method: its name. settings: None for the tuned ones.
         shares: label of an entry whose training it takes, since its settings differ in what follows training alone.
+        outputs: what is evaluated of the fitted method, see
+            :class:`~rp_course.experiments.released_script.DetectionScript`.
     """
 
     method: str
     settings: Mapping[str, Any] | None = None
     shares: str | None = None
+    outputs: Callable[[World, Method, int, Benchmark], MethodOutputs] = World.outputs
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,7 @@ def _key(world: World, condition: Condition) -> str:
     clip = world.backbone(condition.checkpoint)
     entries = {
         label: [e.method, dict(world.tuned(e.method) if e.settings is None else e.settings), e.shares]
+        + ([] if e.outputs is World.outputs else [repr(e.outputs)])
         for label, e in condition.entries.items()
     }
     trains = None if condition.train is None else {seed: s.fingerprint for seed, s in condition.train.items()}
@@ -164,7 +168,7 @@ def run_condition(world: World, condition: Condition) -> tuple[pd.DataFrame, Pai
             if entry.method == "zero-shot" and outputs[label]:
                 continue  # nothing is drawn in it
             fitted[label] = _fit(world, condition, entry, seed, clip, fitted)
-            outputs[label].append(world.outputs(fitted[label], seed, condition.benchmark))
+            outputs[label].append(entry.outputs(world, fitted[label], seed, condition.benchmark))
         world.forget(*fitted.values())
     if condition.benchmark is not world.judged:
         world.forget_images(clip)

@@ -19,16 +19,18 @@ from rp_course.experiments.base import (
     pick,
 )
 from rp_course.experiments.grid import Condition, Entry, run_grid
+from rp_course.experiments.released_script import DetectionScript
 from rp_course.experiments.world import World
 from rp_lib.config import AS_RELEASED, RPConfig
 
-# Row of the ledger in the README -> what it is called here, which switches it sets, whether RP must be trained anew.
+# Row of the ledger in the README -> what it is called here, which switches it sets, whether RP must be trained again.
+# Switches of the released detection script are those of `DetectionScript`, all others those of `RPConfig`.
 ROWS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "1": ("overlay", ("placement",), True),
-    "2": ("8-bit wrap in detection", ("wrap_around_detection",), False),
+    "2": ("8-bit wrap in detection", ("wrap",), False),
     "5": ("residual not renormalised", ("renormalize_residual",), False),
-    "6": ("RRP column shows RP", ("report_rp_as_rrp",), False),
-    "7": ("half precision in detection", ("half_precision_detection",), False),
+    "6": ("RRP column shows RP", ("rp_accuracy",), False),
+    "7": ("half precision in detection", ("half",), False),
     "8": ("focal loss, identity targets", ("objective", "loss"), True),
     "9": ("whole token table trained", ("text_rows", "text_decay"), True),
     "10": ("coupled L2 on the border", ("coupled_decay", "image_decay"), True),
@@ -42,13 +44,16 @@ FULL_TRACK = {
     "13": "one bare template, repeated names on ImageNet",
 }
 RESIDUAL_ONLY = frozenset({"5", "6"})
+SCRIPT_ROWS = frozenset({"2", "6", "7"})
 QUICK = ("1", "2", "5")
 # A row whose intervals all lie within this of zero changes nothing that matters: one point.
 MARGIN = 0.01
 
 
 def switched(config: RPConfig, row: str) -> RPConfig:
-    """A configuration with one row of the ledger as released."""
+    """A configuration with one row of the ledger as released; rows of the detection script leave it as it is."""
+    if row in SCRIPT_ROWS:
+        return config
     return config.changed(**{name: getattr(AS_RELEASED, name) for name in ROWS[row][1]})
 
 
@@ -61,12 +66,13 @@ def measure(world: World, parts: Path, rows: Sequence[str] | None = None) -> pd.
     for number in rows:
         name, _, anew = ROWS[number]
         config = switched(tuned, number)
+        outputs = DetectionScript(**dict.fromkeys(ROWS[number][1], True)) if number in SCRIPT_ROWS else World.outputs
         rp, rrp = f"rp, row {number}: {name}", f"rrp, row {number}: {name}"
         if number not in RESIDUAL_ONLY:
-            entries[rp] = Entry("rp", {"config": config}, None if anew else "rp")
+            entries[rp] = Entry("rp", {"config": config}, None if anew else "rp", outputs)
             pairs.append((rp, "rp"))
         source = "rp" if number in RESIDUAL_ONLY else rp
-        entries[rrp] = Entry("rrp", {"config": config.changed(alpha=alpha)}, source)
+        entries[rrp] = Entry("rrp", {"config": config.changed(alpha=alpha)}, source, outputs)
         pairs.append((rrp, "rrp"))
     return run_grid(world, [Condition({"preset": "paper, tuned"}, world.judged, entries, pairs)], parts)
 
