@@ -7,15 +7,18 @@ is lower. So the tag or the file decides on the activation.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import pickle
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rp_lib.utils.errors import RPLibError, UnknownName
@@ -25,6 +28,8 @@ SCHEMAS = ("hf-hub:", "local-dir:")
 TWIN = "-quickgelu"
 # What OpenAI's own files hold next to the weights.
 OPENAI_KEYS = frozenset({"input_resolution", "context_length", "vocab_size"})
+# What training programs put before every name: DistributedDataParallel, torch.compile, Lightning, and own classes.
+WRAPPERS = frozenset({"module", "_orig_mod", "model", "clip", "clip_model", "net"})
 REFUSED = {
     "jit": "a scripted model has no towers that programs could act on",
     "weights_only": "weights are never loaded by executing a file",
@@ -95,7 +100,7 @@ def load_backbone(name: str, pretrained: str | Path | None, **options: Any) -> B
             model = _create(name, None, **options)
         label = f"{name}/{Path(tag).name if tag else 'random'}"
     try:
-        tokenizer = open_clip.get_tokenizer(name)
+        tokenizer = open_clip.get_tokenizer(name, context_length=options.get("force_context_length"))
     except Exception as error:  # a missing package, hub and network errors have no common base
         raise RPLibError(f"cannot load the tokenizer of {name}: {error}") from error
     visual: Any = model.visual
@@ -108,9 +113,13 @@ def _create(name: str, tag: str | None, **options: Any) -> nn.Module:
 
     try:
         return open_clip.create_model(name, pretrained=tag, device="cpu", **options)
+    except ImportError as error:
+        raise RPLibError(f"{name} needs a package that is not installed ({error}): install it with pip") from error
     except Exception as error:  # hub, network and file errors have no common base
-        advice = "pass a local checkpoint file as `pretrained`"
-        raise RPLibError(f"cannot load {name} / {tag}: {error}. Without a network {advice}") from error
+        if tag is None and not name.startswith("hf-hub:"):  # nothing was to be fetched
+            raise RPLibError(f"cannot build {name}: {_in_short(error)}") from error
+        advice = "Without a network, pass a local checkpoint file as `pretrained`"
+        raise RPLibError(f"cannot load {name} / {tag}: {_in_short(error)}. {advice}") from error
 
 
 def _from_tag(name: str, tag: str, options: dict[str, Any]) -> tuple[str, nn.Module]:
@@ -126,37 +135,147 @@ def _from_tag(name: str, tag: str, options: dict[str, Any]) -> tuple[str, nn.Mod
 
 
 def _from_file(name: str, path: Path, options: dict[str, Any]) -> tuple[str, nn.Module]:
-    """A model with the weights of a local file; OpenAI's are known by what they hold next to the weights."""
+    """Build a model with the weights of a local file; OpenAI's are known by what they hold next to the weights."""
     import open_clip
-    from open_clip.factory import load_state_dict
-    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
+    from open_clip.factory import load_checkpoint
 
+    # Files of big_vision have a layout of their own, which open_clip knows.
+    state = None if path.suffix in (".npz", ".npy") else read_weights(path)
+    if state is not None and state.keys() >= OPENAI_KEYS:
+        name, options = _with_quick_gelu(name, f"the file {path.name}", options)
+    with _quiet():  # open_clip warns of random weights, which the file's are about to replace
+        model = _create(name, None, **options)
+    try:
+        if state is None:
+            load_checkpoint(model, str(path))
+        else:
+            _fill(model, {key: value.float() for key, value in state.items() if key not in OPENAI_KEYS}, name, path)
+    except RPLibError:
+        raise
+    except Exception as error:
+        raise RPLibError(f"the weights of {path} are not those of {name}: {_in_short(error)}") from error
+    if state is not None and state.keys() >= OPENAI_KEYS:
+        return name, model
+    halves = [tower for tower, matrices in _matrices(model).items() if _half_precise(matrices)]
+    if halves and f"{name}{TWIN}" in open_clip.list_models() and not options.get("force_quick_gelu"):
+        log.warning(
+            "every weight matrix of the %s tower in %s is a number of half precision, as in OpenAI's releases. If the "
+            "weights are OpenAI's, or were trained further from them, load %s%s instead: they were trained with "
+            "QuickGELU, and with plain GELU every number is silently lower",
+            " and the ".join(halves), path.name, name, TWIN,
+        )  # fmt: skip
+    return name, model
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Read a file of weights without executing it, in the forms that training programs save.
+
+    Safetensors and ``torch.save``; a state dict alone or below ``state_dict``, ``model`` and the like; names behind
+    ``module.`` (DistributedDataParallel), ``_orig_mod.`` (torch.compile), ``model.`` (Lightning) and the like.
+
+    Returns:
+        Tensors by name, as open_clip names them.
+
+    Raises:
+        RPLibError: The file holds no weights, or something that only executing it would open.
+    """
+    with path.open("rb") as file:
+        head = file.read(64)
+    if not head:
+        raise RPLibError(f"{path} is empty: download it again")
+    if head.startswith(b"version https://git-lfs"):
+        raise RPLibError(f"{path} is a pointer of Git LFS, not the file that it stands for: run `git lfs pull`")
     if _runs_code(path):
         raise RPLibError(
             f"{path} is a TorchScript archive, as OpenAI's own downloads are: opening one runs code that it contains. "
             'Take the weights as safetensors (tag "openai"), or, if you trust the file, convert it once: '
             f"torch.save(torch.jit.load('{path.name}', map_location='cpu').state_dict(), 'weights.pt')"
         )
-    if _keys(path) >= OPENAI_KEYS:
-        name, options = _with_quick_gelu(name, f"the file {path.name}", options)
-        model = _create(name, None, **options)
-        state = {k: v.float() for k, v in load_state_dict(str(path)).items() if k not in OPENAI_KEYS}
-        try:
-            if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
-                state = convert_to_custom_text_state_dict(state)
-            resize_pos_embed(state, model)
-            model.load_state_dict(state)
-        except Exception as error:
-            raise RPLibError(f"the weights of {path} are not those of {name}: {error}") from error
-        return name, model
-    model = _create(name, str(path), require_pretrained=True, **options)
-    if f"{name}{TWIN}" in open_clip.list_models() and not options.get("force_quick_gelu") and _half_precise(model):
-        log.warning(
-            "every weight in %s is a number of half precision, as in OpenAI's releases. If it is one of them, load "
-            "%s%s instead: it was trained with QuickGELU, and with plain GELU every number is silently lower",
-            path.name, name, TWIN,
-        )  # fmt: skip
-    return name, model
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            with torch.serialization.safe_globals(_number_types()):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # not torch's message: it advises to load without its safeguard
+        raise RPLibError(
+            f"{path} holds Python objects besides tensors, such as a complete module, which only executing it would "
+            "open: in the program that made it, save `model.state_dict()` instead"
+        ) from error
+    except Exception as error:
+        kind = type(error).__name__
+        raise RPLibError(f"{path} is damaged or holds no weights ({kind} on reading it): download it again") from error
+    state = _unwrapped(content)
+    if not state:
+        raise RPLibError(f"{path} holds no weights: a state dict of tensors by name is needed")
+    while len(prefixes := {key.split(".", 1)[0] for key in state}) == 1 and (first := prefixes.pop()) in WRAPPERS:
+        state = {key.removeprefix(f"{first}."): value for key, value in state.items()}
+    return state
+
+
+def _unwrapped(content: Any) -> dict[str, Tensor]:
+    """Return the tensors by name of a checkpoint; empty if there are none."""
+    if not isinstance(content, Mapping):
+        return {}
+    for key in ("state_dict", "model_state_dict", "model", "module", "net"):
+        if isinstance(content.get(key), Mapping):
+            return _unwrapped(content[key])
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    own = {key: value for key, value in tensors.items() if key.split(".", 1)[0] in WRAPPERS}
+    # Lightning keeps losses and metrics next to the model.
+    return own if own and not any(key.endswith("logit_scale") for key in tensors.keys() - own.keys()) else tensors
+
+
+def _number_types() -> list[Any]:
+    """Return what numpy's plain numbers are pickled by, such as the best accuracy beside the weights."""
+    kinds = (np.float64, np.float32, np.int64, np.int32, np.bool_)
+    return [np.dtype, np._core.multiarray.scalar, *{type(np.dtype(kind)) for kind in kinds}]
+
+
+def _fill(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> None:
+    """Load a state dict into an open_clip model, with what open_clip itself adapts."""
+    from open_clip.factory import convert_state_dict, resize_pos_embed, resize_text_pos_embed
+    from open_clip.model import convert_to_custom_text_state_dict
+
+    state = convert_state_dict(model, state)
+    if "positional_embedding" in state and not hasattr(model, "positional_embedding"):
+        state = convert_to_custom_text_state_dict(state)
+    bias = getattr(model, "logit_bias", None)
+    if bias is None:
+        state.pop("logit_bias", None)  # it moves all logits alike: no probability and no rank depends on it
+    else:
+        state.setdefault("logit_bias", torch.zeros_like(bias))
+    for key in ("logit_scale", "logit_bias"):
+        if key in state:
+            state[key] = state[key].reshape(getattr(model, key).shape)
+    resize_pos_embed(state, model)
+    resize_text_pos_embed(state, model)
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    unexpected = [key for key in unexpected if not key.endswith("position_ids")]
+    if missing or unexpected:
+        found = [f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+                 for kind, names in (("missing", missing), ("unknown", unexpected)) if names]  # fmt: skip
+        raise RPLibError(f"the weights of {path} are not those of {name}: {' and '.join(found)}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back open_clip's warning that a model has random weights."""
+
+    def other(record: logging.LogRecord) -> bool:
+        return "initialized randomly" not in record.getMessage()
+
+    root = logging.getLogger()
+    root.addFilter(other)
+    try:
+        yield
+    finally:
+        root.removeFilter(other)
+
+
+def _in_short(error: Exception) -> str:
+    text = str(error).strip().split("\n\t")
+    return text[0][:200] if len(text) == 1 else f"{text[0]} {text[1]}"[:200]
 
 
 def _with_quick_gelu(name: str, what: str, options: dict[str, Any]) -> tuple[str, dict[str, Any]]:
@@ -181,24 +300,18 @@ def _runs_code(path: Path) -> bool:
         return any("/code/" in name or name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _keys(path: Path) -> frozenset[str]:
-    """Names of the tensors in a weight file; empty if it cannot be read, which loading it will explain."""
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                return frozenset(file.keys())
-        # Mapped, not read: the names alone are wanted.
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-        return frozenset(state.get("state_dict", state)) if isinstance(state, dict) else frozenset()
-    except Exception:
-        return frozenset()
+def _matrices(model: nn.Module) -> dict[str, list[Tensor]]:
+    """Return the weight matrices of both towers."""
+    towers: dict[str, list[Tensor]] = {"image": [], "text": []}
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            towers["image" if name.startswith("visual.") else "text"].append(parameter.detach())
+    return towers
 
 
-@torch.no_grad()
-def _half_precise(model: nn.Module) -> bool:
-    """Whether every weight matrix of the image tower holds numbers of half precision."""
-    matrices = [p for p in model.visual.parameters() if p.ndim > 1]
-    return all(bool((p == p.half().float()).all()) for p in matrices)
+def _half_precise(matrices: Sequence[Tensor]) -> bool:
+    """Whether every matrix holds numbers of half precision."""
+    return bool(matrices) and all(bool((m == m.half().float()).all()) for m in matrices)
 
 
 def _side(size: int | Sequence[int], name: str) -> int:

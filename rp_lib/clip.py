@@ -8,6 +8,7 @@ was trained for one backbone is never applied to another.
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from rp_lib.utils.device import compile_in_place, computing, evaluating
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.frozen_layers import speed_up_frozen_layers
 from rp_lib.utils.io import tensors_sha256
+
+log = logging.getLogger(__name__)
 
 
 def check_images(images: Tensor) -> None:
@@ -55,6 +58,18 @@ def resize(images: Tensor, size: int) -> Tensor:
     if images.shape[-2:] == (size, size):
         return images
     return F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+
+
+def _factor(logit_scale: Tensor, name: str) -> float:
+    """Return the factor on cosine similarities, of the logarithm that the weights hold."""
+    factor = float(logit_scale.exp())
+    if not 0 < factor < 1e4:  # CLIP's training stops at 100
+        raise RPLibError(
+            f"the logit_scale of {name} is {float(logit_scale):g}, so similarities would be multiplied by {factor:g}. "
+            "Weights hold the logarithm of that factor (4.605 for 100): if the file has the factor itself, store its "
+            "logarithm instead"
+        )
+    return factor
 
 
 class FrozenCLIP:
@@ -110,9 +125,13 @@ class FrozenCLIP:
         self.image_size = image_size
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
-        self.logit_scale = float(model.logit_scale.detach().exp())
+        self.logit_scale = _factor(model.logit_scale.detach(), name)
         with torch.no_grad():
-            self.embed_dim = int(self.encode_tokens(self.tokenize(["a"])).shape[1])
+            probe = self.encode_tokens(self.tokenize(["a"]))
+        if not bool(torch.isfinite(probe).all()):
+            raise RPLibError(f"the text features of {name} are not finite: the weights are damaged; load them again")
+        self.embed_dim = int(probe.shape[1])
+        self._known_prompts: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
 
     @classmethod
     def open_clip(
@@ -155,6 +174,46 @@ class FrozenCLIP:
         """Tokenize n texts: int64 (n, context length) on this model's device."""
         return self.tokenizer(list(texts)).to(self.device)
 
+    def check_prompts(self, class_names: Sequence[str], templates: Sequence[str]) -> None:
+        """Raise unless every class has a prompt of its own, as this model reads it: in tokens.
+
+        A prompt that is longer than the model reads is named in a warning. Names that differ in a blank at their end
+        alone repeat a class on purpose, as ImageNet's released names do.
+
+        Raises:
+            RPLibError: A template has not exactly one ``{}``, or the tokens of two classes are the same.
+        """
+        key = (tuple(class_names), tuple(templates))
+        if key in self._known_prompts:
+            return
+        for template in templates:
+            if template.count("{}") != 1 or {"{", "}"} & set(template.replace("{}", "")):
+                raise RPLibError(
+                    f"the prompt template {template!r} needs exactly one {{}} for the class name, and no other brace"
+                )
+        prompts = [t.format(c) for c in class_names for t in templates]
+        tokens = self.tokenize(prompts).cpu()
+        length = tokens.shape[1]
+        # A row that is full was cut, unless the tokenizer can say that the prompt just fits.
+        count = getattr(self.tokenizer, "encode", None)
+        full = (tokens != 0).all(1).nonzero()[:, 0].tolist()
+        cut = [prompts[i] for i in full if count is None or len(count(prompts[i])) + 2 > length]
+        if cut:
+            log.warning(
+                "%d of %d prompts are longer than the %d tokens that %s reads; the rest of them is cut off, of %r for "
+                "example", len(cut), len(prompts), length, self.name, cut[0],
+            )  # fmt: skip
+        first: dict[bytes, str] = {}
+        for name, rows in zip(class_names, tokens.view(len(class_names), -1), strict=True):
+            other = first.setdefault(rows.numpy().tobytes(), name)
+            if other.strip() != name.strip():
+                raise RPLibError(
+                    f"{self.name} reads the prompts of the classes {other!r} and {name!r} as the same tokens"
+                    f"{f', since it reads {length} tokens and no more' if cut else ''}: one of the two would never be "
+                    "predicted. Give them other names, or merge them"
+                )
+        self._known_prompts.add(key)
+
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """Encode int tokens (n, length) as text features of unit length, float32 (n, d)."""
         with computing(self.device):
@@ -174,8 +233,8 @@ class FrozenCLIP:
             float32, shape (C, d).
         """
         prompts = [t.format(c) for c in class_names for t in templates]
-        with evaluating():
-            features = self.encode_tokens(self.tokenize(prompts))  # (C * T, d)
+        with evaluating():  # in parts, so that 80 templates of 1,000 classes fit into memory
+            features = torch.cat([self.encode_tokens(t) for t in self.tokenize(prompts).split(1024)])  # (C * T, d)
         features = features.view(len(class_names), len(templates), -1)  # (C, T, d)
         return F.normalize(features.mean(1), dim=-1)
 

@@ -4,6 +4,7 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -110,7 +111,7 @@ def test_a_pickle_is_not_executed(names: Path, tmp_path: Path):
             return os.mkdir, (str(tmp_path / "pwned"),)
 
     torch.save({"state_dict": Evil()}, names / "evil.pt")
-    with pytest.raises(RPLibError, match="cannot load tiny"):
+    with pytest.raises(RPLibError, match="Python objects besides tensors"):
         FrozenCLIP.open_clip("tiny", names / "evil.pt")
     assert not (tmp_path / "pwned").exists()
 
@@ -123,6 +124,111 @@ def test_half_precision_numbers_raise_suspicion(names: Path, caplog: pytest.LogC
         with caplog.at_level(logging.WARNING, "rp_lib"):
             clip = FrozenCLIP.open_clip(name, names / f"{file}.pt")
         assert caplog.text.count("load tiny-quickgelu instead") == warned and is_quick(clip) is (name != "tiny")
+
+
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_a_tower_that_was_left_as_openai_released_it_raises_suspicion(names: Path, tower: str, caplog):
+    mixed = {k: v.half().float() if k.startswith("visual.") == (tower == "image") else v for k, v in state().items()}
+    torch.save(mixed, names / "mixed.pt")
+    with caplog.at_level(logging.WARNING, "rp_lib"):
+        FrozenCLIP.open_clip("tiny", names / "mixed.pt")
+    assert f"every weight matrix of the {tower} tower" in caplog.text and "load tiny-quickgelu instead" in caplog.text
+
+
+FORMS = {
+    "plain": lambda s: s,
+    "half": lambda s: {k: v.half() for k, v in s.items()},
+    "open_clip training, a numpy number beside it": lambda s: {"epoch": 1, "best": np.float64(0.3), "state_dict": s},
+    "numbers of several kinds": lambda s: {"model": s, "best": np.float32(1), "steps": np.int64(3), "done": np.True_},
+    "DistributedDataParallel": lambda s: {f"module.{k}": v for k, v in s.items()},
+    "torch.compile": lambda s: {f"_orig_mod.{k}": v for k, v in s.items()},
+    "both": lambda s: {"model_state_dict": {f"module._orig_mod.{k}": v for k, v in s.items()}},
+    "Lightning, with a metric's buffer": lambda s: {
+        "state_dict": {**{f"model.{k}": v for k, v in s.items()}, "accuracy.total": torch.zeros(1)}, "loops": {}
+    },
+    "own class around it": lambda s: {"net": {f"clip_model.{k}": v for k, v in s.items()}},
+    "with a logit bias": lambda s: {**s, "logit_bias": torch.tensor(-10.0)},
+    "a logit scale of one element": lambda s: {**s, "logit_scale": s["logit_scale"].reshape(1)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_load_in_the_forms_that_people_have(names: Path, form: str, caplog):
+    torch.save(FORMS[form](state()), names / "w.pt")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        clip = FrozenCLIP.open_clip("tiny-quickgelu" if form == "half" else "tiny", names / "w.pt")
+    assert "initialized randomly" not in caplog.text
+    for key, value in state().items():
+        expected = value.half().float() if form == "half" else value
+        torch.testing.assert_close(clip.model.state_dict()[key], expected.reshape(clip.model.state_dict()[key].shape))
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".bin"])
+def test_openais_buffers_behind_a_prefix_still_mean_quick_gelu(names: Path, suffix: str):
+    extra = dict.fromkeys(("input_resolution", "context_length", "vocab_size"), torch.tensor(32))
+    torch.save({"state_dict": {f"module.{k}": v for k, v in {**state(), **extra}.items()}}, names / f"w{suffix}")
+    assert is_quick(FrozenCLIP.open_clip("tiny", names / f"w{suffix}"))
+
+
+def test_refusals_say_what_the_file_is_and_what_to_do(names: Path):
+    lacking = {k: v for k, v in state().items() if "attn" not in k}
+    for write, message in (
+        (lambda p: p.write_bytes(b""), "is empty: download it again"),
+        (lambda p: p.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"), "run `git lfs pull`"),
+        (lambda p: p.write_bytes(b"<html>not found</html>"), "download it again|tensors"),
+        (lambda p: torch.save(open_clip.create_model("tiny"), p), r"save `model.state_dict\(\)` instead"),
+        (lambda p: torch.save([1, 2], p), "a state dict of tensors by name is needed"),
+        (lambda p: torch.save({"epoch": 3}, p), "a state dict of tensors by name is needed"),
+        (lambda p: torch.save(lacking, p), r"not those of tiny: 8 missing \(.*, \.\.\.\)"),
+        (lambda p: torch.save({**state(), "extra": torch.zeros(1)}, p), r"not those of tiny: 1 unknown \(extra\)"),
+    ):  # fmt: skip
+        write(names / "w.pt")
+        with pytest.raises(RPLibError, match=message) as raised:
+            FrozenCLIP.open_clip("tiny", names / "w.pt")
+        said = str(raised.value)
+        assert len(said) < 500 and "weights_only" not in said and "local checkpoint" not in said
+
+
+@pytest.mark.parametrize("stored", [100.0, 14.2857, float("nan"), float("inf")])
+def test_a_logit_scale_that_is_no_logarithm_is_refused(names: Path, stored: float):
+    torch.save({**state(), "logit_scale": torch.tensor(stored)}, names / "w.pt")
+    with pytest.raises(RPLibError, match=r"the logit_scale of tiny/w\.pt .* hold the logarithm"):
+        FrozenCLIP.open_clip("tiny", names / "w.pt")
+
+
+def test_weights_that_are_no_numbers_are_refused(names: Path):
+    torch.save({**state(), "text_projection": torch.full((16, 16), float("nan"))}, names / "w.pt")
+    with pytest.raises(RPLibError, match=r"text features of tiny/w\.pt are not finite"):
+        FrozenCLIP.open_clip("tiny", names / "w.pt")
+
+
+def test_a_shorter_context_cuts_the_prompts_too(names: Path):
+    clip = FrozenCLIP.open_clip("tiny", None, force_context_length=8)
+    assert clip.tokenize(["a b c d e f g h i j k"]).shape == (1, 8)
+    assert clip.class_embeddings(["cat"], ["a photo of the very nice {} in the garden."]).shape == (1, 16)
+
+
+def test_prompts_that_are_cut_are_named_and_those_that_fit_are_not(clip: FrozenCLIP, caplog):
+    with caplog.at_level(logging.WARNING, "rp_lib"):
+        clip.check_prompts(["a b c d e f g h i j k l m n", "x"], ["{}"])  # 14 words and two marks: just fits
+    assert not caplog.records
+    with caplog.at_level(logging.WARNING, "rp_lib"):
+        clip.check_prompts(["a b c d e f g h i j k l m n o", "x"], ["{}"])
+    assert "1 of 2 prompts are longer than the 16 tokens" in caplog.text and "l m n o'" in caplog.text
+    long = "a b c d e f g h i j k l m n o p"
+    with pytest.raises(RPLibError, match="since it reads 16 tokens and no more"):
+        ZeroShot(clip, [f"{long} white", f"{long} black"], ["{}"])
+    ZeroShot(clip, ["crane", "crane "], ["{}"])  # ImageNet's released names repeat a class in this way
+
+
+def test_many_prompts_are_encoded_in_parts(clip: FrozenCLIP, monkeypatch):
+    sizes, plain = [], clip.encode_tokens
+    monkeypatch.setattr(clip, "encode_tokens", lambda tokens: sizes.append(len(tokens)) or plain(tokens))
+    words = [f"{a} {b}" for a in "abcdefghij" for b in range(60)]
+    found = clip.class_embeddings(words, ["{}", "a {}"])
+    assert sizes == [1024, 176] and found.shape == (600, 32)
+    torch.testing.assert_close(found[550:], clip.class_embeddings(words[550:], ["{}", "a {}"]), atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["tiny", "lonely"])
@@ -171,7 +277,7 @@ def test_local_folder_brings_weights_and_normalisation(names: Path):
     with pytest.raises(RPLibError, match="brings its own weights"):
         FrozenCLIP.open_clip(f"local-dir:{folder}", "openai")
     (folder / "open_clip_model.safetensors").unlink()
-    with pytest.raises(RPLibError, match="cannot load local-dir"):
+    with pytest.raises(RPLibError, match="cannot build local-dir"):
         FrozenCLIP.open_clip(f"local-dir:{folder}", None)
 
 

@@ -46,8 +46,9 @@ class Method(ABC):
     def __init__(self, clip: FrozenCLIP, class_names: Sequence[str], templates: Sequence[str]) -> None:
         if len(set(class_names)) != len(class_names) or not class_names:
             raise RPLibError("class names must be distinct and not empty")
-        if not templates or any(t.count("{}") != 1 for t in templates):
-            raise RPLibError("every prompt template needs exactly one {} for the class name")
+        if not templates:
+            raise RPLibError("at least one prompt template is needed, such as 'a photo of a {}.'")
+        clip.check_prompts(class_names, templates)
         self.clip = clip
         self.class_names = tuple(class_names)
         self.templates = tuple(templates)

@@ -51,7 +51,8 @@ class Seer(Method):
     name = "seer"
 
     def __init__(self, class_names, templates=("{}",), shadow=None):
-        super().__init__(SimpleNamespace(logit_scale=100.0, name="seer", fingerprint="0"), class_names, templates)
+        clip = SimpleNamespace(logit_scale=100.0, name="seer", fingerprint="0", check_prompts=lambda *prompts: None)
+        super().__init__(clip, class_names, templates)
         self.shadow = shadow
 
     def fit(self, train_set, val=None, **kwargs):

@@ -161,9 +161,14 @@ def test_bad_tasks(name: str, clip: FrozenCLIP, train_set: ImageSet, images: tor
     for classes in ((), ("cat", "cat")):
         with pytest.raises(RPLibError, match="class names must be distinct"):
             build_method(name, clip, classes, TEMPLATES)
-    for templates in ((), ("a photo",), ("{} {}",)):
+    with pytest.raises(RPLibError, match="at least one prompt template"):
+        build_method(name, clip, CLASSES, ())
+    for template in ("a photo", "{} {}", "a {{}}", "a {} {x}", "a {} }", "{0}", "{:>9}"):
         with pytest.raises(RPLibError, match=r"exactly one {}"):
-            build_method(name, clip, CLASSES, templates)
+            build_method(name, clip, CLASSES, ("a {}", template))
+    for pair in (("Crane", "crane"), ("cafe\u0301", "caf\u00e9"), ("rock &amp; roll", "rock & roll"), ("a  b", "a b")):
+        with pytest.raises(RPLibError, match="as the same tokens: one of the two"):
+            build_method(name, clip, ("cat", *pair), TEMPLATES)
     if name != "zero-shot":
         wrong = [make_set(8, classes=4), copy.copy(make_set(8))]
         object.__setattr__(wrong[1], "labels", None)
