@@ -107,7 +107,7 @@ def _add(parts: list[dict], quick: bool, agreement: Agreement | None) -> None:
 
 def _world(args: argparse.Namespace):
     from rp_course.experiments import World
-    from rp_lib.run.demo import tuned_settings
+    from rp_lib.run.search import tuned_settings
     from rp_lib.utils.device import autocast_dtype, pick_device
 
     if args.seeds < 1:

@@ -411,6 +411,6 @@ def split_names(text: str) -> list[str]:
 
 
 def _tuned() -> dict[str, dict[str, Any]]:
-    from rp_lib.run.demo import tuned_settings
+    from rp_lib.run.search import tuned_settings
 
     return tuned_settings()

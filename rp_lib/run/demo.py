@@ -12,20 +12,9 @@ from rp_lib.clip import FrozenCLIP
 from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
 from rp_lib.figures import STYLE
 from rp_lib.run import CORE
-from rp_lib.run.search import read_trials, settings_of, winners
+from rp_lib.run.search import tuned_settings
 from rp_lib.run.session import Story, run_benchmark
 from rp_lib.stats import as_percent
-from rp_lib.utils.io import StorageError
-
-SEARCH = Path(__file__).resolve().parents[1] / "assets" / "mini" / "search.csv"
-
-
-def tuned_settings(path: Path = SEARCH) -> dict[str, dict[str, Any]]:
-    """Hyper-parameters that the recorded search chose, by method, as :func:`build_method` takes them."""
-    if not path.is_file():
-        raise StorageError(f"{path} is missing; install rp_lib again or run `rp-lib search`")
-    found = winners(pd.DataFrame(read_trials(path)))
-    return {name: settings_of(name, trial) for name, trial in found.items()} | {"zero-shot": {}}
 
 
 def run_demo(

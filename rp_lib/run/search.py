@@ -2,7 +2,7 @@
 
 Each trial draws one value of every hyper-parameter from the method's grid (seeded), trains with one seed and
 is judged by its accuracy on ID validation images. Shifted and OOD data are never touched. All trials
-are recorded; :func:`rp_lib.run.demo.tuned_settings` reads the winners.
+are recorded; :func:`tuned_settings` reads the winners.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from rp_lib.methods import BASES, METHODS, Reprogrammer, ResidualReprogrammer, b
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.io import StorageError, load_table, save_table
 
+SEARCH = Path(__file__).resolve().parents[1] / "assets" / "mini" / "search.csv"  # the recorded search
 # Grids: wide enough that the winner should not sit at an edge. Those of RP are switches of its configuration.
 SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
     "linear-probe": {
@@ -215,6 +216,18 @@ def winners(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
             if pd.notna(alpha := row.get(f"alpha_{mixed}")):
                 chosen[mixed] = {**chosen[str(name)], "alpha": float(alpha)}
     return chosen
+
+
+def tuned_settings(path: Path = SEARCH) -> dict[str, dict[str, Any]]:
+    """Read the hyper-parameters that a recorded search chose, by method, as :func:`build_method` takes them.
+
+    Raises:
+        StorageError: The table is missing or damaged.
+    """
+    if not path.is_file():
+        raise StorageError(f"{path} is missing; install rp_lib again or run `rp-lib search`")
+    found = winners(pd.DataFrame(read_trials(path)))
+    return {name: settings_of(name, trial) for name, trial in found.items()} | {"zero-shot": {}}
 
 
 def _mixtures(name: str) -> list[str]:

@@ -6,8 +6,8 @@ from rp_course.experiments.base import COLUMNS, SHIPPED
 
 from rp_lib.config import SCRIPT_SWITCHES
 from rp_lib.mini import load_benchmark, load_clip
-from rp_lib.run.demo import tuned_settings
 from rp_lib.run.report import load_records
+from rp_lib.run.search import tuned_settings
 from rp_lib.utils.io import file_sha256
 
 NAMES = sorted(p.stem for p in SHIPPED.glob("*.json"))  # a CSV without one is no experiment's records

@@ -7,8 +7,9 @@ from rp_lib.config import PAPER
 from rp_lib.evaluation import Run
 from rp_lib.figures import AXES, STYLE, three_axes
 from rp_lib.methods import BASES, METHODS
-from rp_lib.run.demo import CORE, run_demo, table, tuned_settings
+from rp_lib.run.demo import CORE, run_demo, table
 from rp_lib.run.report import load_records
+from rp_lib.run.search import SEARCH, tuned_settings
 from rp_lib.utils.errors import RPLibError
 
 QUICK = {
@@ -68,8 +69,6 @@ def test_no_seed_is_refused(tiny_clip, tiny_benchmark, tmp_path):
 
 
 def test_recorded_search_has_a_winner_for_every_method_with_the_same_budget():
-    from rp_lib.run.demo import SEARCH
-
     rows = pd.read_csv(SEARCH)
     searched, recorded = set(rows["method"]), set(tuned_settings())
     assert recorded == set(METHODS)

@@ -17,8 +17,10 @@ from rp_lib.config import AS_RELEASED, PAPER
 from rp_lib.data import NotThere
 from rp_lib.data.class_names import CIFAR10, TINY_IMAGENET_TO_CIFAR10
 from rp_lib.methods import METHODS, build_method
+from rp_lib.run import CORE
 from rp_lib.run.config import ConfigError, accepted, check_config, read_config, shipped
 from rp_lib.run.cost import task_size
+from rp_lib.run.search import tuned_settings
 from rp_lib.run.session import open_backbone, open_benchmark
 
 photos, weights, file = run_world.photos, run_world.weights, run_world.file
@@ -74,8 +76,6 @@ def _toml(config) -> str:
 
 
 def test_the_mini_configuration_is_the_demo():
-    from rp_lib.run.demo import CORE, tuned_settings
-
     config = read_config("mini")
     assert config.methods == CORE and config.seeds == (1, 2, 3)
     assert config.settings() == {name: tuned_settings()[name] for name in CORE}

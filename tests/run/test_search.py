@@ -14,7 +14,7 @@ from rp_lib.methods import (
     WiSEFT,
     build_method,
 )
-from rp_lib.run.search import SPACES, draw_trials, read_trials, search, settings_of, winners
+from rp_lib.run.search import SPACES, draw_trials, read_trials, search, settings_of, tuned_settings, winners
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 
@@ -139,7 +139,6 @@ def test_another_seed_backbone_or_data_is_searched_anew(tiny_clip, tiny_benchmar
 
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "method,trial,val_accuracy\nrp,x,y\n"])
 def test_damaged_table_of_trials_says_so(tmp_path, content):
-    from rp_lib.run.demo import tuned_settings
     from rp_lib.utils.io import StorageError
 
     (tmp_path / "search.csv").write_text(content)

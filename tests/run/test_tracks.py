@@ -9,7 +9,7 @@ from rp_lib.data import NotThere
 from rp_lib.methods import METHODS, build_method
 from rp_lib.mini import load_benchmark, load_clip
 from rp_lib.run import session as tracks
-from rp_lib.run.demo import tuned_settings
+from rp_lib.run.search import tuned_settings
 from rp_lib.run.session import open_track
 from rp_lib.utils.errors import UnknownName
 

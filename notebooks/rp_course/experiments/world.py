@@ -30,7 +30,7 @@ class World:
     """Everything an experiment may use; ``quick`` is for a short look, never for a claim.
 
     Attributes:
-        benchmark: whole. settings: of every method, as :func:`rp_lib.run.demo.tuned_settings` gives them.
+        benchmark: whole. settings: of every method, as :func:`rp_lib.run.search.tuned_settings` gives them.
         seeds: of training. quick: fewer pictures, one seed, fewer levels. precision: of training.
         device: where to compute. progress: show bars. clip: backbone instead of the shipped checkpoints.
         parts: of the run at hand, in order: whether each was read from disk (``reused``), and the ``commit`` of the
