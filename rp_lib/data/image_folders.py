@@ -16,6 +16,12 @@ from rp_lib.utils.errors import RPLibError
 UNREAD = frozenset(".avif .cr2 .dng .eps .gif .heic .heif .j2k .jfif .jp2 .jxl .nef .psd .svg .tga".split())
 
 
+# How files of common kinds begin: JPEG, PNG, GIF, TIFF.
+SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"II*\x00", b"MM\x00*")
+# Names of the parts of a data set, which are no classes.
+PARTS = frozenset("train training test testing val valid validation dev eval".split())
+
+
 class FolderError(RPLibError):
     """A folder that does not hold what it should; the message names it."""
 
@@ -74,6 +80,31 @@ def image_folder(root: Path | str, *, numeric: bool = False) -> ClassFolder:
     return ClassFolder(root, [path for images in members for path in images], labels, tuple(f.name for f in folders))
 
 
+def check_classes(found: ClassFolder) -> None:
+    """Refuse folders that are probably no classes but a level above them.
+
+    Raises:
+        FolderError: A single class; folders called ``train`` and ``test``; or images only in folders below those.
+    """
+    root, classes = found.root, found.classes
+    parts = [name for name in classes if name.lower() in PARTS]
+    if len(parts) > 1:
+        raise FolderError(
+            f"{root} has folders called {listed(parts)}: that is a data set with its parts, not a folder of classes. "
+            f"Pass its parts, such as train={root / parts[0]}"
+        )
+    below = {path.relative_to(root).parts[1] for path in found.paths if len(path.relative_to(root).parts) > 2}
+    direct = any(len(path.relative_to(root).parts) == 2 for path in found.paths)
+    deeper = f"; the images lie in folders below, such as {root / classes[0] / min(below)}" if below else ""
+    if len(classes) < 2:
+        raise FolderError(f"{root} has one class folder, {classes[0]!r}{deeper}: at least two classes are needed")
+    if not direct:
+        raise FolderError(
+            f"no class folder of {root} ({listed(classes)}) holds an image itself{deeper}. Pass the folder whose "
+            "subfolders are the classes; if these are the classes, say so with class_names={folder: name}"
+        )
+
+
 def image_files(root: Path | str) -> list[Path]:
     """List all images of a folder, straight in it or in its subfolders, sorted.
 
@@ -96,7 +127,11 @@ def several(folders: Path | str | Sequence[Path | str]) -> list[Path]:
     found = [folders] if isinstance(folders, str | Path) else list(folders)
     if not found:
         raise FolderError("an image set needs at least one folder, got an empty list")
-    return [Path(folder).expanduser() for folder in found]
+    paths = [Path(folder).expanduser() for folder in found]
+    places = [path.resolve() for path in paths]
+    if twice := [path for i, path in enumerate(paths) if places[i] in places[:i]]:
+        raise FolderError(f"{twice[0]} is named twice in one image set: its pictures would count twice")
+    return paths
 
 
 def class_folders(root: Path | str) -> tuple[str, ...]:
@@ -126,10 +161,26 @@ def _images_below(folder: Path) -> list[Path]:
     for at, folders, names in walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         images += [(str(at), name) for name in names if is_image(name)]
-        unread += [at / name for name in names if Path(name).suffix.lower() in UNREAD and not name.startswith(".")]
+        others = [at / name for name in names if not is_image(name) and not name.startswith(".")]
+        unread += [path for path in others if path.suffix.lower() in UNREAD or _is_picture(path)]
     if unread:
-        raise FolderError(f"{listed(sorted(unread))}: such pictures are not read; convert them to PNG or JPEG")
+        raise FolderError(
+            f"{listed(sorted(unread))}: pictures that would be left out, since images must end in {', '.join(IMAGES)}; "
+            "convert them to PNG or JPEG, or give them the ending of their kind"
+        )
     return [Path(at, name) for at, name in sorted(images)]
+
+
+def _is_picture(path: Path) -> bool:
+    """Whether a file begins as JPEG, PNG, GIF, BMP, TIFF, WebP or HEIF files do, whatever its name."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as file:
+            head = file.read(12)
+    except OSError:
+        return False
+    return head.startswith(SIGNATURES) or (head[:4] == b"RIFF" and head[8:] == b"WEBP") or head[4:8] == b"ftyp"
 
 
 def _by_number(root: Path, folders: Sequence[Path]) -> list[Path]:

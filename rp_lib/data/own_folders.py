@@ -11,7 +11,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rp_lib.benchmark import Benchmark, ImageSet
-from rp_lib.data.image_folders import FolderError, class_folders, image_files, image_folder, listed, several
+from rp_lib.data.image_folders import (
+    FolderError,
+    check_classes,
+    class_folders,
+    image_files,
+    image_folder,
+    listed,
+    several,
+)
 from rp_lib.data.pixel_cache import BrokenImages, hash_files, load_images
 from rp_lib.data.splits import (
     Loaded,
@@ -105,9 +113,12 @@ def from_folders(
     shifts, ood = dict(shifts or {}), {key: several(folder) for key, folder in (ood or {}).items()}
     templates = (templates,) if isinstance(templates, str) else tuple(templates)
     _check_set_names(shifts, ood, near)
+    _check_places({**{key: several(folder) for key, folder in shifts.items()}, **ood})
 
     source = image_folder(train, numeric=numeric)
     folders = source.classes
+    if not isinstance(class_names, Mapping):
+        check_classes(source)
     names = name_classes(folders, class_names)
     check_prompts(folders, names, templates)
 
@@ -255,6 +266,14 @@ def _check_options(missing: str, duplicates: str, greyscale: str, val_fraction: 
             f"val_fraction and test_fraction must be above 0 and leave something of 1, got {val_fraction} and "
             f"{test_fraction}"
         )
+
+
+def _check_places(sets: Mapping[str, Sequence[Path]]) -> None:
+    seen: dict[Path, str] = {}
+    for name, roots in sets.items():
+        for root in roots:
+            if (other := seen.setdefault(root.resolve(), name)) != name:
+                raise FolderError(f"{root} is both {other!r} and {name!r}: its pictures would count twice in a mean")
 
 
 def _check_set_names(shifts: Mapping[str, Folder], ood: Mapping[str, Folder], near: Collection[str]) -> None:

@@ -9,8 +9,9 @@ is not there::
     CACHE/locks/KEY     held while KEY is built; the system frees it when its process ends, however
 
 Pixels are as CLIP sees them up to the normalization (Radford et al. 2021): the shorter side is resized to ``size``
-(bicubic, antialiased) and the center is cut out. Three things go beyond it. The EXIF orientation is respected. Files of
-16 bits per channel keep their upper 8. Conversion to RGB precedes the resize, so that palettes are interpolated.
+(bicubic, antialiased) and the center is cut out. Four things go beyond it. The EXIF orientation is respected. Files of
+16 bits per channel keep their upper 8. Transparent pixels are laid onto white, as viewers show them. Conversion to RGB
+precedes the resize, so that palettes are interpolated.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import NamedTuple
 
 import numpy as np
@@ -51,8 +53,8 @@ from rp_lib.utils.io import StorageError, file_sha256, load_tensors, save_tensor
 log = logging.getLogger(__name__)
 
 # Raise it when the same file would give other pixels: caches are made again then.
-DECODER_VERSION = 1
-TRANSFORM = "EXIF orientation, RGB, shorter side bicubic antialiased, centre crop"
+DECODER_VERSION = 2
+TRANSFORM = "EXIF orientation, RGB on white, shorter side bicubic antialiased, centre crop"
 GREYSCALE_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 # Up to this size every byte of a cache is verified when it is opened; above it, so many images of it are, and all of
 # them if the file's size or time is not as it was.
@@ -60,6 +62,8 @@ VERIFY_BYTES = 256 << 20
 VERIFY_IMAGES = 512
 # A file's time that is younger than the look at it proves nothing: the next write may fall on the same tick.
 _SETTLED_NS = 2_000_000_000
+# Of a picture that is longer than so many times its short side, the middle alone is resized.
+_LONGEST = 16
 _FILES_AT_ONCE, _AT_ONCE, _SHOWN = 256, 16, 10
 
 
@@ -196,6 +200,9 @@ def hash_files(
             except OSError as error:
                 broken[i] = error.strerror or str(error)
                 continue
+            if not S_ISREG(stat.st_mode):  # reading a named pipe would wait for ever
+                broken[i] = "no regular file"
+                continue
             now = stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
             before, sha256 = known.get(os.path.basename(texts[i]), (None, b""))  # noqa: PTH119
             if before == now:
@@ -280,7 +287,8 @@ def decode(data: bytes, size: int) -> Decoded:
             image.load()
             with contextlib.suppress(Exception):  # unreadable EXIF data says nothing about the pixels, which were read
                 ImageOps.exif_transpose(image, in_place=True)
-            square = TF.center_crop(TF.resize(_rgb(image), size, InterpolationMode.BICUBIC, antialias=True), size)
+            resized = TF.resize(_rgb(_middle(image)), size, InterpolationMode.BICUBIC, antialias=True)
+            square = TF.center_crop(resized, size)
     except (BrokenImage, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -306,18 +314,35 @@ def quiet_pillow() -> Iterator[None]:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB":
+    if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode == "F":
         raise BrokenImage("floating-point pixels, which have no defined range")
     if image.mode.startswith("I"):  # Pillow would clip 16 bits at 255: nearly white
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise BrokenImage("32-bit pixels, which have no defined range")
+            raise BrokenImage("32-bit pixels, which have no defined range: convert them to 8 bits")
+        if 0 < values.max() < 4096:  # 12 bits in 16, as cameras and scanners store them, would become nearly black
+            raise BrokenImage(
+                f"16-bit pixels, of which only values up to {values.max()} are used: scale them to the full range, or "
+                "convert them to 8 bits"
+            )
         return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
+    if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
+        # Below transparent pixels a file keeps some colour, mostly black; viewers show the ground, mostly white.
+        layers = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), layers).convert("RGB")
     return image.convert("RGB")
+
+
+def _middle(image: Image.Image) -> Image.Image:
+    """Return the part of a long strip that the centre crop can show: resized as it is, it would fill the memory."""
+    short, long = sorted(image.size)
+    if long <= _LONGEST * short:
+        return image
+    margin = (long - _LONGEST * short) // 2
+    across = image.width >= image.height
+    return image.crop((margin, 0, image.width - margin, short) if across else (0, margin, short, image.height - margin))
 
 
 # --- Opening and building a cache ---

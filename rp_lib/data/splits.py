@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,13 @@ def name_classes(folders: Sequence[str], given: Mapping[str, str] | Sequence[str
             "stand in the order of the sorted folders, or come as a mapping from folder to name"
         )
     places = {plain(folder): i for i, folder in enumerate(folders)}
+    by_number = sorted(folders, key=_by_numbers)
+    if by_number != list(folders) and not all(plain(name) in places for name in names):
+        raise RPLibError(
+            f"a list of class_names is ambiguous here: the folders' order as text ({listed(folders)}) is not their "
+            f"order by number ({listed(by_number)}). Pass a mapping from folder to name, or numeric=True if the "
+            "folders are plain numbers and the names stand in that order"
+        )
     for i, name in enumerate(names):
         if places.get(plain(name), i) != i:
             raise RPLibError(
@@ -86,6 +94,11 @@ def name_classes(folders: Sequence[str], given: Mapping[str, str] | Sequence[str
                 f"({listed(folders)}), or come as a mapping from folder to name"
             )
     return names
+
+
+def _by_numbers(name: str) -> list[tuple[int, int, str]]:
+    """Sort key: numbers within names count as numbers."""
+    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in re.split(r"([0-9]+)", name)]
 
 
 def check_prompts(folders: Sequence[str], names: Sequence[str], templates: Sequence[str]) -> None:

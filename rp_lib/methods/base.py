@@ -46,6 +46,8 @@ class Method(ABC):
     def __init__(self, clip: FrozenCLIP, class_names: Sequence[str], templates: Sequence[str]) -> None:
         if len(set(class_names)) != len(class_names) or not class_names:
             raise RPLibError("class names must be distinct and not empty")
+        if len(class_names) < 2:
+            raise RPLibError(f"a task needs at least two classes; with {class_names[0]!r} alone nothing can be wrong")
         if not templates:
             raise RPLibError("at least one prompt template is needed, such as 'a photo of a {}.'")
         clip.check_prompts(class_names, templates)

@@ -120,7 +120,10 @@ def track_of(config: RunConfig, *, progress: bool = False) -> Track:
     check_data(config.data)  # now, not after a download of weights
     clip = open_backbone(config.backbone, device)
     name = "mini" if config.data["id"] == "mini" else "full"
-    return Track(name, clip, open_benchmark(config.data, config.preset, progress), config.all_settings(), device)
+    data = dict(config.data)
+    if data["id"] in ("folders", "imagenet"):  # pictures of many sizes are decoded at the one that the backbone takes
+        data.setdefault("size", clip.image_size)
+    return Track(name, clip, open_benchmark(data, config.preset, progress), config.all_settings(), device)
 
 
 def open_backbone(backbone: Mapping[str, Any], device: torch.device | str = "cpu") -> FrozenCLIP:

@@ -542,3 +542,84 @@ def test_an_ood_set_of_several_folders(world):
         make(world, ood={"textures": []})
     with pytest.raises(FolderError, match="named like classes: cat"):
         make(world, ood={"textures": [world["textures"], fill(world["cache"].parent / "more", ("cat",), start=5000)]})
+
+
+def test_a_level_too_high_is_refused(tmp_path):
+    def refused(message, *folders, **options):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        for i, folder in enumerate(folders):
+            (root / folder).mkdir(parents=True)
+            for j in range(5):
+                draw(root / folder / f"{j}.png", 100 * i + j)
+        with pytest.raises(FolderError, match=message):
+            from_folders(train=root, size=16, cache=tmp_path / "cache", progress=False, **options)
+        return root
+
+    refused(
+        "one class folder, 'images'; the images lie in folders below, such as .*images/back_pack",
+        "images/back_pack",
+        "images/bike",
+    )
+    refused("one class folder, '101_ObjectCategories'", "101_ObjectCategories/ant", "101_ObjectCategories/barrel")
+    refused("one class folder, 'cat': at least two", "cat")
+    refused(
+        r"a data set with its parts.*Pass its parts, such as train=.*test",
+        "train/cat",
+        "train/dog",
+        "test/cat",
+        "test/dog",
+    )
+    refused("a data set with its parts", "Train/cat", "Val/cat")
+    refused("no class folder of .* holds an image itself", "photo/dog", "photo/horse", "sketch/dog", "sketch/horse")
+    root = refused("no class folder of .* holds an image itself", "a/abbey", "a/airport", "b/bakery", "b/bank")
+    # Who says that these are the classes is believed.
+    found = from_folders(
+        train=root, class_names={"a": "first", "b": "second"}, size=16, cache=tmp_path / "cache", progress=False
+    )
+    assert found.class_names == ("first", "second")
+
+
+def test_a_class_called_train_is_a_class(tmp_path):
+    fill(tmp_path / "own", ("bicycle", "bus", "train"), n=5)
+    assert from_folders(train=tmp_path / "own", size=16, progress=False, cache=tmp_path / "c").class_names[2] == "train"
+
+
+@pytest.mark.parametrize("pattern", ["{}", "class_{}", "n{} x"])
+def test_a_list_of_names_for_numbered_folders_is_ambiguous(tmp_path, pattern):
+    folders = [pattern.format(i) for i in range(11)]
+    fill(tmp_path / "own", folders, n=4)
+    names = [f"thing {chr(97 + i)}" for i in range(11)]
+
+    def made(**options):
+        return from_folders(train=tmp_path / "own", size=16, progress=False, cache=tmp_path / "c", **options)
+
+    with pytest.raises(RPLibError, match=r"a list of class_names is ambiguous here.*mapping from folder to name"):
+        made(class_names=names)
+    by_name = made(class_names=dict(zip(folders, names, strict=True)))
+    assert by_name.class_names[:3] == ("thing a", "thing b", "thing k")  # 0, 1, 10: by folder
+    assert made(class_names=sorted(folders)).class_names[2] == pattern.format(
+        10
+    )  # the folders' own names, in their order
+    if pattern == "{}":
+        assert made(class_names=names, numeric=True).class_names == tuple(names)
+    fill(tmp_path / "few", [pattern.format(i) for i in range(3)], n=5)
+    assert from_folders(train=tmp_path / "few", class_names=names[:3], size=16, progress=False, cache=tmp_path / "c")
+
+
+@pytest.mark.parametrize("name", ["photo", "photo.jpg_large", "photo.jpeg-1", "photo.PNG.orig", "photo.heif2"])
+def test_pictures_with_rare_or_no_endings_are_named_and_not_lost(world, name):
+    kind = "PNG" if "PNG" in name else "JPEG"
+    draw(world["train"] / CLASSES[0] / "x.png", 77)
+    Image.open(world["train"] / CLASSES[0] / "x.png").save(world["train"] / CLASSES[0] / name, kind)
+    (world["train"] / CLASSES[0] / "x.png").unlink()
+    (world["train"] / CLASSES[0] / "notes.txt").write_text("about these pictures")
+    with pytest.raises(FolderError, match=rf"{re.escape(name)}: pictures that would be left out"):
+        make(world)
+
+
+def test_a_folder_counts_once(world, tmp_path):
+    fill(tmp_path / "scenes", ("sea", "sky"), n=2, start=900)
+    with pytest.raises(FolderError, match="is named twice in one image set"):
+        make(world, ood={"scenes": [tmp_path / "scenes", tmp_path / "scenes" / ".." / "scenes"]})
+    with pytest.raises(FolderError, match="is both 'one' and 'two'"):
+        make(world, ood={"one": tmp_path / "scenes", "two": tmp_path / "scenes"})

@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 import traceback
+import tracemalloc
 import warnings
 from collections import namedtuple
 from pathlib import Path
@@ -108,10 +109,69 @@ def test_modes_become_rgb(mode):
 
 def test_palette_with_transparency_gives_no_warning():
     image = picture(2, 32, 32).quantize(16)
-    data = encoded(image, transparency=bytes(range(16)))
+    opaque = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert np.array_equal(pixels(data, 32), np.asarray(image.convert("RGB")).transpose(2, 0, 1))
+        assert np.array_equal(pixels(encoded(image, transparency=bytes([255] * 16)), 32), opaque)
+        faint = pixels(encoded(image, transparency=bytes(range(16))), 32)
+    assert faint.min() > 230  # nearly transparent: nearly the white below
+
+
+def see_through(mode: str) -> bytes:
+    """A black disc on a transparent ground, below which the file keeps black."""
+    y, x = np.mgrid[:32, :32]
+    disc = np.where(np.hypot(y - 16, x - 16) < 8, 255, 0).astype(np.uint8)
+    image = Image.fromarray(np.dstack([np.zeros((32, 32, 3), np.uint8), disc]))
+    if mode == "RGBA":
+        return encoded(image)
+    if mode == "LA":
+        return encoded(image.convert("LA"))
+    two = Image.fromarray((disc // 255).astype(np.uint8))  # 0: the ground
+    if mode == "P":
+        two.putpalette([0, 200, 0, 0, 0, 0])
+        return encoded(two, transparency=0)
+    grey = Image.fromarray(np.where(disc, 0, 7).astype(np.uint8))
+    if mode == "L":
+        return encoded(grey, transparency=7)
+    return encoded(Image.merge("RGB", [grey] * 3), transparency=(7, 7, 7))  # "RGB" with one colour that is none
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "L", "RGB"])
+def test_transparent_pixels_are_white_as_in_a_viewer(mode: str):
+    found = decode(see_through(mode), 32)
+    assert (found.pixels[:, 0, 0] == 255).all() and (found.pixels[:, 16, 16] == 0).all()
+    assert found.greyscale == (mode in ("LA", "L"))
+
+
+@pytest.mark.parametrize(("top", "message"), [(255, "up to 255"), (4095, "up to 4095")])
+def test_twelve_bits_in_sixteen_are_not_black(top: int, message: str):
+    values = (np.arange(1024).reshape(32, 32) % (top + 1)).astype(np.uint16)
+    values[0, 0] = top
+    with pytest.raises(BrokenImage, match=f"16-bit pixels, of which only values {message}"):
+        decode(encoded(Image.fromarray(values)), 32)
+    assert not decode(encoded(Image.fromarray(np.zeros((32, 32), np.uint16))), 32).pixels.any()  # black is black
+
+
+@pytest.mark.parametrize("size", [(4_000, 4), (4, 4_000), (640, 8)])
+def test_a_long_strip_costs_no_memory_and_shows_its_middle(size):
+    width, height = size
+    values = np.zeros((height, width, 3), np.uint8)
+    long, short = max(size), min(size)
+    middle = slice((long - 2 * short) // 2, (long + 2 * short) // 2)
+    values[(slice(None), middle) if width > height else (middle, slice(None))] = (250, 120, 30)
+    data = encoded(Image.fromarray(values))
+    tracemalloc.start()
+    found = pixels(data, 32)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (found == np.array([250, 120, 30])[:, None, None]).all() and peak < 20e6
+
+
+def test_a_named_pipe_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    picture(1).save(tmp_path / "b.png")
+    with pytest.raises(BrokenImages, match=r"a\.jpg: no regular file"):
+        load_images([tmp_path / "a.jpg", tmp_path / "b.png"], 16, cache=tmp_path / "cache")
 
 
 def test_sixteen_bits_keep_the_upper_eight():
