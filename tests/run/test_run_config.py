@@ -96,45 +96,79 @@ def test_what_a_configuration_accepts_is_what_methods_take():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data.subet": 3}, r"unknown key in cifar10-paper \[data\] 'subet'; did you mean subset"),
-        ({"nonsense": 1}, "unknown key in cifar10-paper 'nonsense'"),
-        ({"seeds": None, "sedes": 2}, "unknown key in cifar10-paper 'sedes'; did you mean seeds"),
-        ({"backbone": None, "bakcbone": {}}, "did you mean backbone"),
-        ({"seeds": 0}, "seeds must be a number of seeds of at least 1"),
+        ({"data.subet": 3}, r"cifar10-paper: unknown key in \[data\] 'subet'; did you mean subset"),
+        ({"nonsense": 1}, "cifar10-paper: unknown key 'nonsense'"),
+        ({"bakcbone": {}}, "unknown key 'bakcbone'; did you mean backbone"),
+        ({"seeds": 0}, "seeds should be a number of seeds of at least 1"),
         ({"seeds": [1, 1]}, "distinct"),
-        ({"seeds": True}, "seeds must be"),
-        ({"methods": ["rp", "fine-tuen"]}, "did you mean fine-tune"),
-        ({"methods": []}, "methods must be a list of texts, not empty"),
-        ({"methods": "rp"}, "methods must be a list"),
+        ({"seeds": True}, "seeds should be"),
+        ({"seeds": [1, True]}, "seeds.1 should be a valid integer, got True"),
+        ({"seeds": [-1]}, "seeds.0 should be greater than or equal to 0"),
+        ({"seeds": 20240101}, r"at most 1,000 seeds; the one seed 20240101 is the list \[20240101\]"),
+        ({"methods": ["rp", "fine-tuen"]}, "methods.1: unknown choice 'fine-tuen'; did you mean fine-tune"),
+        ({"methods": []}, "methods should be a list of names, not empty"),
+        ({"methods": "rp"}, "methods should be a list"),
         ({"preset": "papre"}, "did you mean paper"),
         ({"preset": "tuned"}, "searched for on the mini benchmark"),
         ({"detectors": ["msb"]}, "did you mean msp"),
         ({"precision": "float23"}, "did you mean float32"),
-        ({"out": None}, "cifar10-paper lacks out"),
-        ({"data": None}, "cifar10-paper lacks data"),
-        ({"data": 3}, "data must be a table"),
-        ({"data.id": "cifar100"}, r"unknown id in cifar10-paper \[data\] 'cifar100'; did you mean cifar10"),
-        ({"data.id": None}, "lacks id, one of mini, cifar10, imagenet, cifar10-folders, folders"),
-        ({"data.subset": 1.5}, "subset must be a whole number, got 1.5"),
-        ({"data.subset": 0}, "subset must be a whole number of at least 1"),
-        ({"data": {"id": "folders"}}, r"\[data\] lacks train"),
-        ({"backbone.name": None}, r"\[backbone\] lacks name"),
-        ({"settings.rp.imagelr": 1}, r"unknown key in cifar10-paper \[settings.rp\] 'imagelr'; did you mean image_lr"),
-        ({"settings.rp.image_lr": "high"}, "image_lr must be a number, got 'high'"),
-        ({"settings.rp.coupled_decay": 1}, "coupled_decay must be true or false"),
+        ({"out": None}, "cifar10-paper: out is missing"),
+        ({"out": ""}, "out should be a folder"),
+        ({"data": None}, "cifar10-paper: data is missing"),
+        ({"data": 3}, "data should be a valid table, got 3"),
+        ({"data.id": "cifar100"}, r"unknown id in \[data\] 'cifar100'; did you mean cifar10"),
+        ({"data.id": None}, r"unknown id in \[data\] ''; known: cifar10, cifar10-folders, folders, imagenet, mini"),
+        ({"data.subset": 1.5}, "data.subset should be a valid integer, got 1.5"),
+        ({"data.subset": 3.0}, "data.subset should be a valid integer, got 3.0"),
+        ({"data.subset": "3"}, "data.subset should be a valid integer, got '3'"),
+        ({"data.subset": 0}, "data.subset should be greater than or equal to 1, got 0"),
+        ({"data.templates": 3}, "data.templates should be the name of a list of prompts, or a list of them, got 3"),
+        ({"data.templates": ["a {}", 3]}, "data.templates.1 should be a valid string, got 3"),
+        ({"data": {"id": "folders"}}, "data.train is missing"),
+        ({"data": {"id": "folders", "train": "a", "ood": {"x": 3}}}, "data.ood.x should be FOLDER"),
+        ({"backbone.name": None}, "backbone.name is missing"),
+        ({"settings.rp.imagelr": 1}, r"unknown key in \[settings.rp\] 'imagelr'; did you mean image_lr"),
+        ({"settings.rp.image_lr": "high"}, "settings.rp.image_lr should be a valid number, got 'high'"),
+        ({"settings.rp.image_lr": True}, "settings.rp.image_lr should be a valid number, got True"),
+        ({"settings.rp.image_lr": -1}, "settings.rp.image_lr should be greater than 0, got -1"),
+        ({"settings.rp.image_decay": float("inf")}, "settings.rp.image_decay should be a finite number"),
+        ({"settings.rp.padding": 0.5}, "settings.rp.padding should be less than 0.5"),
+        ({"settings.rrp.alpha": 1.5}, "settings.rrp.alpha should be less than or equal to 1"),
+        ({"settings.fine-tune.batch_size": 0}, "settings.fine-tune.batch_size should be greater than or equal to 1"),
+        ({"settings.fine-tune.schedule": "cosin"}, "settings.fine-tune.schedule: .*did you mean cosine"),
+        ({"settings.rp.coupled_decay": 1}, "settings.rp.coupled_decay should be a valid boolean"),
         ({"settings.rp.placement": "pda"}, "did you mean pad"),
         ({"settings.rpp.epochs": 1}, "did you mean rp"),
-        ({"settings.zero-shot.lr": 1.0}, "unknown key in cifar10-paper"),
-        ({"settings.fine-tune": 1}, "must be a table"),
+        ({"settings.zero-shot.lr": 1.0}, r"unknown key in \[settings.zero-shot\] 'lr'"),
+        ({"settings.fine-tune": 1}, "settings.fine-tune should be a valid table"),
         ({"seeds.x": 1}, "seeds is a value, no table"),
         ({"methods": ["l2-sp"]}, r"no settings for 'l2-sp': add a table \[settings.l2-sp\] \(it takes .*tower_penalty"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused_with_the_place_and_the_remedy(changes, message):
-    from rp_lib.utils.errors import RPLibError
-
-    with pytest.raises(RPLibError, match=message):
+    with pytest.raises(ConfigError, match=message):
         read_config("cifar10-paper", changes)
+
+
+def test_all_that_is_wrong_is_said_at_once():
+    changes = {"seeds": None, "sedes": 2, "data.subset": 1.5, "backbone.nmae": "x", "settings.rp.epochs": -1}
+    with pytest.raises(ConfigError) as caught:
+        read_config("cifar10-paper", changes)
+    first, *faults = str(caught.value).splitlines()
+    assert first == "cifar10-paper: 5 faults" and [f.split()[0] for f in faults] == [
+        "seeds", "unknown", "data.subset", "unknown", "settings.rp.epochs",
+    ]  # fmt: skip
+
+
+def test_whole_numbers_are_numbers_and_a_list_of_seeds_stays_one():
+    config = read_config("cifar10-paper", {"settings.rp.image_lr": 1, "seeds": [7, 3], "methods": ["rp", "rp"]})
+    assert config.settings()["rp"]["config"].image_lr == 1 and config.seeds == (7, 3) and config.methods == ("rp",)
+
+
+def test_a_value_out_of_range_is_refused_before_a_backbone_is_built(capsys, monkeypatch):
+    monkeypatch.setattr("rp_lib.run.cost.TowerCosts.open_clip", lambda name: pytest.fail("a backbone was built"))
+    assert call("--config", "cifar10-paper", "--set", "settings.rp.image_lr=-1", "--dry-run") == 2
+    assert "settings.rp.image_lr should be greater than 0, got -1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -148,7 +182,7 @@ def test_what_cannot_be_meant_is_refused_with_the_place_and_the_remedy(changes, 
         (["--id", "cifar"], "did you mean cifar10"),
         (["--track", "mini", "--id", "cifar10"], "the mini track has one benchmark"),
         (["--config", "mini", "--seeds", "x"], "--seeds takes a number"),
-        (["--config", "mini", "--seeds", ""], "seeds must be"),
+        (["--config", "mini", "--seeds", ""], "seeds should be"),
         (["--config", "mini", "--set", "seeds"], "--set takes KEY=VALUE"),
         (["--folders", "trian=a"], "--folders takes train=PATH"),
         (["--folders", "shift=a"], "--folders takes train=PATH"),
