@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from rp_lib.data.download import DataStore
     from rp_lib.data.sources import DataSet, Sources
+    from rp_lib.methods import Method
 
 # ``rp-lib run``: a benchmark from a configuration file, or from a few words on the command line.
 
@@ -316,6 +317,7 @@ def build_parser() -> argparse.ArgumentParser:
     _backbone_options(look)
 
     add_run_command(commands)
+    add_predict_commands(commands)
     add_data_command(commands)
     return parser
 
@@ -425,6 +427,66 @@ exit codes:
 When several data sets fail, the first of 4, 5, 3, 6, 2 that occurred.
 """
 _WORST = (4, 5, 3, 6, 2)
+
+
+# ``rp-lib predict`` and ``rp-lib threshold``: a trained method in use.
+
+def add_predict_commands(commands: argparse._SubParsersAction) -> None:
+    """Add ``predict`` and ``threshold`` to the commands of ``rp-lib``."""
+    text = "Say what pictures show, with a trained method: class, probability, OOD score and whether it is accepted."
+    predict = commands.add_parser("predict", help=text, description=text)
+    predict.add_argument("--threshold", type=Path, help="file of `rp-lib threshold`; decides what is accepted")
+    predict.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="table or JSON lines (default: csv)")
+    predict.add_argument("--out", type=Path, help="file to write; default: standard output")
+    predict.set_defaults(run=_predict)
+    text = "Fit the threshold of a trained method on pictures that show its classes and that it was not trained on."
+    threshold = commands.add_parser("threshold", help=text, description=text)
+    threshold.add_argument("--tpr", type=float, default=0.95, help="share of them to accept (default: 0.95)")
+    threshold.add_argument("--detector", default="msp", help="OOD detector that scores (default: msp)")
+    threshold.add_argument("--out", type=Path, required=True, help="file to write")
+    threshold.set_defaults(run=_threshold)
+    for parser in (predict, threshold):
+        parser.add_argument("method", type=Path, help="file of a trained method, such as trained/rp-seed1.safetensors")
+        parser.add_argument("pictures", nargs="+", type=Path, help="picture files, and folders with pictures")
+        parser.add_argument("--backbone", help="if the file does not name it: mini, or an open_clip model")
+        parser.add_argument("--pretrained", help="tag or local file of its weights")
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
+
+
+def _loaded(args: argparse.Namespace) -> Method:
+    from rp_lib.methods import load_method
+    from rp_lib.run.session import open_backbone
+    from rp_lib.utils.device import pick_device
+
+    device, clip = pick_device(args.device), None
+    if args.backbone is not None:
+        clip = open_backbone({"name": args.backbone, "pretrained": args.pretrained}, device)
+    return load_method(args.method, clip, device=device)
+
+
+def _predict(args: argparse.Namespace) -> None:
+    from rp_lib.prediction import MethodThreshold, find_pictures, predict
+    from rp_lib.utils.io import as_csv, write_atomically
+
+    pictures = find_pictures(args.pictures)  # before a backbone is loaded
+    threshold = None if args.threshold is None else MethodThreshold.load(args.threshold)
+    table = predict(_loaded(args), pictures, threshold)
+    text = as_csv(table) if args.format == "csv" else table.to_json(orient="records", lines=True)
+    if args.out is None:
+        print(text, end="")
+    else:
+        write_atomically(args.out, lambda partial: partial.write_text(text, encoding="utf-8"))
+    if broken := int((table["error"] != "").sum()):
+        raise RPLibError(f"{broken} of {len(table)} files show no image; the column `error` says why")
+
+
+def _threshold(args: argparse.Namespace) -> None:
+    from rp_lib.prediction import find_pictures, fit_threshold
+
+    pictures = find_pictures(args.pictures)
+    gate = fit_threshold(_loaded(args), pictures, tpr=args.tpr, detector=args.detector)
+    gate.save(args.out)
+    print(f"{args.out}: {gate.detector} >= {gate.threshold.value:.6g} accepts {args.tpr:.0%} of {gate.data}")
 
 
 def add_data_command(commands: argparse._SubParsersAction) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rp_lib.backbones import load_backbone
+from rp_lib.backbones import SCHEMAS, load_backbone
 from rp_lib.towers import encode_tokens
 from rp_lib.utils import distributed
 from rp_lib.utils.device import compile_in_place, computing, evaluating
@@ -86,6 +86,8 @@ class FrozenCLIP:
         channels_last: Lay out images with channels last in memory, which convolutions on GPUs are faster with.
         compile: Compile the image towers with ``torch.compile``: True, or the name of one of its backends. The first
             step then takes a minute or more, and results differ by rounding. Pays on GPUs, for long runs.
+        source: How to load this backbone again: arguments of :meth:`open_clip`, or ``{"mini": CHECKPOINT}``. None if it
+            was built by hand.
 
     Attributes:
         logit_scale: The factor on cosine similarities, a float (100 for OpenAI's models).
@@ -113,6 +115,7 @@ class FrozenCLIP:
         device: torch.device | str = "cpu",
         channels_last: bool = False,
         compile: bool | str = False,
+        source: Mapping[str, Any] | None = None,
     ) -> None:
         distributed.start()  # of several processes, each then has a GPU of its own behind "cuda"
         self.device = torch.device(device)
@@ -121,7 +124,7 @@ class FrozenCLIP:
         self.model = speed_up_frozen_layers(model.to(self.device).eval().requires_grad_(False))
         self.arrange(self.model.visual)
         self.tokenizer = tokenizer
-        self.name = name
+        self.name, self.source = name, source
         self.image_size = image_size
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
@@ -151,9 +154,14 @@ class FrozenCLIP:
         """
         own: dict[str, Any] = {key: options.pop(key) for key in ("channels_last", "compile") if key in options}
         b = load_backbone(name, pretrained, **options)
+        weights = None if pretrained is None else str(pretrained)
+        if weights is not None and Path(weights).is_file():
+            weights = str(Path(weights).resolve())
+        known = pretrained is not None or name.startswith(SCHEMAS)  # random weights cannot be loaded again
         return cls(
-            b.model, b.tokenizer, name=b.name, mean=b.mean, std=b.std, image_size=b.image_size, device=device, **own
-        )
+            b.model, b.tokenizer, name=b.name, mean=b.mean, std=b.std, image_size=b.image_size, device=device,
+            source={"name": name, "pretrained": weights, **options} if known else None, **own,
+        )  # fmt: skip
 
     def arrange(self, tower: nn.Module) -> nn.Module:
         """Lay out and compile an image tower as this backbone's own, in place; returns it."""

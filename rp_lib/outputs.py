@@ -293,7 +293,7 @@ def compute_outputs(
         return features, by.head(features)
 
     features = {data.name: outputs_of(method, data) for data in images}
-    head = _head(method, next(iter(features.values())), negatives)
+    head = head_of(method, *next(iter(features.values())), negatives)
     sets = {}
     for data in images:
         sets[data.name] = Outputs(
@@ -311,9 +311,15 @@ def compute_outputs(
     return MethodOutputs(json.loads(json.dumps(about)), sets)
 
 
-def _head(method: Method, outputs: tuple[Tensor, Tensor], negatives: NegativeWords | None) -> Head:
-    """Find weight and bias from what the method makes of the zero and of the unit vectors, if its logits are linear."""
-    features, logits = outputs
+def head_of(method: Method, features: Tensor, logits: Tensor, negatives: NegativeWords | None = None) -> Head:
+    """Find weight and bias from what the method makes of the zero and of the unit vectors, if its logits are linear.
+
+    Args:
+        method: A fitted method.
+        features: float32 (n, d), of some images.
+        logits: float32 (n, C), of the same.
+        negatives: Negative words that detectors compare with.
+    """
     bias = method.head(torch.zeros(1, features.shape[1]))[0]
     weight = (method.head(torch.eye(features.shape[1])) - bias).T.contiguous()
     error = (features @ weight.T + bias - logits).abs().max()

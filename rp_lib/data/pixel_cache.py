@@ -273,9 +273,6 @@ def decode(data: bytes, size: int) -> Decoded:
     Raises:
         BrokenImage: it is empty, truncated, no image, or larger than ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
-    from torchvision.transforms import InterpolationMode
-    from torchvision.transforms import functional as TF
-
     if not data:
         raise BrokenImage("an empty file")
     try:
@@ -285,10 +282,7 @@ def decode(data: bytes, size: int) -> Decoded:
                 raise BrokenImage(f"{image.width} x {image.height} pixels, too many (decompression bomb?)")
             greyscale = image.mode in GREYSCALE_MODES
             image.load()
-            with contextlib.suppress(Exception):  # unreadable EXIF data says nothing about the pixels, which were read
-                ImageOps.exif_transpose(image, in_place=True)
-            resized = TF.resize(_rgb(_middle(image)), size, InterpolationMode.BICUBIC, antialias=True)
-            square = TF.center_crop(resized, size)
+            pixels = to_square(image, size)
     except (BrokenImage, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -297,8 +291,22 @@ def decode(data: bytes, size: int) -> Decoded:
         raise BrokenImage("no image, or of a kind that Pillow does not know") from error
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, ValueError, struct.error and others
         raise BrokenImage(f"{error}" or type(error).__name__) from error
-    pixels = np.ascontiguousarray(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))
     return Decoded(pixels, greyscale, hashlib.sha256(pixels).digest())
+
+
+def to_square(image: Image.Image, size: int) -> np.ndarray:
+    """Prepare a loaded picture, which may change: uint8 (3, size, size).
+
+    Raises:
+        BrokenImage: Its numbers have no defined range.
+    """
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import functional as TF
+
+    with contextlib.suppress(Exception):  # unreadable EXIF data says nothing about the pixels, which were read
+        ImageOps.exif_transpose(image, in_place=True)
+    square = TF.center_crop(TF.resize(_rgb(_middle(image)), size, InterpolationMode.BICUBIC, antialias=True), size)
+    return np.ascontiguousarray(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))
 
 
 @contextmanager

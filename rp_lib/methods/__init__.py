@@ -6,6 +6,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rp_lib.clip import FrozenCLIP
 from rp_lib.config import RPConfig
 from rp_lib.methods.base import Method, read_saved
@@ -18,7 +20,8 @@ from rp_lib.methods.fine_tune import FineTune
 from rp_lib.methods.linear_probe import LinearProbe
 from rp_lib.methods.reprogrammer import ImageReprogrammer, Reprogrammer, ResidualReprogrammer, TextReprogrammer
 from rp_lib.methods.zero_shot import ZeroShot
-from rp_lib.utils.errors import UnknownName
+from rp_lib.mini.weights import load_clip
+from rp_lib.utils.errors import RPLibError, UnknownName
 
 METHODS: dict[str, type[Method]] = {
     m.name: m
@@ -71,22 +74,43 @@ def _apart_from_alpha(settings: dict[str, Any]) -> dict[str, Any]:
     return kept | {"config": kept["config"].changed(alpha=0.0)} if "config" in kept else kept
 
 
-def load_method(path: str | Path, clip: FrozenCLIP, class_names: Sequence[str] | None = None) -> Method:
+def load_method(
+    path: str | Path,
+    clip: FrozenCLIP | None = None,
+    class_names: Sequence[str] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+) -> Method:
     """Load what :meth:`Method.save` wrote.
 
     Args:
-        path: the file.
-        clip: the backbone that it was trained for.
-        class_names: if given, must equal the saved ones, in order.
+        path: The file.
+        clip: The backbone that it was trained for; None loads the one that the file names.
+        class_names: If given, must equal the saved ones, in order.
+        device: Where a backbone that is loaded here computes.
 
     Raises:
-        StorageError: missing or damaged file. RPLibError: other backbone or classes.
+        StorageError: A missing or damaged file.
+        RPLibError: Another backbone or other classes, or a backbone that the file does not name.
     """
     tensors, meta = read_saved(path, clip, class_names)
+    if clip is None:
+        clip = _backbone_of(path, meta, device)
     method = build_method(meta["method"], clip, meta["class_names"], meta["templates"], meta["settings"])
     method.load_state_dict({name: t.to(clip.device) for name, t in tensors.items()})
-    method.trained_on = meta["trained_on"]
+    method.trained_on, method.image_side = meta["trained_on"], meta.get("image_side", clip.image_size)
     return method
+
+
+def _backbone_of(path: str | Path, meta: dict[str, Any], device: torch.device | str) -> FrozenCLIP:
+    """Load the backbone that a saved method names, and make sure that it is the very one."""
+    source = meta.get("backbone_source")
+    if source is None:
+        raise RPLibError(f"{path} does not say how its backbone {meta['backbone']!r} is loaded: pass it as `clip`")
+    clip = load_clip(source["mini"], device) if "mini" in source else FrozenCLIP.open_clip(**source, device=device)
+    if clip.fingerprint != meta["backbone_sha256"]:
+        raise RPLibError(f"{meta['backbone']!r} is not what it was when {path} was trained; pass that one as `clip`")
+    return clip
 
 
 __all__ = [

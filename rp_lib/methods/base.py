@@ -55,8 +55,9 @@ class Method(ABC):
         self.class_names = tuple(class_names)
         self.templates = tuple(templates)
         self.history = History()
-        # Fingerprint of the training images; part of what is saved.
+        # Fingerprint of the training images, and their side in pixels, which new pictures are prepared at.
         self.trained_on: str | None = None
+        self.image_side: int = clip.image_size
 
     # What a method is made of -------------------------------------------------------------------------
 
@@ -232,8 +233,16 @@ class Method(ABC):
             "templates": list(self.templates),
             "backbone": self.clip.name,
             "backbone_sha256": self.clip.fingerprint,
+            "backbone_source": self.clip.source,
+            "image_side": self.image_side,
             "trained_on": self.trained_on,
         }
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) over the trained weights, settings, classes, prompts and backbone."""
+        keys = ("method", "settings", "class_names", "templates", "backbone_sha256")
+        return _seal(self.state_dict(), {key: self.metadata()[key] for key in keys})
 
     def save(self, path: str | Path) -> None:
         """Write the trained part as safetensors, with the backbone's fingerprint and the classes.
@@ -252,7 +261,7 @@ class Method(ABC):
                 f"{data.name!r} has labels {int(data.labels.min())} to {int(data.labels.max())} but the task has "
                 f"{len(self.class_names)} classes; check the order and number of class names"
             )
-        self.trained_on = data.fingerprint
+        self.trained_on, self.image_side = data.fingerprint, data.images.shape[-1]
 
     def copy(self) -> Self:
         """A shallow copy that shares weights."""
@@ -274,7 +283,7 @@ class Mixture(Method):
     def __init__(self, base: Method, alpha: float) -> None:
         super().__init__(base.clip, base.class_names, base.templates)
         self.base, self.alpha = base, check_alpha(alpha)
-        self.history, self.trained_on = base.history, base.trained_on
+        self.history, self.trained_on, self.image_side = base.history, base.trained_on, base.image_side
 
     def with_alpha(self, alpha: float) -> Self:
         """Return the same mixture at another alpha; nothing is trained or copied."""
@@ -295,7 +304,7 @@ class Mixture(Method):
         self.base.fit(train_set, val, store=store, checkpoint=checkpoint, progress=progress)
         if store is not None:
             store.drop(self)
-        self.history, self.trained_on = self.base.history, self.base.trained_on
+        self.history, self.trained_on, self.image_side = self.base.history, self.base.trained_on, self.base.image_side
         return self
 
     def modules(self) -> nn.Module:
@@ -326,7 +335,7 @@ def _seal(tensors: dict[str, Tensor], metadata: dict[str, object]) -> str:
 
 
 def read_saved(
-    path: str | Path, clip: FrozenCLIP, class_names: Sequence[str] | None
+    path: str | Path, clip: FrozenCLIP | None, class_names: Sequence[str] | None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and metadata of a saved method, after checking that they belong to this backbone and these classes.
 
@@ -339,7 +348,7 @@ def read_saved(
         raise RPLibError(f"{path} holds no method saved by rp_lib")
     if meta.pop("sha256", None) != _seal(tensors, meta):
         raise StorageError(f"{path} was altered since it was saved (its SHA-256 differs); fetch or train it again")
-    if meta["backbone_sha256"] != clip.fingerprint:
+    if clip is not None and meta["backbone_sha256"] != clip.fingerprint:
         raise RPLibError(
             f"{path} was trained for the backbone {meta['backbone']!r} "
             f"(SHA-256 {str(meta['backbone_sha256'])[:12]}...), not for {clip.name!r} "

@@ -65,10 +65,10 @@ def load_clip(checkpoint: str = "final", device: torch.device | str = "cpu") -> 
             raise StorageError(
                 f"{path} is truncated or altered (its SHA-256 is not the shipped one); install rp_lib again"
             )
-    return _build(path, device)
+    return _build(path, device, checkpoint)
 
 
-def _build(path: Path, device: torch.device | str) -> FrozenCLIP:
+def _build(path: Path, device: torch.device | str, checkpoint: str) -> FrozenCLIP:
     from open_clip.model import CLIP
     from open_clip.tokenizer import SimpleTokenizer
 
@@ -84,4 +84,6 @@ def _build(path: Path, device: torch.device | str) -> FrozenCLIP:
     model.load_state_dict({**state, "token_embedding.weight": table})
     tokenizer = SimpleTokenizer(context_length=config["text_cfg"]["context_length"])
     size = config["vision_cfg"]["image_size"]
-    return FrozenCLIP(model, tokenizer, name=name, mean=MEAN, std=STD, image_size=size, device=device)
+    return FrozenCLIP(
+        model, tokenizer, name=name, mean=MEAN, std=STD, image_size=size, device=device, source={"mini": checkpoint}
+    )

@@ -394,7 +394,7 @@ def _built(fitting: _Fitting, name: str, seed: int) -> Method:
     benchmark = fitting.benchmark
     method = build_method(name, fitting.clip, benchmark.class_names, benchmark.templates, options)
     if name != "zero-shot":
-        method.trained_on = benchmark.train.fingerprint
+        method.trained_on, method.image_side = benchmark.train.fingerprint, benchmark.train.images.shape[-1]
     return method
 
 
