@@ -512,7 +512,7 @@ def add_data_command(commands: argparse._SubParsersAction) -> None:
 
 def _data(args: argparse.Namespace) -> None:
     from rp_lib.data.download import DataStore, Limits
-    from rp_lib.data.sources import check_url, default_root, load_sources
+    from rp_lib.data.sources import NotThere, check_url, default_root, load_sources
 
     if args.timeout <= 0 or args.attempts < 1:
         raise RPLibError("--timeout takes a number of seconds above 0, --attempts a whole number above 0")
@@ -537,7 +537,7 @@ def _data(args: argparse.Namespace) -> None:
     if args.check and not args.names:
         chosen = [d for d in sources.data.values() if store.state(d).kind in ("there", "damaged")]
         if not chosen:
-            say(f"nothing was downloaded to {store.root}")
+            raise NotThere(f"nothing was downloaded to {store.root}, so nothing was checked; --root names another")
     jobs = [(name, lambda n=name: store.adopt(sources[n], own[n])) for name in own]
     jobs += [(d.name, lambda d=d: store.check(d) if args.check else store.download(d)) for d in chosen]
     failed: dict[str, RPLibError] = {}
@@ -565,21 +565,23 @@ def _listing(store: DataStore, sources: Sources, chosen: Sequence[DataSet]) -> s
 
     rows = [("name", "role", "download", "licence or terms", "here")]
     for data in chosen or sources.data.values():
-        size = "by hand" if data.by_hand else human(data.size)
-        rows.append((data.name, data.role, size, data.licence or "unknown", store.state(data).text))
+        size = "by hand" if data.by_hand else f"{'about ' if data.sizes_from else ''}{human(data.size)}"
+        rows.append((data.name, data.role, size, data.licence or "none found", store.state(data).text))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join([*(f"{cell:{w}}" for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
     if not chosen:
         lines += ["", "groups:"]
         for group, text in sources.groups.items():
             lines.append(f"  {group}: {text} ({', '.join(d.name for d in sources.select([group]))})")
-        lines += ["", f"in {store.root}; unknown terms: see the page that --list NAME gives"]
+        lines += ["", f"in {store.root}; where no licence was found, see the page that --list NAME gives"]
     for data in chosen:
         lines += ["", f"{data.name}: {data.title}; {data.homepage}"]
         lines += [f"  {data.by_hand}"] if data.by_hand else []
+        lines += [f"  sizes: {data.sizes_from}"] if data.sizes_from else []
         for file in data.files:
             how = ", ".join(f"{k} {v}" for k, v in file.hashes.items()) or "no published hash: kept at first download"
-            lines += [f"  {file.name}, {human(file.size)}, {how}", *(f"    {u}" for u in store.urls(data, file))]
+            lines.append(f"  {file.name}, {human(file.size or file.about)}, {how}")
+            lines += [f"    {url}" for url in store.urls(data, file)]
     return "\n".join(lines)
 
 
@@ -596,7 +598,7 @@ def _plan(store: DataStore, chosen: Sequence[DataSet]) -> str:
             lines.append(f"{data.name}: by hand: {store.remedy(data)}")
         else:
             lines.append(f"{data.name}: to {store.home(data)}" + (f" ({text})" if kind != "absent" else ""))
-            lines += [f"  {f.name}, {human(f.size)}, {store.urls(data, f)[0]}" for f in data.files]
+            lines += [f"  {f.name}, {human(f.size or f.about)}, {store.urls(data, f)[0]}" for f in data.files]
     return "\n".join([*lines, f"{human(free_bytes(store.root))} are free for {store.root}"])
 
 

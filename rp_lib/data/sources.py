@@ -57,10 +57,11 @@ class SourceFile:
     Attributes:
         name: Plain file name.
         urls: http(s) addresses of the same bytes, tried in order.
-        size: Bytes, None if not known.
+        size: Bytes that the publisher names, None if it names none; a file of another size is refused.
         hashes: Published hex digests by kind (``sha256``, ``md5``, ``git_blob``); empty: trusted on first use.
         unpack: Folder inside the data set's that the archive is unpacked into; None: not an archive.
         keep: Whether the archive stays next to what was unpacked (pytorch-ood's classes look for it).
+        about: Bytes that others have measured, see ``sizes_from`` of the data set; None if there are none.
     """
 
     name: str
@@ -69,6 +70,7 @@ class SourceFile:
     hashes: Mapping[str, str] = field(default_factory=dict)
     unpack: str | None = None
     keep: bool = False
+    about: int | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,8 @@ class DataSet:
 
     Attributes:
         role: ``ID``, ``shift`` (covariate shift) or ``OOD``.
-        licence: Licence or terms, None if not known.
+        licence: Licence or terms, and where they are stated; None if none were found.
+        sizes_from: Who measured the sizes that the publisher does not name.
         by_hand: How to get it where there is no download; None if there is one.
     """
 
@@ -107,11 +110,12 @@ class DataSet:
     files: tuple[SourceFile, ...] = ()
     expected: Expected = Expected()
     by_hand: str | None = None
+    sizes_from: str | None = None
 
     @property
     def size(self) -> int | None:
-        """Bytes to download, None if any file's size is not known."""
-        sizes = [f.size for f in self.files if f.size is not None]
+        """Bytes to download, published or measured by others; None if any file's size is not known."""
+        sizes = [size for f in self.files if (size := f.size or f.about) is not None]
         return sum(sizes) if self.files and len(sizes) == len(self.files) else None
 
 

@@ -79,7 +79,7 @@ def run(*arguments: str) -> int:
         (["--folder", "askd=."], 2, "did you mean asked"),
         (["--folder", "asked=nowhere"], 2, "is no folder"),
         (["--check", "good"], 6, "good is not in data: rp-lib data --root data good"),
-        (["--check"], 0, ""),
+        (["--check"], 6, "nothing was downloaded to data, so nothing was checked"),
     ],
 )
 def test_exit_codes(table, capsys, names, code, message):
@@ -110,7 +110,7 @@ def test_list(table, capsys, tmp_path):
     assert run("--list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["name", "role", "download", "licence", "or", "terms", "here"]
-    assert lines[1].split() == ["good", "OOD", "700", "bytes", "unknown", "there,", "700", "bytes"]
+    assert lines[1].split() == ["good", "OOD", "700", "bytes", "none", "found", "there,", "700", "bytes"]
     assert lines[2].split() == ["better", "OOD", "unknown", "CC0", "-"]
     assert any(line.split()[:4] == ["asked", "OOD", "by", "hand"] for line in lines)
     assert "  g: a group (good, gone, wrong, vast, asked)" in lines
