@@ -302,7 +302,8 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     _backbone_options(demo)
 
-    info = add("info", _info, "Say what is installed and which device and data are in use.")
+    info = add("info", _info, "Say what is installed and which device, data and cache are in use.")
+    info.add_argument("--clear-cache", action="store_true", help="remove all decoded pictures; runs decode them again")
     _backbone_options(info)
 
     look = add(
@@ -373,6 +374,12 @@ def _demo(args: argparse.Namespace) -> None:
 
 
 def _info(args: argparse.Namespace) -> None:
+    from rp_lib.data.download import human
+    from rp_lib.data.pixel_cache import cache_usage, clear_cache, default_cache
+
+    if args.clear_cache:
+        print(f"{default_cache()}: {human(clear_cache())} of decoded pictures removed")
+        return
     from rp_lib.mini import weights
     from rp_lib.run.report import environment
     from rp_lib.utils.device import autocast_dtype
@@ -392,6 +399,8 @@ def _info(args: argparse.Namespace) -> None:
     print("checkpoints " + ", ".join(f"{n} ({shipped[n]['fraction']:.0%} of pre-training)" for n in weights.names()))
     print(f"benchmark   {benchmark.name}, SHA-256 {benchmark.fingerprint[:12]}")
     print(benchmark.describe().to_string(index=False))
+    sets, used = cache_usage()
+    print(f"cache       {default_cache()}: {sets} sets of decoded pictures, {human(used)} (rp-lib info --clear-cache)")
 
 
 def _search(args: argparse.Namespace) -> None:

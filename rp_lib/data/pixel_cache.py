@@ -175,6 +175,28 @@ def _workers() -> int:
     return min(32, processors)
 
 
+def cache_usage(cache: Path | None = None) -> tuple[int, int]:
+    """Count the sets of decoded images that a cache holds, and its bytes."""
+    cache = cache or default_cache()
+    files = [path for path in cache.rglob("*") if path.is_file()]
+    return len(list((cache / "pixels").glob("*"))), sum(path.stat().st_size for path in files)
+
+
+def clear_cache(cache: Path | None = None) -> int:
+    """Remove all decoded images and hashes that no process is making just now; they can be made again.
+
+    Returns:
+        The bytes that are free again.
+    """
+    cache = cache or default_cache()
+    before = cache_usage(cache)[1]
+    for place in (cache / "pixels").glob("*"):
+        with contextlib.suppress(Timeout), FileLock(cache / "locks" / place.name, timeout=0):
+            shutil.rmtree(place)
+    shutil.rmtree(cache / "hashes", ignore_errors=True)
+    return before - cache_usage(cache)[1]
+
+
 # --- Which files these are ---
 
 

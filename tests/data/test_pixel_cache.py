@@ -604,3 +604,21 @@ def test_fingerprint_does_not_read_the_pixels(paths, store):
     unreadable = Unreadable(torch.uint8, 4, tuple(found.images.shape))
     kept = ImageSet("train", "train", found.images, labels, content=found.content)
     assert ImageSet("train", "train", unreadable, labels, content=found.content).fingerprint == kept.fingerprint
+
+
+def test_a_cache_says_what_it_takes_and_can_be_cleared(tmp_path, monkeypatch, capsys):
+    from rp_lib import cli
+
+    monkeypatch.setenv("RP_CACHE", str(tmp_path / "cache"))
+    assert cache.cache_usage() == (0, 0) and cache.clear_cache() == 0
+    paths = []
+    for i in range(3):
+        picture(i).save(tmp_path / f"{i}.png")
+        paths.append(tmp_path / f"{i}.png")
+    first, second = load_images(paths, 16), load_images(paths[:2], 16)
+    sets, used = cache.cache_usage()
+    assert sets == 2 and 5 * 3 * 16**2 < used < 100_000
+    assert cli.main(["info", "--clear-cache"]) == 0 and str(tmp_path / "cache") in capsys.readouterr().out
+    assert cache.cache_usage()[0] == 0
+    assert first.images.float().mean() > 0  # what is mapped stays readable
+    assert torch.equal(load_images(paths[:2], 16).images, second.images)
