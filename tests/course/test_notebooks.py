@@ -301,6 +301,30 @@ def test_stored_answers_are_folded_until_they_are_asked_for():
     assert not normalise(new.new_notebook(cells=cells)).cells[0].metadata
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("widgets.interact(lambda k=3: print(k), k=(0, 5));", r"'3'\) is not stored in a cell"),
+        ("widgets.interact(lambda k=3: 1 / 0, k=(0, 5));", "ZeroDivisionError: division by zero was raised"),
+        ("out = widgets.Output()\nwith out:\n    display('seen')\nout", "'seen'.* is not stored in a cell"),
+        ("out = widgets.Output()\nwith out:\n    raise KeyError('x')\nout", "KeyError: 'x' was raised"),
+    ],
+)
+def test_what_is_hidden_inside_widgets_is_said(body, message, tmp_path):
+    from nbformat import v4 as new
+
+    notebook = new.new_notebook(cells=[new.new_code_cell(f"import ipywidgets as widgets\n{body}")])
+    with pytest.raises(RPLibError, match=f"00_t: .*{message}"):
+        execute(notebook, "00_t", tmp_path)
+
+
+def test_widgets_that_hide_nothing_leave_no_state(tmp_path):
+    from nbformat import v4 as new
+
+    source = "import ipywidgets as widgets\nwidgets.interactive(lambda k: None, k=(0, 5))"
+    assert "widgets" not in execute(new.new_notebook(cells=[new.new_code_cell(source)]), "00_t", tmp_path).metadata
+
+
 def test_execute_twice_gives_equal_bytes(tmp_path):
     """Including prints that arrive in pieces, a widget, a figure and a result."""
     sources = [

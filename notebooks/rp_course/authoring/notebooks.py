@@ -212,8 +212,9 @@ def execute(notebook: Any, name: str, folder: Path) -> Any:
     except ImportError as error:
         raise MissingDependency("nbclient", 'pip install "rp-lib[notebooks]"') from error
     timings = {number: cell.outputs for number, cell in enumerate(notebook.cells) if _measures_time(cell)}
+    # With the state of widgets: without it nbclient ends in a KeyError where one of them holds an output.
     client = NotebookClient(
-        notebook, timeout=TIMEOUT, kernel_name="python3", store_widget_state=False,
+        notebook, timeout=TIMEOUT, kernel_name="python3", store_widget_state=True,
         resources={"metadata": {"path": str(folder)}},
     )  # fmt: skip
     try:
@@ -222,9 +223,24 @@ def execute(notebook: Any, name: str, folder: Path) -> Any:
         raise RPLibError(f"{name}: a cell failed with {error.ename}: {error.evalue}\n\n{error}") from error
     except (CellTimeoutError, DeadKernelError) as error:
         raise RPLibError(f"{name}: {error}") from error
+    _check_widgets(notebook.metadata.pop("widgets", {}), name)
     for number, outputs in timings.items():
         notebook.cells[number].outputs = outputs
     return notebook
+
+
+def _check_widgets(widgets: Any, name: str) -> None:
+    """Raise if a function inside ``interact`` or an ``Output`` widget failed or printed; a cell does not tell of it."""
+    state = widgets.get("application/vnd.jupyter.widget-state+json", {}).get("state", {})
+    for output in [o for model in state.values() for o in model.get("state", {}).get("outputs", ())]:
+        if output.get("output_type") == "error":
+            raised = f"{output.get('ename')}: {output.get('evalue')}"
+            raise RPLibError(f"{name}: inside `interact` or an Output widget, {raised} was raised")
+        shown = output.get("text") or output.get("data", {}).get("text/plain", "")
+        raise RPLibError(
+            f"{name}: what is shown inside `interact` or an Output widget ({str(shown).strip()[:60]!r}) is not stored "
+            "in a cell, so a reader of the file would not see it: write it into a widget's value, or show it outside"
+        )
 
 
 def _measures_time(cell: Any) -> bool:
