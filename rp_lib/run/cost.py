@@ -1,35 +1,44 @@
-"""What a backbone, a step and a run should cost: FLOPs counted, memory and time derived. Estimates, all of them.
+"""What a run should cost: FLOPs counted, memory and time derived. Estimates, all of them.
 
-FLOPs are counted by PyTorch's own counter over tensors without storage (two per multiply-add; matrix products and
-convolutions alone), forward and backward; what autograd keeps for the backward pass is summed up the same way. Nothing
-is computed and no weight is needed, so a laptop can say what a GPU run should take. Kernels' work space, fragmentation
-and the reading of images are not in it.
+A method is built and takes a step, forward and backward, on tensors that have a shape and no numbers. PyTorch's own
+counter counts the FLOPs (two per multiply-add; matrix products and convolutions alone), and what autograd keeps for the
+backward pass is summed up. No weight is needed, so a laptop can say what a GPU run should take. Kernels' work space,
+fragmentation and the reading of images are not in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
 from rp_lib.backbones import SCHEMAS
-from rp_lib.config import PAPER, RPConfig
+from rp_lib.clip import FrozenCLIP
 from rp_lib.data.download import DataStore
 from rp_lib.data.sources import NotThere, default_root, load_sources
+from rp_lib.methods import LPFT, build_method
+from rp_lib.methods.base import Mixture
 from rp_lib.run import FULL_IDS
 from rp_lib.run.config import RunConfig
 from rp_lib.run.session import RANDOM, check_data, placed, published_sets
 from rp_lib.towers import encode_embedded, text_part
+from rp_lib.trainer import batches
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 # What gradients a pass computes: none; back to the input through frozen weights; of the weights.
@@ -40,11 +49,12 @@ GPUS: dict[str, tuple[float, float]] = {
     "rtx-4090": (165.2, 82.6),
 }  # fmt: skip
 UTILISATION = 0.3  # assumed share of that rate; small towers and batches do not fill a large GPU
+FAKE = FakeTensorMode(allow_non_fake_inputs=True)
 
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass through a tower: FLOPs forward and backward, bytes that autograd keeps in between."""
+    """One pass through a tower or a method: FLOPs forward and backward, bytes that autograd keeps in between."""
 
     forward: int
     backward: int
@@ -56,83 +66,45 @@ class Pass:
         return self.forward + self.backward
 
 
-class TowerCosts:
-    """Costs of the two towers of an open_clip model, on whatever device and with whatever weights it is.
+class _Shapes(TorchDispatchMode):
+    """Compute integers (labels, tokens, places) for real; of floats there is a shape and nothing else."""
 
-    Args:
-        model: is copied without its weights and stays as it is. image_size: side of the input, pixels.
-        name: for messages and tables.
-    """
-
-    def __init__(self, model: nn.Module, image_size: int, name: str = "") -> None:
-        self.name, self.image_size = name, image_size
-        with torch.device("meta"):
-            memo = {id(t): _empty(t) for t in [*model.parameters(), *model.buffers()]}
-            # In training mode: the fused inference kernels would escape the counter.
-            self._model = copy.deepcopy(model, memo).train()
-        part = text_part(self._model)
-        self.width, self.vocabulary = part.token_embedding.weight.shape[1], part.token_embedding.weight.shape[0]
-        self.context_length = len(part.positional_embedding)
-        self._towers = {"image": self._model.visual, "text": _Text(part)}
-        self._pass = functools.cache(self._measure)
-
-    @staticmethod
-    @functools.cache
-    def open_clip(name: str) -> TowerCosts:
-        """Of an open_clip architecture; nothing is downloaded, no memory is taken."""
-        import open_clip
-
-        if name not in open_clip.list_models():
-            raise UnknownName("open_clip model", name, open_clip.list_models())
-        root = logging.getLogger()
-        root.addFilter(_expected)
-        try:
-            with torch.device("meta"):
-                model = open_clip.create_model(name, pretrained=None, device="meta")
-        finally:
-            root.removeFilter(_expected)
-        size = model.visual.image_size
-        return TowerCosts(model, size[0] if isinstance(size, tuple | list) else size, name)
-
-    @property
-    def parameters(self) -> dict[str, int]:
-        """Numbers of weights: of the image tower, and of the whole model."""
-        return {"image": _numel(self._model.visual), "all": _numel(self._model)}
-
-    def image(self, gradient: str = "none", batch: int = 1, bfloat16: bool = False) -> Pass:
-        """A batch of images; ``gradient`` is one of :data:`GRADIENTS`."""
-        return self._pass("image", gradient, (batch, 3, self.image_size, self.image_size), bfloat16)
-
-    def text(self, length: int, gradient: str = "none", batch: int = 1, bfloat16: bool = False) -> Pass:
-        """A batch of prompts of ``length`` tokens, marks included, from their embeddings on.
-
-        Raises:
-            RPLibError: the tower has no such number of positions.
-        """
-        if not 1 <= length <= self.context_length:
-            raise RPLibError(f"the text tower of {self.name} has {self.context_length} positions, not {length}")
-        return self._pass("text", gradient, (batch, length, self.width), bfloat16)
-
-    def _measure(self, tower: str, gradient: str, shape: tuple[int, ...], bfloat16: bool) -> Pass:
-        if gradient not in GRADIENTS:
-            raise UnknownName("gradient", gradient, GRADIENTS)
-        module, batch = self._towers[tower], shape[0]
-        # On this device attention falls apart into plain products, which the counter sees; FLOPs grow with the batch.
-        with torch.device("meta"):
-            state, x = _tensors(module, gradient, (1, *shape[1:]))
-            with _counter() as there:
-                y = functional_call(module, state, (x,))
-            forward, backward = there.get_total_flops(), 0
-            if gradient != "none":
-                with _counter() as back:
-                    y.sum().backward()
-                backward = back.get_total_flops()
-        kept = 0 if gradient == "none" else _kept(module, gradient, shape, bfloat16)
-        return Pass(forward * batch, backward * batch, kept)
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return tree_map_only(Tensor, _without_numbers, func(*args, **(kwargs or {})))
 
 
-def _counter() -> FlopCounterMode:
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: _convolution_backward})
+def _without_numbers(tensor: Tensor) -> Tensor:
+    if isinstance(tensor, FakeTensor) or not tensor.is_floating_point():
+        return tensor
+    with FAKE:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Keep of attention what the kernels of GPUs keep: not the products of all pairs of tokens."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (F.multi_head_attention_forward, F.scaled_dot_product_attention):
+            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+                return func(*args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _shapes() -> Iterator[None]:
+    """Build and run modules without numbers."""
+    move = nn.Module.to
+    nn.Module.to = lambda module, *place, **options: module  # torch cannot move such a tensor; all are in one place
+    try:
+        with warnings.catch_warnings(), _Shapes(), _FusedAttention():
+            warnings.filterwarnings("ignore", "Accessing the data pointer")  # torch's own copy of such a tensor asks
+            yield
+    finally:
+        nn.Module.to = move
 
 
 def _convolution_backward(
@@ -148,47 +120,134 @@ def _convolution_backward(
     return once * (bool(wanted[0]) + bool(wanted[1]))
 
 
-def _kept(module: nn.Module, gradient: str, shape: tuple[int, ...], bfloat16: bool) -> int:
-    """Bytes that autograd keeps for the backward pass, the weights themselves aside."""
+def _counter() -> FlopCounterMode:
+    aten = torch.ops.aten
+    rules = {
+        aten.convolution_backward: _convolution_backward,
+        # Scores and their use; backwards each has two gradients.
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, **o: sdpa_flop_count(q, k, v),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda g, q, k, v, *a, **o: (
+            2 * sdpa_flop_count(q, k, v)
+        ),
+    }
+    return FlopCounterMode(display=False, custom_mapping=rules)
+
+
+def _measure(run: Callable[[], Tensor], weights: Iterable[Tensor], bfloat16: bool) -> Pass:
+    """Count what ``run`` computes, and the gradients of what it returns; ``weights`` are not counted as kept."""
+    own = {tensor.untyped_storage()._cdata for tensor in weights}
     kept: dict[int, tuple[Tensor, int]] = {}
-    with FakeTensorMode():  # tensors without storage that behave as on a CPU, autocast included
-        state, x = _tensors(module, gradient, shape)
-        own = {t.untyped_storage()._cdata for t in state.values()}
 
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own:  # a view and its base are kept once
-                kept[storage._cdata] = (tensor, storage.nbytes())
-            return tensor
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:  # a view and its base are kept once
+            kept[storage._cdata] = (tensor, storage.nbytes())
+        return tensor
 
-        with (
-            torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t),
-            torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
-        ):
-            functional_call(module, state, (x,))
-    return sum(size for _, size in kept.values())
-
-
-def _tensors(module: nn.Module, gradient: str, shape: tuple[int, ...]) -> tuple[dict[str, Tensor], Tensor]:
-    """Weights and input on the device, and in the mode, of the context."""
-    state = {}
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        state[name] = torch.empty(tensor.shape, dtype=tensor.dtype)
-        if gradient == "weights" and isinstance(tensor, nn.Parameter):
-            state[name].requires_grad_()
-    return state, torch.empty(shape, requires_grad=gradient == "input")
+    with (
+        _counter() as there,
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", torch.bfloat16, enabled=bfloat16),
+    ):
+        out = run()
+    with _counter() as back:
+        if out.requires_grad:
+            out.sum().backward()
+    return Pass(there.get_total_flops(), back.get_total_flops(), sum(size for _, size in kept.values()))
 
 
-class _Text(nn.Module):
-    """A text tower from its embedded tokens on."""
+class _Weightless(FrozenCLIP):
+    """A backbone that has the shapes of its weights alone."""
 
-    def __init__(self, part: nn.Module) -> None:
-        super().__init__()
-        self.text = part
+    def __init__(self, model: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor], name: str, size: int) -> None:
+        self.device, self.channels_last, self.compiled = torch.device("cpu"), False, False
+        self.model, self.tokenizer, self.name, self.image_size = model, tokenizer, name, size
+        self.logit_scale, self._known_prompts = 100.0, set()
+        self._mean = self._std = torch.zeros(1, 3, 1, 1)
+        with torch.no_grad():
+            self.embed_dim = self.encode_tokens(self.tokenize(["a"])).shape[1]
 
-    def forward(self, embedded: Tensor) -> Tensor:
-        end = torch.zeros(len(embedded), dtype=torch.int64)
-        return encode_embedded(self, embedded, end)
+
+class TowerCosts:
+    """Costs of the two towers of a CLIP.
+
+    Args:
+        clip: Any backbone; it is copied without its weights and stays as it is.
+
+    Attributes:
+        clip: The backbone without weights.
+        context_length: Positions of the text tower.
+
+    Example:
+        >>> from rp_lib import mini
+        >>> costs = TowerCosts(mini.load_clip())
+        >>> costs.image("input").flops < costs.image("weights").flops  # a border is cheaper than fine-tuning
+        True
+    """
+
+    def __init__(self, clip: FrozenCLIP) -> None:
+        self._build(clip.model, clip.tokenizer, clip.name, clip.image_size)
+
+    @staticmethod
+    @functools.cache
+    def open_clip(name: str) -> TowerCosts:
+        """Build those of an open_clip architecture; nothing is downloaded, no memory is taken."""
+        import open_clip
+
+        if name not in open_clip.list_models():
+            raise UnknownName("open_clip model", name, open_clip.list_models())
+        root = logging.getLogger()
+        root.addFilter(_expected)
+        try:
+            with torch.device("meta"):
+                model = open_clip.create_model(name, pretrained=None, device="meta")
+        finally:
+            root.removeFilter(_expected)
+        size = model.visual.image_size
+        costs = TowerCosts.__new__(TowerCosts)
+        tokenizer = open_clip.get_tokenizer(name)
+        costs._build(model, tokenizer, name, size[0] if isinstance(size, tuple | list) else size)
+        return costs
+
+    def _build(self, model: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor], name: str, size: int) -> None:
+        with FAKE:
+            memo = {id(t): _empty(t) for t in [*model.parameters(), *model.buffers()]}
+            model = copy.deepcopy(model, memo).eval()
+        with _shapes():
+            self.clip: FrozenCLIP = _Weightless(model, tokenizer, name, size)
+        self.name, self.image_size = name, size
+        self.context_length = len(text_part(model).positional_embedding)
+        self._pass = functools.cache(self._measure)
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Numbers of weights: of the image tower, and of the whole model."""
+        return {"image": _numel(self.clip.model.visual.parameters()), "all": _numel(self.clip.model.parameters())}
+
+    def image(self, gradient: str = "none", batch: int = 1, bfloat16: bool = False) -> Pass:
+        """Count a batch of images; ``gradient`` is one of :data:`GRADIENTS`."""
+        return self._pass("visual", gradient, (batch, 3, self.image_size, self.image_size), bfloat16)
+
+    def text(self, length: int, gradient: str = "none", batch: int = 1, bfloat16: bool = False) -> Pass:
+        """Count a batch of prompts of ``length`` tokens, marks included, from their embeddings on.
+
+        Raises:
+            RPLibError: The tower has no such number of positions.
+        """
+        if not 1 <= length <= self.context_length:
+            raise RPLibError(f"the text tower of {self.name} has {self.context_length} positions, not {length}")
+        width = text_part(self.clip.model).token_embedding.weight.shape[1]
+        return self._pass("text", gradient, (batch, length, width), bfloat16)
+
+    def _measure(self, tower: str, gradient: str, shape: tuple[int, ...], bfloat16: bool) -> Pass:
+        if gradient not in GRADIENTS:
+            raise UnknownName("gradient", gradient, GRADIENTS)
+        with _shapes(), torch.set_grad_enabled(gradient != "none"):
+            model = copy.deepcopy(self.clip.model).requires_grad_(gradient == "weights")
+            x = torch.zeros(shape).requires_grad_(gradient == "input")
+            end = torch.zeros(shape[0], dtype=torch.int64)
+            run = (lambda: model.visual(x)) if tower == "visual" else (lambda: encode_embedded(model, x, end))
+            return _measure(run, model.parameters(), bfloat16)
 
 
 def _expected(record: logging.LogRecord) -> bool:
@@ -197,12 +256,12 @@ def _expected(record: logging.LogRecord) -> bool:
 
 
 def _empty(tensor: Tensor) -> Tensor:
-    made = torch.empty_like(tensor, device="meta")
+    made = torch.empty(tensor.shape, dtype=tensor.dtype)
     return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
 
 
-def _numel(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())
+def _numel(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
 
 
 def seconds(half_flops: float, full_flops: float, gpu: str, utilisation: float = UTILISATION) -> float:
@@ -219,40 +278,57 @@ def seconds(half_flops: float, full_flops: float, gpu: str, utilisation: float =
     return half_flops / half + full_flops / full
 
 
-# What each method should cost on a task: its steps, the encodings around them, memory. Estimates, all of them.
-
 @dataclass(frozen=True)
 class TaskSize:
     """How large a task is.
 
-    Attributes:
-        train, val: images. judged: images of test, shifted and OOD sets together.
-        classes, templates: prompts are their product. prompt_tokens: of the longest prompt, marks included.
+    Args:
+        train: Number of training images.
+        val: Number of validation images.
+        judged: Images of test, shifted and OOD sets together.
+        class_names: Of all classes.
+        templates: Of the prompts.
     """
 
     train: int
     val: int
     judged: int
-    classes: int
-    templates: int = 1
-    prompt_tokens: int = 8
+    class_names: Sequence[str]
+    templates: Sequence[str]
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Tokens of the longest prompt in CLIP's vocabulary, marks included."""
+        from open_clip.tokenizer import SimpleTokenizer
+
+        tokenizer = SimpleTokenizer()
+        return 2 + max(len(tokenizer.encode(t.format(n))) for n in self.class_names for t in self.templates)
 
 
 @dataclass(frozen=True)
 class MethodCost:
     """One method with one seed.
 
-    Attributes:
-        steps: optimiser steps. step_flops: of one, forward and backward. train_flops: of all steps.
-        other_flops: of validation and judging, in float32. memory: bytes at the peak of a step; 0: nothing to train
-            on the GPU. needs_features: whether it trains on the frozen backbone's features of the training images.
+    Args:
+        steps: Optimizer steps; 0 of a method that trains nothing more than the one it is made of.
+        step_flops: Of one step, forward and backward.
+        other_flops: Of validation and judging, in float32, with encoders that are not the frozen backbone.
+        memory: Bytes at the peak of a step; 0 without steps.
+        trained: Numbers that are trained.
+        needs_features: Whether it trains on the frozen backbone's features of the training images.
     """
 
-    steps: int
-    step_flops: int
-    other_flops: int
-    memory: int
-    needs_features: bool
+    steps: int = 0
+    step_flops: int = 0
+    other_flops: int = 0
+    memory: int = 0
+    trained: int = 0
+    needs_features: bool = False
 
     @property
     def train_flops(self) -> int:
@@ -264,117 +340,57 @@ class MethodCost:
         return seconds(self.train_flops, self.other_flops, gpu, utilisation)
 
 
-@dataclass(frozen=True)
-class Work:
-    """One method's work.
-
-    Attributes:
-        epochs, batch: of its training. trained: number of trained numbers on the GPU; 0: none.
-        image_gradient, text_gradient: of the pass through each tower in a step; empty: no pass.
-        prompts, length: prompts in a step, and their tokens. moments: numbers the optimiser keeps per trained one.
-        own_encoder: whether its image features differ from the frozen backbone's.
-        judgements: encodings of all judged images that it adds.
-        needs_features: whether it trains on the frozen backbone's features.
-    """
-
-    epochs: int = 0
-    batch: int = 128
-    trained: int = 0
-    image_gradient: str = ""
-    text_gradient: str = ""
-    prompts: float = 0.0
-    length: int = 1
-    moments: int = 2
-    own_encoder: bool = False
-    judgements: int = 0
-    needs_features: bool = False
-
-
-def describe(name: str, settings: Mapping[str, Any], task: TaskSize, towers: TowerCosts) -> Work:
-    """The work of a method.
-
-    Raises:
-        RPLibError: nobody has described this method.
-    """
-    s, length = dict(settings), min(task.prompt_tokens, towers.context_length)
-    prompts = task.classes * task.templates
-    own = {"own_encoder": True, "judgements": 1}
-    if name in ("zero-shot", "rrp", "logit-ensemble"):
-        return Work()
-    if name == "wise-ft":
-        return Work(judgements=int(0 < s.get("alpha", 0.5) < 1))
-    if name == "linear-probe":  # on the CPU, on features
-        return Work(needs_features=True)
-    if name in ("fine-tune", "l2-sp", "lp-ft", "flyp"):
-        work = {"epochs": s.get("epochs", 25), "batch": s.get("batch_size", 128), "image_gradient": "weights", **own}
-        if name != "flyp":
-            head = task.classes * towers.width
-            return Work(trained=towers.parameters["image"] + head, needs_features=name == "lp-ft", **work)
-        rows = min(towers.vocabulary, prompts * length) * towers.width  # not the rows of words that no prompt holds
-        table = towers.vocabulary * towers.width
-        seen = task.templates * distinct_classes(work["batch"], task.classes)
-        trained = towers.parameters["all"] - table + rows
-        return Work(trained=trained, text_gradient="weights", prompts=seen, length=length, **work)
-    if name in ("coop", "maple"):
-        context = (s.get("n_context") or 16) if name == "coop" else s.get("n_prompts", 2)
-        # The template's words make way for the context: two marks, the context, about as many tokens as a name has.
-        longer = min(towers.context_length, length + max(0, context - 4))
-        work = {"text_gradient": "input", "prompts": task.classes, "length": longer, "moments": 1}
-        if name == "coop":
-            epochs, batch = s.get("epochs", 50), s.get("batch_size", 128)
-            vectors = context * (task.classes if s.get("class_specific") else 1) * towers.width
-            return Work(epochs=epochs, batch=batch, trained=vectors, needs_features=True, **work)
-        epochs, batch = s.get("epochs", 5), s.get("batch_size", 4)
-        layers = s.get("depth") or 9
-        vectors = layers * (context + towers.width + 1) * towers.width  # prompts and the maps between the towers
-        return Work(epochs=epochs, batch=batch, trained=vectors, image_gradient="input", **own, **work)
-    if name in ("rp", "rp-image", "rp-text"):
-        return _reprogrammer(name, s.get("config", PAPER), task, towers, length)
-    raise RPLibError(f"no cost is known for the method {name!r}: describe it in {__name__}")
-
-
-def _reprogrammer(name: str, c: RPConfig, task: TaskSize, towers: TowerCosts, length: int) -> Work:
-    image, text = name != "rp-text" and c.use_image_program, name != "rp-image" and c.use_text_program
-    rows = towers.vocabulary if c.text_rows == "all" else min(towers.vocabulary, task.classes * length)
-    trained = image * 3 * towers.image_size**2 + text * (rows + length) * towers.width
-    classes = task.classes if c.objective == "class" else distinct_classes(c.batch_size, task.classes)
-    return Work(
-        epochs=c.epochs, batch=c.batch_size, trained=trained, image_gradient="input" if image else "",
-        text_gradient="input" if text else "", prompts=classes * task.templates, length=length, own_encoder=image,
-        judgements=int(image), needs_features=not image,
-    )  # fmt: skip
-
-
 def method_cost(
     name: str, settings: Mapping[str, Any], task: TaskSize, towers: TowerCosts, *, bfloat16: bool = True
 ) -> MethodCost:
-    """What one method should cost for one seed.
+    """Count what one method should cost for one seed: the method itself takes a step.
 
     Args:
-        name: of a method. settings: as :func:`rp_lib.build_method` takes them; what is not named is the default.
-        bfloat16: of the steps. Mixtures with zero-shot count what they add to the method that they are made of.
+        name: Of a method.
+        settings: As :func:`rp_lib.build_method` takes them; what is not named is the default.
+        task: What it is trained and judged on.
+        towers: Of the backbone.
+        bfloat16: Precision of the steps.
+
+    Returns:
+        Of a mixture with zero-shot, what it adds to the method that it is made of.
     """
-    d = describe(name, settings, task, towers)
-    steps = d.epochs * steps_per_epoch(task.train, d.batch) if d.trained else 0
-    k = max(1, round(d.prompts))
-    image = towers.image(d.image_gradient, d.batch, bfloat16) if d.image_gradient else Pass(0, 0, 0)
-    text = towers.text(d.length, d.text_gradient, k, bfloat16) if d.text_gradient else Pass(0, 0, 0)
-    once = towers.image().forward
-    validated = d.epochs * task.val if d.own_encoder and d.trained else 0
-    other = once * (validated + d.judgements * task.judged)
-    memory = 0
-    if image.flops or text.flops:
-        frozen = 4 * towers.parameters["all"]
-        # A float32 weight, its gradient, and one (SGD) or two (Adam) numbers of the optimiser; a border or a context is
-        # new, a tuned tower is a copy beside the frozen one.
-        memory = frozen + d.trained * (8 + 4 * d.moments) + image.kept + text.kept
-        memory += 4 * d.batch * 3 * towers.image_size**2 if image.flops else 0
-    return MethodCost(steps, image.flops + text.flops, other, memory, d.needs_features)
-
-
-def steps_per_epoch(n: int, batch: int) -> int:
-    """As :func:`rp_lib.trainer.batches` makes them: a last batch below half is joined to the one before."""
-    return max(1, n // batch + (n % batch >= batch / 2 and n % batch > 0))
+    clip = towers.clip
+    pixels = (3, towers.image_size, towers.image_size)
+    with _shapes():
+        method = build_method(name, clip, task.class_names, task.templates, dict(settings))
+        shared = (clip, *(method.base.encoders if isinstance(method, Mixture) else ()))
+        own = [encoder for encoder in method.encoders if encoder not in shared]
+        trained = _numel(method.modules().parameters())
+        trains = trained and not isinstance(method, Mixture)
+        step, steps, memory, validated = Pass(0, 0, 0), 0, 0, 0
+        if trains:
+            if not isinstance(method, LPFT):  # whose preparation is the training of a probe
+                method.before_training(None, None)
+            method.set_training(True)
+            plan = method.training_schedule()
+            batch = min(plan.batch_size, task.train)
+            with FAKE:
+                inputs = torch.empty(batch, *pixels, dtype=torch.uint8)
+                if method.encoders == (clip,):  # features that are there already
+                    inputs = torch.empty(batch, clip.embed_dim)
+            # As many distinct classes as a batch has on average, evenly spaced.
+            k = max(1, round(distinct_classes(batch, task.classes)))
+            labels = torch.tensor([i % k * task.classes // k for i in range(batch)])
+            weights = [*clip.model.parameters(), *method.modules().parameters()]
+            step = _measure(lambda: method.loss(inputs, labels), weights, bfloat16)
+            method.set_training(False)
+            steps = plan.epochs * len(batches(task.train, plan.batch_size, 0, 0))
+            validated = plan.epochs * task.val
+            # A float32 weight, its gradient, and one (SGD) or two (Adam) numbers of the optimizer.
+            groups = [(1 if g.optimizer == "sgd" else 2, _numel(g.parameters)) for g in method.parameter_groups()]
+            memory = 4 * towers.parameters["all"] + sum(n * (8 + 4 * moments) for moments, n in groups) + step.kept
+        with FAKE:
+            image = torch.empty(1, *pixels, dtype=torch.uint8)
+        with torch.no_grad():
+            once = sum(_measure(lambda e=e: e.encode(image), (), False).forward for e in own)
+    features = bool(trains) and (method.encoders == (clip,) or isinstance(method, LPFT))
+    return MethodCost(steps, step.flops, once * (validated + task.judged), memory, trained if trains else 0, features)
 
 
 def distinct_classes(batch: int, classes: int) -> float:
@@ -446,7 +462,7 @@ def _data_lines(config: RunConfig) -> list[str]:
     return lines
 
 
-def task_size(data: Mapping[str, Any], backbone: str = "") -> TaskSize:
+def task_size(data: Mapping[str, Any]) -> TaskSize:
     """How large a task is: published numbers where the data is published, else counted.
 
     Raises:
@@ -458,8 +474,7 @@ def task_size(data: Mapping[str, Any], backbone: str = "") -> TaskSize:
 
         mini = load_benchmark(data.get("root"))
         judged = sum(len(s) for s in mini.sets if s.role not in ("train", "val"))
-        tokens = _longest(mini.class_names, mini.templates)
-        return TaskSize(len(mini.train), len(mini.val), judged, len(mini.class_names), len(mini.templates), tokens)
+        return TaskSize(len(mini.train), len(mini.val), judged, mini.class_names, mini.templates)
     if "train" in data:
         return _counted(placed(data))
     from rp_lib.data.class_names import CIFAR10, imagenet_class_names, prompt_templates
@@ -472,7 +487,7 @@ def task_size(data: Mapping[str, Any], backbone: str = "") -> TaskSize:
     if "per_class" in data:
         train = min(train, classes * data["per_class"])
     judged = sum(min(n, most or n) for n in sizes.values())
-    return TaskSize(train, min(aside, most or aside), judged, classes, len(templates), _longest(names, templates))
+    return TaskSize(train, min(aside, most or aside), judged, names, templates)
 
 
 def _counted(data: Mapping[str, Any]) -> TaskSize:
@@ -498,15 +513,7 @@ def _counted(data: Mapping[str, Any]) -> TaskSize:
     names = list(names.values()) if isinstance(names, Mapping) else names
     templates = prompt_templates(data.get("templates", "plain")) if cifar else data.get("templates", DEFAULT_TEMPLATES)
     val = min(sizes["val"], most or sizes["val"])
-    return TaskSize(left, val, judged, classes, len(templates), _longest(names, templates))
-
-
-def _longest(names: Iterable[str], templates: Sequence[str]) -> int:
-    """Tokens of the longest prompt in CLIP's vocabulary, marks included."""
-    from open_clip.tokenizer import SimpleTokenizer
-
-    tokenizer = SimpleTokenizer()
-    return 2 + max(len(tokenizer.encode(t.format(n))) for n in names for t in templates)
+    return TaskSize(left, val, judged, names, templates)
 
 
 def _estimate(config: RunConfig, gpu: str, utilisation: float) -> list[str]:
@@ -552,8 +559,7 @@ def _towers(name: str) -> TowerCosts:
         return TowerCosts.open_clip(name.replace("/", "-"))
     from rp_lib.mini import load_clip
 
-    mini = load_clip()
-    return TowerCosts(mini.model, mini.image_size, "mini")
+    return TowerCosts(load_clip())
 
 
 def _frozen_images(costs: Mapping[str, MethodCost], task: TaskSize) -> int:
