@@ -21,7 +21,7 @@ _HOME = {
     "config": ("AS_RELEASED", "PAPER", "RPConfig", "preset"),
     "data": ("from_folders",),
     "detectors": ("DETECTORS", "Threshold"),
-    "evaluation": ("Run", "evaluate", "evaluate_outputs", "summarize"),
+    "evaluation": ("Run", "accuracy_by_class", "answers", "evaluate", "evaluate_outputs", "summarize"),
     "features": ("FeatureStore",),
     "methods": (
         "BASES", "FLYP", "L2SP", "LPFT", "METHODS", "CoOp", "DeepPrompts", "FineTune", "ImageReprogrammer",

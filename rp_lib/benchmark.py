@@ -63,6 +63,7 @@ class ImageSet:
         derived_from: How a derived set was computed. It stands for the pixels in the fingerprint, because the last
             bit of computed pixels differs between processors.
         names: What each image shows, in words, length n, where the classes do not say it (near OOD); or None.
+        paths: The file of each image, length n; None where there are no files.
         content: Hex digest of pixels that are too many to be hashed at each use (a memory-mapped cache, verified when
             it was made and opened). It stands for the pixels in the fingerprint.
         class_subset: Class numbers that predictions choose from, for a set that shows some of the classes only and
@@ -86,6 +87,7 @@ class ImageSet:
     sources: Tensor = None  # type: ignore[assignment]
     derived_from: str | None = None
     names: list[str] | None = None
+    paths: list[str] | None = None
     content: str | None = None
     class_subset: tuple[int, ...] | None = None
 
@@ -111,7 +113,7 @@ class ImageSet:
                     f"the {what} of {self.name!r} must be int64 of shape ({n},), got "
                     f"{str(values.dtype).removeprefix('torch.')} {tuple(values.shape)}"
                 )
-        for what, words in (("styles", self.styles), ("names", self.names)):
+        for what, words in (("styles", self.styles), ("names", self.names), ("paths", self.paths)):
             if words is not None and len(words) != n:
                 raise RPLibError(f"{self.name!r} has {n} images but {len(words)} {what}")
         if self.class_subset is not None:
@@ -147,6 +149,7 @@ class ImageSet:
             sources=self.sources[index],
             derived_from=None if self.derived_from is None else f"{self.derived_from} at {positions}",
             names=None if self.names is None else [self.names[i] for i in positions],
+            paths=None if self.paths is None else [self.paths[i] for i in positions],
             content=None if self.content is None else _content_at(self.content, index % max(len(self), 1)),
         )
 

@@ -306,3 +306,63 @@ def choose_alpha(
     best = float(sweep["val_accuracy"].max())
     error = float(np.sqrt(best * (1 - best) / len(benchmark.val)))
     return float(sweep.loc[sweep["val_accuracy"] >= best - error, "alpha"].max()), sweep
+
+
+def answers(outputs: MethodOutputs, benchmark: Benchmark) -> pd.DataFrame:
+    """List what a method answers to every labelled picture of the test set and of the shifts.
+
+    Args:
+        outputs: Of one fitted method.
+        benchmark: What they are of; pictures that came from files are named by their path, others by their position.
+
+    Returns:
+        One row a picture: ``set``, ``picture``, ``label`` and ``answer`` (names of classes), ``probability`` of the
+        answer, and ``correct``. Misclassified pictures are ``table[~table["correct"]]``, the confusion matrix is
+        ``pandas.crosstab(table["label"], table["answer"])``.
+
+    Raises:
+        RPLibError: The outputs are of another benchmark.
+
+    Example:
+        >>> table = answers(outputs, data)  # doctest: +SKIP
+        >>> table[~table["correct"]].sort_values("probability", ascending=False)  # doctest: +SKIP
+    """
+    import pandas as pd
+
+    if outputs.about["benchmark_sha256"] != benchmark.fingerprint:
+        raise RPLibError(f"these outputs are of another version of the benchmark {benchmark.name!r}; compute them again")
+    names, frames = np.array(benchmark.class_names, dtype=object), []
+    for images in (benchmark.test, *benchmark.shifts.values()):
+        data = outputs.sets[images.name]
+        best = data.reported.double().softmax(1).max(1)
+        frames.append(
+            pd.DataFrame({
+                "set": images.name, "picture": images.paths or [str(i) for i in range(len(images))],
+                "label": names[data.labels.numpy()], "answer": names[best.indices.numpy()],
+                "probability": best.values.numpy(), "correct": (best.indices == data.labels).numpy(),
+            })
+        )  # fmt: skip
+    return pd.concat(frames, ignore_index=True)
+
+
+def accuracy_by_class(table: pd.DataFrame) -> pd.DataFrame:
+    """Summarize :func:`answers` by class, the worst class first.
+
+    Args:
+        table: Rows of one image set, or of several that count together.
+
+    Returns:
+        One row a class that is there: ``class``, ``accuracy`` with ``low`` and ``high`` (95 %, Wilson), ``n``, and
+        ``mistaken_for``, the most frequent wrong answer (empty if there is none).
+    """
+    import pandas as pd
+
+    rows = []
+    for name, of_class in table.groupby("label", sort=True):
+        wrong = of_class.loc[~of_class["correct"], "answer"]
+        accuracy, low, high = wilson_interval(int(of_class["correct"].sum()), len(of_class))
+        rows.append({
+            "class": name, "accuracy": accuracy, "low": low, "high": high, "n": len(of_class),
+            "mistaken_for": wrong.mode().iloc[0] if len(wrong) else "",
+        })  # fmt: skip
+    return pd.DataFrame(rows).sort_values(["accuracy", "class"], ignore_index=True)

@@ -14,8 +14,10 @@ from rp_lib.evaluation import (
     COLUMNS,
     RECORDED,
     Run,
+    accuracy_by_class,
     accuracy_interval,
     accuracy_rows,
+    answers,
     detection_rows,
     evaluate,
     evaluate_outputs,
@@ -293,3 +295,32 @@ def test_detection_intervals_are_quantiles_of_the_resamples_alone(runs, tiny_ben
             told = rows[name, metric]
             expected = [numbers[0], *np.quantile(numbers[1:], (0.025, 0.975))]
             assert [told["value"], told["low"], told["high"]] == pytest.approx(expected, rel=1e-12)
+
+
+def test_answers_name_each_picture_and_sum_up_to_the_accuracy(runs, tiny_benchmark):
+    outputs = compute_outputs(runs[0].method, tiny_benchmark, seed=1)
+    table = answers(outputs, tiny_benchmark)
+    assert len(table) == len(tiny_benchmark.test) + sum(map(len, tiny_benchmark.shifts.values()))
+    test = table[table["set"] == tiny_benchmark.test.name]
+    logits = runs[0].method.logits(tiny_benchmark.test.images)
+    assert test["answer"].tolist() == [tiny_benchmark.class_names[c] for c in logits.argmax(1).tolist()]
+    assert test["correct"].mean() == pytest.approx(runs[0].method.accuracy(tiny_benchmark.test))
+    assert test["picture"].tolist() == [str(i) for i in range(len(test))]
+    by_class = accuracy_by_class(test)
+    assert by_class["n"].sum() == len(test) and by_class["accuracy"].is_monotonic_increasing
+    assert (by_class["accuracy"] * by_class["n"]).sum() == pytest.approx(test["correct"].sum())
+    worst = test[test["label"] == by_class["class"][0]]
+    counts = worst.loc[~worst["correct"], "answer"].value_counts()
+    assert (by_class["mistaken_for"][0] == "") == counts.empty
+    assert counts.empty or counts[by_class["mistaken_for"][0]] == counts.max()
+    with pytest.raises(RPLibError, match="another version of the benchmark"):
+        answers(outputs, tiny_benchmark.subsample(4, 4))
+
+
+def test_answers_name_files_by_their_paths(runs, tiny_benchmark):
+    test = dataclasses.replace(tiny_benchmark.test, paths=[f"photos/{i}.jpg" for i in range(len(tiny_benchmark.test))])
+    named = dataclasses.replace(tiny_benchmark, test=test)
+    table = answers(compute_outputs(runs[0].method, named, seed=1), named)
+    assert table["picture"][3] == "photos/3.jpg" and named.test.subset([5, 2]).paths == ["photos/5.jpg", "photos/2.jpg"]
+    with pytest.raises(RPLibError, match="images but 1 paths"):
+        dataclasses.replace(tiny_benchmark.test, paths=["a.jpg"])
