@@ -330,7 +330,7 @@ def answers(outputs: MethodOutputs, benchmark: Benchmark) -> pd.DataFrame:
     import pandas as pd
 
     if outputs.about["benchmark_sha256"] != benchmark.fingerprint:
-        raise RPLibError(f"these outputs are of another version of the benchmark {benchmark.name!r}; compute them again")
+        raise RPLibError(f"the outputs are of another version of the benchmark {benchmark.name!r}; compute them again")
     names, frames = np.array(benchmark.class_names, dtype=object), []
     for images in (benchmark.test, *benchmark.shifts.values()):
         data = outputs.sets[images.name]
