@@ -9,11 +9,11 @@ import tomllib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from rp_lib._version import __version__
-from rp_lib.run import CONFIGS, CORE, FULL_IDS, TRACKS, shipped
-from rp_lib.utils.errors import RPLibError, UnknownName
+from rp_lib.run import CONFIGS, CORE, shipped
+from rp_lib.utils.errors import RPLibError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from rp_lib.data.download import DataStore
     from rp_lib.data.sources import DataSet, Sources
     from rp_lib.methods import Method
+    from rp_lib.run.config import RunConfig
 
-# ``rp-lib run``: a benchmark from a configuration file, or from a few words on the command line.
+# ``rp-lib run``: a benchmark from a configuration file.
 
 _RUN_EPILOG = """\
 examples:
   rp-lib run --list                                   the configurations that ship
   rp-lib run --config cifar10-paper --dry-run         what it would do, need and cost; nothing is loaded
   rp-lib run --config cifar10-paper                   the paper's CIFAR-10 benchmark
-  rp-lib run --track full --id imagenet --preset as_released --seeds 1
-  rp-lib run --config cifar10-paper --backbone RN50-quickgelu --methods zero-shot,rp,rrp --out results/rn50
-  rp-lib run --folders train=pets/train,test=pets/test,shift:drawings=pets/drawings,ood:food=food
   rp-lib run --config cifar10-paper --set settings.rp.epochs=5 --set data.per_class=100
-  rp-lib run --config my.toml                         a file of your own, see `--list` for examples
-  rp-lib run --config pacs --root photos              real photographs, and a backbone that needs no download
+  rp-lib run --config imagenet-as_released --set backbone.name=RN50-quickgelu --methods zero-shot,rp --out results/rn50
+  rp-lib run --config folders --set 'data={id="folders", train="pets/train", test="pets/test", ood={food="food"}}'
+  rp-lib run --config pacs --set data.root=photos     real photographs, and a backbone that needs no download
+  rp-lib run --config my.toml                         a file of your own: copy one that --list names
   accelerate launch --multi_gpu --num_processes 4 -m rp_lib run --config cifar10-paper     four GPUs
   torchrun --nproc_per_node=2 -m rp_lib run --config mini                                  two processes, GPUs or CPUs
 
@@ -44,12 +44,17 @@ method and its outputs. The same command goes on where it was interrupted.
 
 exit codes: 0 done, 2 bad input or environment, 6 data sets are missing, 130 interrupted
 """
-# Options that stand for one key of the configuration.
-_KEYS = {
-    "preset": "preset", "out": "out", "device": "device", "precision": "precision", "backbone": "backbone.name",
-    "pretrained": "backbone.pretrained", "root": "data.root", "subset": "data.subset", "per_class": "data.per_class",
+# Options of version 0.1.0 and what says the same today.
+_FORMER = {
+    "--track": "--config mini, or --config cifar10-paper", "--id": "--config cifar10-paper, or --config imagenet-paper",
+    "--folders": """--config folders --set 'data={id="folders", train="FOLDER", test="FOLDER"}'""",
+    "--detectors": """--set 'detectors=["msp", "energy"]'""", "--details": "nothing: every set is printed",
+    "--gpu": "rp_lib.run.cost.plan(config, gpu) in Python", "--backbone": "--set backbone.name=NAME",
+    "--utilisation": "rp_lib.run.cost.plan(config, gpu, utilisation) in Python", "--preset": "--set preset=NAME",
+    "--device": "--set device=NAME", "--precision": "--set precision=NAME", "--root": "--set data.root=FOLDER",
+    "--pretrained": "--set backbone.pretrained=FILE", "--subset": "--set data.subset=N",
+    "--per-class": "--set data.per_class=N",
 }  # fmt: skip
-_FULL_DEFAULT, _PRESET_DEFAULT = "cifar10", "paper"
 
 
 def add_run_command(commands: argparse._SubParsersAction) -> None:
@@ -63,83 +68,53 @@ def add_run_command(commands: argparse._SubParsersAction) -> None:
     add("--config", help="a shipped configuration's name, or a TOML file")
     add("--list", action="store_true", help="say which configurations ship, and stop")
     add("--dry-run", action="store_true", help="say what would be done, with estimates of memory and time, and stop")
-    add("--track", help="instead of --config: mini or full")
-    add("--id", help=f"instead of --config: cifar10 or imagenet, default {_FULL_DEFAULT}")
-    add("--folders", help="instead of [data]: train=PATH,test=PATH,val=PATH,shift:NAME=PATH,ood:NAME=PATH")
-    add("--preset", help="paper or as_released")
-    add("--backbone", help="an open_clip model, or mini")
-    add("--pretrained", help="tag or local file of its weights; random: untrained")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key, such as data.subset=500; repeatable")
+    add("--out", help="folder for the results")
     add("--methods", help="comma-separated method names")
     add("--seeds", help="a number of seeds, or a comma-separated list of them such as 1,2,7")
-    add("--detectors", help="comma-separated detectors; outputs are kept, so others can be had later without a GPU")
-    add("--out", help="folder for the results")
-    add("--root", help="folder of the data sets, default $RP_DATA, else data; or that the folders of [data] are in")
-    add("--subset", type=int, help="at most so many images of each judged set")
-    add("--per-class", type=int, help="at most so many training images of each class")
-    add("--device", help="auto, cpu, cuda, cuda:1, mps ...")
-    add("--precision", help="of training: auto, float32, bfloat16, float16")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any other key, such as settings.rp.epochs=5")
-    add("--gpu", default="a100", help="GPU that --dry-run estimates times for (default: a100)")
-    add("--utilisation", type=float, default=0.3, help="share of its dense rate that --dry-run assumes (default: 0.3)")
-    add("--fresh", action="store_true", help="train and evaluate anew whatever is there")
-    add("--details", action="store_true", help="also print accuracy and AUROC of every single set")
+    add("--fresh", action="store_true", help="train and evaluate again whatever is there")
     add("--quiet", action="store_true", help="no progress bars")
 
 
 def changes_of(args: argparse.Namespace) -> dict[str, Any]:
-    """What the command line changes of a configuration, by dotted key.
+    """Return what the command line changes of a configuration, by dotted key.
 
     Raises:
-        RPLibError: an option that cannot be read.
+        RPLibError: An option cannot be read.
     """
     changes: dict[str, Any] = {}
-    if args.folders:
-        changes["data"] = {"id": "folders", **_folders(args.folders)}
-    for option, key in _KEYS.items():
-        if getattr(args, option) is not None:
-            changes[key] = getattr(args, option)
-    own_weights = (args.backbone or "") == "mini" or ":" in (args.backbone or "")
-    if own_weights and args.pretrained is None:
-        changes["backbone.pretrained"] = None  # the file's are another model's
-    for option in ("methods", "detectors"):
-        if (text := getattr(args, option)) is not None:
-            changes[option] = [name.strip() for name in text.split(",") if name.strip()]
-    if args.seeds is not None:
-        changes["seeds"] = _seeds(args.seeds)
-    for text in args.set:
+    for text in getattr(args, "set", ()):
         key, equals, value = text.partition("=")
         if not equals or not key.strip():
             raise RPLibError(f"--set takes KEY=VALUE, such as settings.rp.epochs=5, got {text!r}")
         changes[key.strip()] = _value(value.strip())
+    name = str(changes.get("backbone.name", ""))
+    if name == "mini" or ":" in name:
+        changes = {"backbone.pretrained": None, **changes}  # the file's weights are another model's
+    if args.out is not None:
+        changes["out"] = str(args.out)
+    if args.methods is not None:
+        changes["methods"] = split_names(args.methods)
+    if args.seeds is not None:
+        try:
+            numbers = [int(part) for part in split_names(args.seeds)]
+        except ValueError as error:
+            raise RPLibError(f"--seeds takes a number of seeds, or a list such as 1,2,7, got {args.seeds!r}") from error
+        changes["seeds"] = numbers[0] if len(numbers) == 1 and "," not in args.seeds else numbers
     return changes
 
 
-def configuration_of(args: argparse.Namespace) -> str:
-    """Name or path of the configuration that the command line asks for.
+def split_names(text: str) -> list[str]:
+    """Split a comma-separated list, without white space and empty names."""
+    return [name.strip() for name in text.split(",") if name.strip()]
 
-    Raises:
-        RPLibError: it asks for none, or for two. UnknownName: no such track or ID.
-    """
-    if args.config:
-        if args.track or args.id:
-            raise RPLibError("--config names everything; leave --track and --id out, or leave --config out")
-        return args.config
-    if args.track is not None and args.track not in TRACKS:
-        raise UnknownName("track", args.track, TRACKS)
-    if args.id is not None and args.id not in FULL_IDS:
-        raise UnknownName("id of the full track", args.id, FULL_IDS)
-    if args.folders:
-        if args.track or args.id:
-            raise RPLibError("--folders are data of your own; leave --track and --id out")
-        return "folders"
-    if args.track == "mini":
-        if args.id:
-            raise RPLibError("the mini track has one benchmark; leave --id out, or ask for --track full")
-        return "mini"
-    if args.track is None and args.id is None:
-        raise RPLibError("say what to run: --config NAME (see --list), --track mini or full, or --folders")
-    preset = args.preset or _PRESET_DEFAULT
-    return f"{args.id or _FULL_DEFAULT}-{preset if preset in ('paper', 'as_released') else _PRESET_DEFAULT}"
+
+def _value(text: str) -> Any:
+    """A value as TOML reads it; what is no TOML is a text, and nothing takes the key out."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text or None
 
 
 def _run(args: argparse.Namespace) -> None:
@@ -148,90 +123,66 @@ def _run(args: argparse.Namespace) -> None:
             print(f"{name:20} {tomllib.loads(path.read_text(encoding='utf-8'))['about']}")
         print(f"\nin {CONFIGS}: copy one, edit it, and pass its path as --config")
         return
-    name, changes = configuration_of(args), changes_of(args)
+    if not args.config:
+        raise RPLibError("say what to run: --config NAME (see --list), or a TOML file of your own")
+    changes = changes_of(args)
     from rp_lib.run.config import read_config
-    from rp_lib.utils import distributed
 
-    say = print if distributed.is_main() else _silent
-    config = read_config(name, changes)
+    config = read_config(args.config, changes)
     if args.dry_run:
         from rp_lib.run.cost import plan
 
-        say(plan(config, args.gpu, args.utilisation))
+        print(plan(config))
         return
-    from rp_lib.run.demo import details, table
+    from rp_lib.utils.distributed import on_main
+
+    if not args.fresh:
+        on_main(config.check_folder)
+    _compare(config, args, keep_outputs=True)
+
+
+def _demo(args: argparse.Namespace) -> None:
+    changes = {"backbone.pretrained": args.checkpoint, "device": args.device, "precision": args.precision}
+    changes |= changes_of(args)
+    from rp_lib.run.config import read_config
+
+    _compare(read_config("mini", changes), args, keep_outputs=False)
+
+
+def _compare(config: RunConfig, args: argparse.Namespace, keep_outputs: bool) -> None:
+    """Fit, evaluate and record what a configuration names, and print the table."""
+    from rp_lib.run.report import details, table
     from rp_lib.run.session import of_detector, run_benchmark, track_of
+    from rp_lib.utils import distributed
     from rp_lib.utils.device import autocast_dtype, pick_device
     from rp_lib.utils.io import check_writable
 
     autocast_dtype(pick_device(config.device), config.precision)  # refused before anything is loaded
-    if not args.fresh:
-        distributed.on_main(config.check_folder)
     distributed.on_main(lambda: check_writable(config.out))
     track = track_of(config, progress=not args.quiet and distributed.is_main())
     data = track.data
-    say(
+    print(
         f"{data.name}: {len(data.class_names)} classes, {len(data.train):,} training and {len(data.test):,} test "
         f"images, {len(data.shifts)} shifted and {len(data.ood)} OOD sets; backbone {track.clip.name}, {track.device}"
         + (f", {distributed.world_size()} processes" if distributed.world_size() > 1 else "")
     )
-    distributed.on_main(lambda: config.write(config.out / "config.toml"))
-    story = run_benchmark(
+    if keep_outputs:
+        distributed.on_main(lambda: config.write(config.out / "config.toml"))
+    result = run_benchmark(
         track.clip, data, config.out, seeds=config.seeds, methods=config.methods, settings=config.settings(),
-        precision=config.precision, detectors=config.detectors, keep_outputs=True, fresh=args.fresh,
-        progress=not args.quiet, about={"config": config.as_dict()},
+        precision=config.precision, detectors=config.detectors, keep_outputs=keep_outputs, fresh=args.fresh,
+        progress=not args.quiet, about={"config": config.as_dict()} if keep_outputs else None,
     )  # fmt: skip
-    shown = of_detector(story.summary, config.detectors[0])
-    say()
-    say(table(shown))
+    shown = of_detector(result.summary, config.detectors[0])
     seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else "one seed"
-    conventions = ", ".join(sorted(story.records["convention"].dropna().unique())) or "none, there are no OOD sets"
-    say(
-        f"\nPercent, mean of {seeds} ± half of the 95 % interval (images and seeds). Shift\n"
+    conventions = ", ".join(sorted(result.records["convention"].dropna().unique())) or "none, there are no OOD sets"
+    print(
+        f"\n{table(shown)}\n\nPercent, mean of {seeds} ± half of the 95 % interval (images and seeds). Shift\n"
         f"accuracy, AUROC and FPR95: mean over sets; detector: {config.detectors[0]}; FPR95: threshold at 95 % TPR\n"
-        f"on the test images, convention {conventions}."
+        f"on the test images, convention {conventions}.\n\n{details(shown)}"
     )
-    if args.details:
-        say("\n" + details(shown))
-    verb = "Reused" if story.reused else "Wrote"
-    say(f"\n{verb} {config.out / 'records.csv'} ({len(story.records)} records) and {story.figure}")
-
-
-def _silent(*_: object) -> None:
-    """Of every process but the main one."""
-
-
-def _seeds(text: str) -> int | list[int]:
-    try:
-        numbers = [int(part) for part in text.split(",") if part.strip()]
-    except ValueError as error:
-        raise RPLibError(f"--seeds takes a number of seeds, or a list such as 1,2,7, got {text!r}") from error
-    return numbers[0] if len(numbers) == 1 and "," not in text else numbers
-
-
-def _value(text: str) -> Any:
-    """A value as TOML reads it; what is no TOML is a text."""
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def _folders(text: str) -> dict[str, Any]:
-    data: dict[str, Any] = {}
-    for part in text.split(","):
-        name, _, path = part.strip().partition("=")
-        kind, colon, called = name.partition(":")
-        alone = kind in ("train", "test", "val") and not colon
-        if not (path and (alone or (kind in ("shift", "ood") and called))):
-            raise RPLibError(
-                f"--folders takes train=PATH,test=PATH,val=PATH,shift:NAME=PATH,ood:NAME=PATH, got {part.strip()!r}"
-            )
-        if colon:
-            data.setdefault("shifts" if kind == "shift" else "ood", {})[called] = path
-        else:
-            data[kind] = path
-    return data
+    verb = "Reused" if result.reused else "Wrote"
+    print(f"\n{verb} {config.out / 'records.csv'} ({len(result.records)} records) and {result.figure}")
 
 
 # The command line: ``rp-lib`` or ``python -m rp_lib``.
@@ -272,9 +223,18 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     return 0
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says what took the place of an option that is gone."""
+
+    def error(self, message: str) -> NoReturn:
+        words = message.removeprefix("unrecognized arguments: ").split() if "unrecognized" in message else []
+        former = {name: _FORMER[name] for word in words if (name := word.partition("=")[0]) in _FORMER}
+        super().error("\n".join([message, *(f"instead of {name}: {today}" for name, today in former.items())]))
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The complete parser."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="rp-lib",
         description="Adapt CLIP without breaking it: reprogramming against fine-tuning on three axes.",
         epilog="Start with `rp-lib demo`.",
@@ -292,13 +252,10 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     demo = add("demo", _demo, "Train and compare every core method on the mini benchmark: one table, one figure.")
-    demo.add_argument(
-        "--out", type=Path, default=Path("results/demo"), help="folder for records, figure, trained methods"
-    )
-    demo.add_argument("--seeds", type=int, default=3, help="seeds of every trained method")
+    demo.add_argument("--out", default="results/demo", help="folder for records, figure, trained methods")
+    demo.add_argument("--seeds", default="3", help="a number of seeds, or a comma-separated list of them")
     demo.add_argument("--methods", default=",".join(CORE), help="comma-separated method names")
-    demo.add_argument("--fresh", action="store_true", help="train and evaluate anew whatever is there")
-    demo.add_argument("--details", action="store_true", help="also print accuracy and AUROC of every single set")
+    demo.add_argument("--fresh", action="store_true", help="train and evaluate again whatever is there")
     demo.add_argument("--quiet", action="store_true", help="no progress bars")
     _backbone_options(demo)
 
@@ -340,39 +297,6 @@ def _load(args: argparse.Namespace) -> tuple:
     return load_clip(args.checkpoint, device), load_benchmark()
 
 
-def _demo(args: argparse.Namespace) -> None:
-    from rp_lib.methods import METHODS
-    from rp_lib.run.demo import details, run_demo, table
-
-    methods = tuple(dict.fromkeys(name.strip() for name in args.methods.split(",") if name.strip()))
-    if not methods:
-        raise RPLibError(f"--methods names no method; known: {', '.join(METHODS)}")
-    for name in methods:
-        if name not in METHODS:
-            raise UnknownName("method", name, METHODS)
-    clip, benchmark = _load(args)
-    print(
-        f"{benchmark.name}: {len(benchmark.class_names)} classes, {len(benchmark.train)} training and "
-        f"{len(benchmark.test)} test images, {len(benchmark.shifts)} shifted and {len(benchmark.ood)} OOD sets; "
-        f"backbone {clip.name}, {clip.device}"
-    )
-    story = run_demo(
-        clip, benchmark, args.out, seeds=args.seeds, methods=methods, precision=args.precision, fresh=args.fresh,
-        progress=not args.quiet,
-    )  # fmt: skip
-    print()
-    print(table(story.summary))
-    print(
-        f"\nPercent, mean of {args.seeds} seeds ± half of the 95 % interval (images and seeds). Shift accuracy, AUROC\n"
-        "and FPR95: mean over sets; detector: MSP; FPR95: ID positive, threshold at 95 % TPR on the test images\n"
-        "(convention id-positive)."
-    )
-    if args.details:
-        print("\n" + details(story.summary))
-    verb = "Reused" if story.reused else "Wrote"
-    print(f"\n{verb} {args.out / 'records.csv'} ({len(story.records)} records) and {story.figure}")
-
-
 def _info(args: argparse.Namespace) -> None:
     from rp_lib.data.download import human
     from rp_lib.data.pixel_cache import cache_usage, clear_cache, default_cache
@@ -406,7 +330,7 @@ def _info(args: argparse.Namespace) -> None:
 def _search(args: argparse.Namespace) -> None:
     from rp_lib.run.search import SPACES, search, winners
 
-    names = tuple(name for name in args.methods.split(",") if name) or tuple(SPACES)
+    names = tuple(split_names(args.methods)) or tuple(SPACES)
     clip, benchmark = _load(args)
     found = search(
         clip, benchmark, args.out, trials=args.trials, seed=args.seed, methods=names, precision=args.precision

@@ -10,8 +10,8 @@ from rp_course.experiments import experiment, shipped_records
 
 from rp_lib.evaluation import summarize
 from rp_lib.mini import load_benchmark, load_clip, weights
-from rp_lib.run.demo import CORE, markdown
-from rp_lib.run.report import load_records
+from rp_lib.run import CORE
+from rp_lib.run.report import load_records, markdown
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "rp_lib" / "assets" / "mini" / "demo" / "records.csv"

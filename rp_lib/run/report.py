@@ -1,4 +1,4 @@
-"""Save records with their provenance, so that a number can be traced to the run that made it."""
+"""Records with their provenance, so that a number can be traced to the run that made it; and tables of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ import pandas as pd
 import torch
 
 from rp_lib._version import __version__
+from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
+from rp_lib.figures import STYLE
+from rp_lib.stats import as_percent
 from rp_lib.utils.distributed import on_main
 from rp_lib.utils.io import StorageError, file_sha256, load_table, save_table, write_atomically
 
@@ -94,3 +97,54 @@ def load_records(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise StorageError(
             f"{path} or the JSON beside it is missing or damaged ({error}); run the command again"
         ) from error
+
+
+# Tables of a summary, for a terminal and for the README.
+
+COLUMNS = (
+    ("ID acc", "test", "accuracy"),
+    ("shift acc", ALL_SHIFTS, "accuracy"),
+    ("AUROC", ALL_OOD, "auroc"),
+    ("FPR95", ALL_OOD, "fpr"),
+    ("ECE", "test", "ece"),
+)
+
+
+def _cells(summary: pd.DataFrame) -> dict[str, list[str]]:
+    """Per method, the columns as text: percent, with the half-width of the 95 % interval where there is one."""
+    methods = [m for m in STYLE if m in set(summary["method"])] + sorted(set(summary["method"]) - set(STYLE))
+    indexed = summary.set_index(["method", "set", "metric"])
+    rows = {}
+    for method in methods:
+        cells = []
+        for _, data, metric in COLUMNS:
+            if (method, data, metric) not in indexed.index:
+                cells.append("-")
+                continue
+            cells.append(as_percent(*indexed.loc[(method, data, metric), ["value", "low", "high"]]))
+        rows[method] = cells
+    return rows
+
+
+def table(summary: pd.DataFrame) -> str:
+    """The summary as text for a terminal: methods x axes."""
+    lines = ["".join(["method".ljust(14), *(head.rjust(13) for head, _, _ in COLUMNS)])]
+    lines += ["".join([method.ljust(14), *(c.rjust(13) for c in cells)]) for method, cells in _cells(summary).items()]
+    return "\n".join(lines)
+
+
+def markdown(summary: pd.DataFrame) -> str:
+    """The same table for the README."""
+    lines = ["| method | " + " | ".join(head for head, _, _ in COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
+    lines += [f"| {STYLE[m][2] if m in STYLE else m} | " + " | ".join(c) + " |" for m, c in _cells(summary).items()]
+    return "\n".join(lines)
+
+
+def details(summary: pd.DataFrame) -> str:
+    """Accuracy of every labelled set and AUROC of every OOD set, percent, means over seeds."""
+    wanted = summary[summary["metric"].isin(["accuracy", "auroc"])]
+    order = list(dict.fromkeys(wanted["set"]))
+    pivot = (100 * wanted.pivot(index="set", columns="method", values="value")).loc[order]
+    methods = [m for m in STYLE if m in pivot.columns]
+    kind = wanted.drop_duplicates("set").set_index("set").loc[order, "metric"]
+    return pivot[methods].assign(metric=kind).to_string(float_format=lambda v: f"{v:.1f}")

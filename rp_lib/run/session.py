@@ -153,7 +153,8 @@ def open_backbone(backbone: Mapping[str, Any], device: torch.device | str = "cpu
         raise
     except RPLibError as error:
         raise RPLibError(
-            f"{error}: --pretrained FILE, in a configuration [backbone] pretrained, in notebooks $RP_PRETRAINED"
+            f"{error}: [backbone] pretrained of the configuration (--set backbone.pretrained=FILE), in notebooks "
+            "$RP_PRETRAINED"
         ) from error
 
 

@@ -38,7 +38,7 @@ def pick_device(name: str = "auto") -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise RPLibError(f"device {name!r} cannot be used here; try --device auto or --device cpu") from error
+        raise RPLibError(f"device {name!r} cannot be used here; take auto or cpu") from error
     return device
 
 

@@ -260,18 +260,19 @@ def test_sizes_of_the_mini_benchmark_are_counted():
 
 def test_dry_run_says_what_is_missing_and_what_it_would_cost(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("RP_DATA", str(tmp_path / "data"))
-    assert (
-        cli.main(["run", "--config", "cifar10-paper", "--dry-run", "--gpu", "rtx-4090", "--utilisation", "0.25"]) == 0
-    )
+    assert cli.main(["run", "--config", "cifar10-paper", "--dry-run"]) == 0
     said = capsys.readouterr().out
     for word in ("stl10: missing", "./data_download.sh --root", "Estimate, not a measurement", "45,000 training",
-                 "118,297 judged", "one rtx-4090 at 25%", "ViT-B-32-quickgelu", "seeds 1, 2, 3"):  # fmt: skip
+                 "118,297 judged", "one a100 at 30%", "ViT-B-32-quickgelu", "seeds 1, 2, 3"):  # fmt: skip
         assert word in said
     rows = {line.split()[0]: line.split() for line in said.splitlines() if line}
     assert rows["fine-tune"][1:4] == ["3", "8,800", "3,356"] and rows["rp"][3] == "2,281"
     assert rows["rrp"][2:] == ["-"] * 5 and rows["linear-probe"][2] == "8,800"
     assert not (tmp_path / "data").exists()
     config = read_config("cifar10-paper")
+    assert "one rtx-4090 at 25%" in cost.plan(config, "rtx-4090", 0.25)
+    with pytest.raises(UnknownName, match="did you mean a100"):
+        cost.plan(config, "a10")
     assert not config.out.exists() or "reused" in said
 
 
@@ -280,11 +281,12 @@ def test_dry_run_of_folders_counts_them(capsys, tmp_path):
         (tmp_path / part).mkdir(parents=True)
         for i in range(n):
             (tmp_path / part / f"{i}.jpg").touch()
-    folders = f"train={tmp_path}/train,test={tmp_path}/test,ood:other={tmp_path}/other"
-    assert cli.main(["run", "--folders", folders, "--dry-run", "--backbone", "mini", "--methods", "zero-shot"]) == 0
+    folders = f'data={{id="folders", train="{tmp_path}/train", test="{tmp_path}/test", ood.other="{tmp_path}/other"}}'
+    run = ["run", "--config", "folders", "--dry-run", "--set", "backbone.name=mini", "--methods", "zero-shot", "--set"]
+    assert cli.main([*run, folders]) == 0
     said = capsys.readouterr().out
     assert "11 training, 1 validation and 7 judged images, 2 classes" in said
-    assert cli.main(["run", "--folders", f"train={tmp_path}/nowhere", "--dry-run"]) == 2
+    assert cli.main([*run, f"data.train={tmp_path}/nowhere"]) == 2
     assert "does not exist" in capsys.readouterr().err
 
 

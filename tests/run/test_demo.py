@@ -7,9 +7,10 @@ from rp_lib.config import PAPER
 from rp_lib.evaluation import Run
 from rp_lib.figures import AXES, STYLE, three_axes
 from rp_lib.methods import BASES, METHODS
-from rp_lib.run.demo import CORE, run_demo, table
-from rp_lib.run.report import load_records
+from rp_lib.run import CORE
+from rp_lib.run.report import load_records, table
 from rp_lib.run.search import SEARCH, tuned_settings
+from rp_lib.run.session import run_benchmark
 from rp_lib.utils.errors import RPLibError
 
 QUICK = {
@@ -26,7 +27,8 @@ def folder(tmp_path_factory):
 
 
 def tell(clip, benchmark, out, **more):
-    return run_demo(clip, benchmark, out, seeds=2, settings=QUICK, precision="float32", progress=False, **more)
+    options = {"seeds": (1, 2), "methods": CORE, "settings": QUICK, "precision": "float32", "progress": False}
+    return run_benchmark(clip, benchmark, out, **options | more)
 
 
 def test_demo_writes_records_figure_and_trained_methods(tiny_clip, tiny_benchmark, folder):
@@ -59,13 +61,12 @@ def test_second_run_reuses_what_is_there(tiny_clip, tiny_benchmark, folder, monk
 def test_other_settings_are_not_taken_for_the_same(tiny_clip, tiny_benchmark, folder):
     tell(tiny_clip, tiny_benchmark, folder)
     other = {**QUICK, "linear-probe": {"epochs": 3}}
-    story = run_demo(tiny_clip, tiny_benchmark, folder, seeds=2, settings=other, precision="float32", progress=False)
-    assert not story.reused
+    assert not tell(tiny_clip, tiny_benchmark, folder, settings=other).reused
 
 
 def test_no_seed_is_refused(tiny_clip, tiny_benchmark, tmp_path):
     with pytest.raises(RPLibError, match="seed"):
-        run_demo(tiny_clip, tiny_benchmark, tmp_path, seeds=0, settings=QUICK)
+        tell(tiny_clip, tiny_benchmark, tmp_path, seeds=())
 
 
 def test_recorded_search_has_a_winner_for_every_method_with_the_same_budget():
@@ -111,16 +112,7 @@ def test_mixtures_share_the_method_of_the_same_seed(tiny_clip, tiny_benchmark, t
     monkeypatch.setattr(run, "evaluate_outputs", lambda *a, **k: pd.DataFrame())
     for name in ("save_records", "save_figure", "three_axes", "summarize", "of_detector"):
         monkeypatch.setattr(run, name, lambda *a, **k: None)
-    run_demo(
-        tiny_clip,
-        tiny_benchmark,
-        tmp_path,
-        seeds=2,
-        methods=tuple(tuned),
-        settings=tuned,
-        precision="float32",
-        progress=False,
-    )
+    tell(tiny_clip, tiny_benchmark, tmp_path, seeds=range(1, 3), methods=tuple(tuned), settings=tuned)
     assert [(r.method.name, r.seed) for r in judged] == [(name, seed) for name in tuned for seed in (1, 2)]
     base = {r.seed: r.method for r in judged if r.method.name == "fine-tune"}
     assert all(r.method.fine_tuned is base[r.seed] and r.method.alpha == 0.3 for r in judged if r.method.name in BASES)
@@ -130,16 +122,7 @@ def test_mixtures_share_the_method_of_the_same_seed(tiny_clip, tiny_benchmark, t
     # Of other hyper-parameters, the base is no base; what is on disk then is its own.
     other = {**tuned, "wise-ft": {"epochs": 1, "batch_size": 6, "alpha": 0.3}}
     judged.clear()
-    run_demo(
-        tiny_clip,
-        tiny_benchmark,
-        tmp_path,
-        seeds=1,
-        methods=tuple(other),
-        settings=other,
-        precision="float32",
-        progress=False,
-    )
+    tell(tiny_clip, tiny_benchmark, tmp_path, seeds=range(1, 2), methods=tuple(other), settings=other)
     own = {r.method.name: r.method for r in judged}
     assert own["wise-ft"].fine_tuned is not own["fine-tune"] and own["logit-ensemble"].fine_tuned is own["fine-tune"]
     assert (tmp_path / "trained" / "wise-ft-seed1.safetensors").is_file()

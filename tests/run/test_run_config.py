@@ -12,7 +12,6 @@ from photo_world import jpeg, write
 from run_world import call
 
 from rp_lib import cli
-from rp_lib import cli as run_cli
 from rp_lib.config import AS_RELEASED, PAPER
 from rp_lib.data import NotThere
 from rp_lib.data.class_names import CIFAR10, TINY_IMAGENET_TO_CIFAR10
@@ -174,23 +173,17 @@ def test_a_value_out_of_range_is_refused_before_a_backbone_is_built(capsys, monk
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "say what to run"),
+        ([], "say what to run: --config NAME"),
         (["--config", "cifar10-papre"], "did you mean cifar10-paper"),
         (["--config", "nowhere.toml"], "does not exist; shipped ones: cifar10-as_released"),
-        (["--config", "mini", "--track", "mini"], "leave --track and --id out"),
-        (["--track", "ful"], "did you mean full"),
-        (["--id", "cifar"], "did you mean cifar10"),
-        (["--track", "mini", "--id", "cifar10"], "the mini track has one benchmark"),
         (["--config", "mini", "--seeds", "x"], "--seeds takes a number"),
         (["--config", "mini", "--seeds", ""], "seeds should be"),
+        (["--config", "mini", "--seeds", "20240101"], "the one seed 20240101 is the list [20240101]"),
+        (["--config", "mini", "--methods", ","], "methods should be a list of names, not empty"),
         (["--config", "mini", "--set", "seeds"], "--set takes KEY=VALUE"),
-        (["--folders", "trian=a"], "--folders takes train=PATH"),
-        (["--folders", "shift=a"], "--folders takes train=PATH"),
-        (["--folders", "train=a", "--track", "full"], "data of your own"),
-        (["--config", "mini", "--dry-run", "--gpu", "a10"], "did you mean a100"),
-        (["--config", "mini", "--dry-run", "--utilisation", "3"], "above 0 and at most 1"),
-        (["--config", "mini", "--device", "cuda:77"], "--device cpu"),
-        (["--config", "mini", "--methods", "rp", "--detectors", "knn", "--out", "out"], "also needs train"),
+        (["--config", "mini", "--set", "backbone.name="], "backbone.name is missing"),
+        (["--config", "mini", "--set", "device=cuda:77"], "take auto or cpu"),
+        (["--config", "mini", "--methods", "rp", "--set", 'detectors=["knn"]', "--out", "out"], "also needs train"),
     ],
 )
 def test_a_wrong_command_line_exits_2(arguments, message, capsys, tmp_path, monkeypatch):
@@ -198,6 +191,13 @@ def test_a_wrong_command_line_exits_2(arguments, message, capsys, tmp_path, monk
     assert call(*arguments) == 2
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("option", cli._FORMER)
+def test_an_option_that_is_gone_names_what_took_its_place(option, capsys):
+    with pytest.raises(SystemExit) as left:
+        call("--config", "mini", option, "3")
+    assert left.value.code == 2 and f"instead of {option}: {cli._FORMER[option]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["preset = ", "preset = 'paper'\npreset = 'paper'", "\xff"])
@@ -213,19 +213,12 @@ def test_the_command_line_wins(file):
         ["run", "--config", str(file), "--seeds", "4,7", "--methods", "rp, zero-shot", "--set", "settings.rp.epochs=9",
          "--set", "data.val_fraction=0.2", "--set", "about=words of one's own", "--out", "elsewhere"]
     )  # fmt: skip
-    config = read_config(run_cli.configuration_of(args), run_cli.changes_of(args))
+    config = read_config(args.config, cli.changes_of(args))
     assert config.seeds == (4, 7) and config.methods == ("rp", "zero-shot") and config.out == Path("elsewhere")
     assert config.settings()["rp"]["config"].epochs == 9 and config.data["val_fraction"] == 0.2
     assert config.about == "words of one's own" and config.precision == "float32"
-    for arguments, name in (
-        (["--track", "full"], "cifar10-paper"),
-        (["--track", "full", "--id", "imagenet", "--preset", "as_released"], "imagenet-as_released"),
-        (["--id", "cifar10", "--preset", "as_released"], "cifar10-as_released"),
-        (["--track", "mini"], "mini"),
-    ):
-        args = parser.parse_args(["run", *arguments])
-        assert run_cli.configuration_of(args) == name
-        read_config(name, run_cli.changes_of(args))
+    one = parser.parse_args(["run", "--config", str(file), "--seeds", "7,"])
+    assert read_config(one.config, cli.changes_of(one)).seeds == (7,)
 
 
 def test_folders_are_below_the_root(photos, tmp_path, monkeypatch, capsys):
@@ -261,7 +254,7 @@ def test_cifar10_of_folders_with_its_shift(tmp_path, capsys):
     assert [len(s) for s in data.sets] == [20, 10, 40, len(TINY_IMAGENET_TO_CIFAR10), 1, 3]
     assert open_benchmark(config.data, "as_released").templates == ("a photo of a {}",)
     assert task_size(config.data).train == 20
-    assert call("--config", "cifar10-folders", "--root", tmp_path, "--dry-run", "--set", "data.val_per_class=1") == 0
+    assert call("--config", "cifar10-folders", "--set", f"data.root={tmp_path}", "--dry-run", "--set", "data.val_per_class=1") == 0
     assert f"train: {tmp_path / 'cifar10' / 'train'}" in capsys.readouterr().out
 
 
@@ -274,11 +267,11 @@ def test_pacs_is_a_benchmark_of_folders(tmp_path, capsys):
     for i, folder in enumerate(("textures/dots", *(f"scenes/{n}" for n in ("forests", "glacier", "mountains", "sea")))):
         write(tmp_path / folder / "0.jpg", jpeg(900 + i, 64))
     out = ("--out", tmp_path / "out", "--set", f"data.cache={tmp_path / 'cache'}", "--methods", "zero-shot")
-    assert call("--config", "pacs", "--root", tmp_path, *out, "--details") == 0
+    assert call("--config", "pacs", "--set", f"data.root={tmp_path}", *out) == 0
     said = capsys.readouterr().out
     assert "pacs: 2 classes, 4 training and 2 test images, 3 shifted and 2 OOD sets; backbone mini" in said
     assert all(name in said for name in ("art", "cartoon", "sketch", "textures", "scenes"))
-    assert call("--config", "pacs", "--root", tmp_path / "nowhere", *out, "--fresh") == 2
+    assert call("--config", "pacs", "--set", f"data.root={tmp_path / 'nowhere'}", *out, "--fresh") == 2
     assert f"{tmp_path / 'nowhere' / 'pacs' / 'photo'} does not exist" in capsys.readouterr().err
 
 
@@ -289,7 +282,7 @@ def test_pacs_is_a_benchmark_of_folders(tmp_path, capsys):
 def test_missing_data_exits_6_with_the_command_that_gets_it(data, name, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RP_DATA", str(tmp_path / "data"))
     monkeypatch.setattr("rp_lib.clip.FrozenCLIP.open_clip", lambda *a, **k: pytest.fail("weights were asked for first"))
-    arguments = ("--track", "full", "--id", data, "--out", tmp_path / "out", "--device", "cpu")
+    arguments = ("--config", f"{data}-paper", "--out", tmp_path / "out", "--set", "device=cpu")
     assert call(*arguments) == NotThere.exit_code == 6
     said = capsys.readouterr().err
     assert name in said and f"./data_download.sh --root {tmp_path / 'data'}" in said
@@ -332,11 +325,11 @@ def test_random_weights_are_always_the_same(weights):
 def test_a_backbone_with_weights_of_its_own_drops_those_of_the_file(capsys):
     parser = cli.build_parser()
     for name in ("mini", "hf-hub:a/b"):
-        args = parser.parse_args(["run", "--config", "folders", "--backbone", name])
-        assert "pretrained" not in read_config("folders", run_cli.changes_of(args)).backbone
-    args = parser.parse_args(["run", "--config", "folders", "--backbone", "RN50-quickgelu"])
-    assert read_config("folders", run_cli.changes_of(args)).backbone["pretrained"] == "openai"
-    assert call("--config", "cifar10-paper", "--backbone", "hf-hub:a/b", "--dry-run") == 0
+        args = parser.parse_args(["run", "--config", "folders", "--set", f"backbone.name={name}"])
+        assert "pretrained" not in read_config("folders", cli.changes_of(args)).backbone
+    args = parser.parse_args(["run", "--config", "folders", "--set", "backbone.name=RN50-quickgelu"])
+    assert read_config("folders", cli.changes_of(args)).backbone["pretrained"] == "openai"
+    assert call("--config", "cifar10-paper", "--set", "backbone.name=hf-hub:a/b", "--dry-run") == 0
     assert "known when it is loaded" in capsys.readouterr().out
 
 
@@ -360,7 +353,7 @@ def test_weights_that_cannot_be_fetched_say_what_to_do(weights, monkeypatch):
         raise OSError("no network")
 
     monkeypatch.setattr(open_clip, "create_model", offline)
-    with pytest.raises(RPLibError, match=r"no network.*--pretrained FILE.*RP_PRETRAINED"):
+    with pytest.raises(RPLibError, match=r"no network.*backbone.pretrained=FILE.*RP_PRETRAINED"):
         open_backbone({"name": "ViT-B-32-quickgelu", "pretrained": "openai"})
     with pytest.raises(RPLibError, match="did you mean ViT-B-32"):
         open_backbone({"name": "ViT-B-32-quickgelo", "pretrained": "openai"})

@@ -1,15 +1,18 @@
 """``rp-lib run`` from the command line to the records, on made-up photos and a CLIP from a local checkpoint file."""
 
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import tomllib
 from dataclasses import asdict
 
 import pandas as pd
 import pytest
 import run_world
+import tomli_w
 from run_world import call
 
 from rp_lib.config import AS_RELEASED, PAPER
@@ -25,7 +28,7 @@ photos, weights, file = run_world.photos, run_world.weights, run_world.file
 
 def test_a_configuration_becomes_a_table_records_figure_and_outputs(file, tmp_path, capsys, monkeypatch):
     out = tmp_path / "out"
-    assert call("--config", file, "--details") == 0
+    assert call("--config", file) == 0
     said = capsys.readouterr().out
     for word in ("3 classes", "24 training and 15 test", "tiny.pt", "wise-ft", "±", "drawn", "id-positive", "Wrote"):
         assert word in said
@@ -154,7 +157,7 @@ def test_other_settings_in_the_same_folder_are_trained_and_judged_anew(tiny_clip
 def test_as_released_is_another_run(file, tmp_path):
     arguments = ("--config", file, "--methods", "rp,rrp", "--seeds", "1")
     assert call(*arguments) == 0
-    assert call(*arguments, "--preset", "as_released", "--out", tmp_path / "released") == 0
+    assert call(*arguments, "--set", "preset=as_released", "--out", tmp_path / "released") == 0
     paper, _ = load_records(tmp_path / "out" / "records.csv")
     released, about = load_records(tmp_path / "released" / "records.csv")
     assert about["settings"]["rp"]["config"] == asdict(AS_RELEASED.changed(epochs=2, batch_size=8))
@@ -163,20 +166,31 @@ def test_as_released_is_another_run(file, tmp_path):
     assert not paper["value"].equals(released["value"])
 
 
+def _dotted(table, above=""):
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key} = {json.dumps(value)}"
+
+
 def test_folders_without_a_configuration(photos, weights, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("RP_CACHE", str(tmp_path / "cache"))
     out = tmp_path / "five"
-    folders = ",".join(f"{k}={photos / v}" for k, v in (
-        ("train", "train"), ("val", "val"), ("test", "test"), ("shift:drawn", "drawn"), ("ood:other", "other")))  # fmt: skip
-    assert call("--folders", folders, "--methods", "zero-shot", "--backbone", "tiny-of-the-tests",
-                "--pretrained", weights, "--out", out, "--set", "data.size=32", "--device", "cpu") == 0  # fmt: skip
+    places = {k: str(photos / k) for k in ("train", "val", "test")}
+    data = {"id": "folders", "size": 32, **places, "shifts": {"drawn": str(photos / "drawn")}}
+    inline = tomli_w.dumps({"data": data | {"ood": {"other": str(photos / "other")}}})
+    keys = [f"data={{{', '.join(line for line in _dotted(tomllib.loads(inline)['data']))}}}",
+            "backbone.name=tiny-of-the-tests", f"backbone.pretrained={weights}", "device=cpu"]  # fmt: skip
+    sets = [part for key in keys for part in ("--set", key)]
+    assert call("--config", "folders", "--methods", "zero-shot", "--out", out, *sets) == 0
     records, about = load_records(out / "records.csv")
     assert {"drawn", "other"} <= set(records["set"]) and about["config"]["preset"] == "paper"
     assert "sketch" not in str(about["config"]["data"])  # nothing of the example's folders is left
 
 
 def test_two_processes_of_a_launcher_give_the_same_records_and_one_voice(file, tmp_path, capfd):
-    one = ("--config", file, "--methods", "zero-shot,rp", "--seeds", "1", "--backbone", "mini", "--pretrained", "final")
+    one = ("--config", file, "--methods", "zero-shot,rp", "--seeds", "1", "--set", "backbone.name=mini")
     assert call(*one, "--out", tmp_path / "one") == 0
     capfd.readouterr()
     with socket.socket() as free:
