@@ -87,6 +87,13 @@ def map_labels(labels, new):
     return torch.tensor([m for m in moved if m != -1]), torch.tensor([m != -1 for m in moved])
 
 
+def two_way_loss(image_features, text_features, labels, scale):
+    """With a copy of the prompt for every image, against the diagonal; log n_y is what the copies add to each direction."""
+    table, right = scale * (image_features @ text_features.T)[:, labels], torch.arange(len(labels))
+    counts = (labels[:, None] == labels).sum(1).float()
+    return (F.cross_entropy(table, right) + F.cross_entropy(table.T, right)) / 2 - counts.log().mean()
+
+
 def mixed_length(cosine, alpha):
     first = torch.stack([torch.ones_like(cosine), torch.zeros_like(cosine)], 1)
     second = torch.stack([cosine, (1 - cosine**2).clamp_min(0).sqrt()], 1)
@@ -145,6 +152,7 @@ INDEPENDENT = {
     "shrink_factor": shrink_factor,
     "image_to_text_loss": lambda logits, labels: F.cross_entropy(logits[:, labels], torch.arange(len(labels))),
     "loss_floor": lambda labels: F.cross_entropy(1e4 * (labels[:, None] == labels).float(), torch.arange(len(labels))).item(),
+    "two_way_loss": two_way_loss,
     "step_flops": lambda f, pixels, weights: f * {(0, 0): 1, (1, 0): 2, (0, 1): 3, (1, 1): 3}[pixels, weights],
     "mix_features": lambda rp, zs, alpha: (m := torch.lerp(rp, zs, alpha)) / m.square().sum(1, keepdim=True).sqrt(),
     "mixed_length": mixed_length,

@@ -68,6 +68,47 @@ def _floor_cases() -> tuple[Case, ...]:
     )
 
 
+def two_way_loss(image_features: Tensor, text_features: Tensor, labels: Tensor, scale: float) -> Tensor:
+    """Contrastive loss of a batch in both directions, a scalar."""
+    logits = scale * image_features @ text_features.T
+    images, count = torch.arange(len(labels), device=labels.device), torch.bincount(labels, minlength=logits.shape[1])
+    log_count = count.float().log()
+    image_to_text = (logits + log_count).log_softmax(dim=1)[images, labels]
+    text_to_image = logits.log_softmax(dim=0)[images, labels] + log_count[labels]
+    return -(image_to_text.mean() + text_to_image.mean()) / 2
+
+
+def _only_over_classes(image_features: Tensor, text_features: Tensor, labels: Tensor, scale: float) -> Tensor:
+    logits = scale * image_features @ text_features.T
+    return (
+        -(logits + torch.bincount(labels, minlength=logits.shape[1]).float().log())
+        .log_softmax(1)[torch.arange(len(labels)), labels]
+        .mean()
+    )
+
+
+def _without_the_scale(image_features: Tensor, text_features: Tensor, labels: Tensor, scale: float) -> Tensor:
+    return two_way_loss(image_features, text_features, labels, 1.0)
+
+
+def _without_the_counts(image_features: Tensor, text_features: Tensor, labels: Tensor, scale: float) -> Tensor:
+    logits, images = scale * image_features @ text_features.T, torch.arange(len(labels))
+    return -(logits.log_softmax(1)[images, labels].mean() + logits.log_softmax(0)[images, labels].mean()) / 2
+
+
+def _two_way_cases() -> tuple[Case, ...]:
+    g = torch.Generator().manual_seed(8)
+
+    def unit(*shape: int) -> Tensor:
+        return F.normalize(torch.randn(*shape, generator=g), dim=-1)
+
+    return (
+        Case("6 images of 3 classes", (unit(6, 4), unit(3, 4), torch.tensor([0, 1, 2, 2, 0, 0]), 5.0)),
+        Case("a class without images", (unit(5, 8), unit(4, 8), torch.tensor([0, 3, 3, 1, 0]), 10.0)),
+        Case("gradients reach the features", (unit(4, 6).requires_grad_(), unit(2, 6), torch.arange(4) % 2, 100.0)),
+    )
+
+
 def step_flops(forward: float, trains_pixels: bool, trains_weights: bool) -> float:
     """FLOPs of a training step of a tower whose forward pass costs `forward`."""
     flops = forward
@@ -140,6 +181,21 @@ EXERCISES = (
             ),
             Mistake(_mean_over_classes, "the loss is a mean over images, so a class of many images counts many times"),
             Mistake(_log_of_the_batch, "that is the loss of guessing; the prompt of another class can be told apart"),
+        ),
+    ),
+    Exercise(
+        two_way_loss,
+        10,
+        _two_way_cases,
+        (
+            "S.log_softmax(dim=1) runs over the classes, S.log_softmax(dim=0) over the images of the batch.",
+            "n_c is torch.bincount(labels, minlength=C); S[torch.arange(n), labels] takes each image's own class.",
+            "log(n_y * p) = log n_y + log p, so both directions are a log_softmax and a log count.",
+        ),
+        (
+            Mistake(_only_over_classes, "this is the direction from image to text alone; the other one is missing"),
+            Mistake(_without_the_scale, "the cosine similarities must be multiplied by scale before the softmax"),
+            Mistake(_without_the_counts, "log n_c is missing: a class counts as often as the batch holds its images"),
         ),
     ),
     Exercise(
