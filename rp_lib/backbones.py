@@ -8,6 +8,7 @@ is lower. So the tag or the file decides on the activation.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import pickle
 import zipfile
@@ -22,6 +23,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from rp_lib.utils.errors import RPLibError, UnknownName
+from rp_lib.utils.preparation import INTERPOLATIONS, RESIZE_MODES, Preparation
 
 log = logging.getLogger(__name__)
 SCHEMAS = ("hf-hub:", "local-dir:")
@@ -48,7 +50,7 @@ class Backbone:
         name: Model and weights.
         mean: Of each channel, of images in [0, 1], length 3.
         std: Of each channel, length 3.
-        image_size: Side of the square input, pixels.
+        preparation: Side of the square input, and how pictures become it.
 
     Example:
         >>> load_backbone("ViT-B-32", "openai").name  # doctest: +SKIP
@@ -60,7 +62,7 @@ class Backbone:
     name: str
     mean: Sequence[float]
     std: Sequence[float]
-    image_size: int
+    preparation: Preparation
 
 
 def load_backbone(name: str, pretrained: str | Path | None, **options: Any) -> Backbone:
@@ -105,7 +107,48 @@ def load_backbone(name: str, pretrained: str | Path | None, **options: Any) -> B
         raise RPLibError(f"cannot load the tokenizer of {name}: {error}") from error
     visual: Any = model.visual
     mean, std = visual.image_mean or open_clip.OPENAI_DATASET_MEAN, visual.image_std or open_clip.OPENAI_DATASET_STD
-    return Backbone(model, tokenizer, label, mean, std, _side(visual.image_size, name))
+    return Backbone(model, tokenizer, label, mean, std, _preparation(model, name))
+
+
+def _preparation(model: nn.Module, name: str) -> Preparation:
+    """Return what the weights were trained with, as far as it is done here; warn of what is not."""
+    from open_clip.model import get_model_preprocess_cfg
+
+    visual: Any = model.visual
+    known = get_model_preprocess_cfg(model)
+    interpolation, mode = known.get("interpolation", "bicubic"), known.get("resize_mode", "shortest")
+    if interpolation not in INTERPOLATIONS or mode not in RESIZE_MODES:
+        log.warning(
+            "%s was trained with the interpolation %r and the resize mode %r; pictures are resized %s instead", name,
+            interpolation, mode, Preparation(),
+        )  # fmt: skip
+        interpolation, mode = "bicubic", "shortest"
+    return Preparation(_side(visual.image_size, name), interpolation, mode)
+
+
+def _prepare_as_published(model: nn.Module, name: str, file: str) -> None:
+    """Give a model that was filled from a local file the preparation of that architecture's published weights.
+
+    A tag that the file's name holds decides; else all published weights of the architecture, if they agree.
+    """
+    import open_clip
+    from open_clip.model import get_model_preprocess_cfg, set_model_preprocess_cfg
+
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    named = max((tag for tag in tags if tag in file), key=len, default=None)
+    found: dict[str, list[str]] = {}
+    for tag in tags if named is None else [named]:
+        about = open_clip.get_pretrained_cfg(name, tag)
+        keys = ("mean", "std", "interpolation", "resize_mode")
+        found.setdefault(json.dumps({key: about[key] for key in keys if about.get(key)}), []).append(tag)
+    if len(found) == 1:
+        set_model_preprocess_cfg(model, {**get_model_preprocess_cfg(model), **json.loads(next(iter(found)))})
+    elif found:
+        log.warning(
+            "published weights of %s take different pictures (%s), and the name of %s does not say which: OpenAI's "
+            "mean and deviation are used. For others pass force_preprocess_cfg={'mean': ..., 'std': ...}", name,
+            "; ".join(f"{', '.join(of)}: {what}" for what, of in found.items()), file,
+        )  # fmt: skip
 
 
 def _create(name: str, tag: str | None, **options: Any) -> nn.Module:
@@ -156,6 +199,8 @@ def _from_file(name: str, path: Path, options: dict[str, Any]) -> tuple[str, nn.
         raise RPLibError(f"the weights of {path} are not those of {name}: {_in_short(error)}") from error
     if state is not None and state.keys() >= OPENAI_KEYS:
         return name, model
+    if "force_preprocess_cfg" not in options:
+        _prepare_as_published(model, name, path.name)
     halves = [tower for tower, matrices in _matrices(model).items() if _half_precise(matrices)]
     if halves and f"{name}{TWIN}" in open_clip.list_models() and not options.get("force_quick_gelu"):
         log.warning(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from rp_lib.utils.errors import RPLibError, UnknownName
+from rp_lib.utils.preparation import Preparation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +65,7 @@ class ImageSet:
             bit of computed pixels differs between processors.
         names: What each image shows, in words, length n, where the classes do not say it (near OOD); or None.
         paths: The file of each image, length n; None where there are no files.
+        preparation: How the pictures became these squares; None where that is not known.
         content: Hex digest of pixels that are too many to be hashed at each use (a memory-mapped cache, verified when
             it was made and opened). It stands for the pixels in the fingerprint.
         class_subset: Class numbers that predictions choose from, for a set that shows some of the classes only and
@@ -88,6 +90,7 @@ class ImageSet:
     derived_from: str | None = None
     names: list[str] | None = None
     paths: list[str] | None = None
+    preparation: Preparation | None = None
     content: str | None = None
     class_subset: tuple[int, ...] | None = None
 

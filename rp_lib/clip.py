@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from rp_lib.utils.device import compile_in_place, computing, evaluating
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.frozen_layers import speed_up_frozen_layers
 from rp_lib.utils.io import tensors_sha256
+from rp_lib.utils.preparation import Preparation
 
 log = logging.getLogger(__name__)
 
@@ -53,11 +55,11 @@ def to_unit_range(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
-def resize(images: Tensor, size: int) -> Tensor:
-    """Resize float images (n, 3, h, w) in [0, 1] to (n, 3, size, size): bicubic, antialiased, clamped to [0, 1]."""
+def resize(images: Tensor, size: int, mode: str = "bicubic") -> Tensor:
+    """Resize float images (n, 3, h, w) in [0, 1] to (n, 3, size, size), antialiased and clamped to [0, 1]."""
     if images.shape[-2:] == (size, size):
         return images
-    return F.interpolate(images, (size, size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    return F.interpolate(images, (size, size), mode=mode, antialias=True, align_corners=False).clamp(0, 1)
 
 
 def _factor(logit_scale: Tensor, name: str) -> float:
@@ -81,7 +83,7 @@ class FrozenCLIP:
         name: Model and weights, such as ``"ViT-B-32-quickgelu/openai"``.
         mean: Of each channel, of images in [0, 1], length 3.
         std: Of each channel, length 3.
-        image_size: Side of the square input, pixels.
+        image_size: Side of the square input, pixels, or that and how pictures become it.
         device: Where the model computes.
         channels_last: Lay out images with channels last in memory, which convolutions on GPUs are faster with.
         compile: Compile the image towers with ``torch.compile``: True, or the name of one of its backends. The first
@@ -90,6 +92,7 @@ class FrozenCLIP:
             was built by hand.
 
     Attributes:
+        preparation: How pictures of any size become its input; pass it as ``size`` of :func:`rp_lib.from_folders`.
         logit_scale: The factor on cosine similarities, a float (100 for OpenAI's models).
         embed_dim: Length d of the features.
 
@@ -111,7 +114,7 @@ class FrozenCLIP:
         name: str,
         mean: Sequence[float],
         std: Sequence[float],
-        image_size: int,
+        image_size: int | Preparation,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
         compile: bool | str = False,
@@ -125,7 +128,8 @@ class FrozenCLIP:
         self.arrange(self.model.visual)
         self.tokenizer = tokenizer
         self.name, self.source = name, source
-        self.image_size = image_size
+        self.preparation = Preparation.of(image_size)
+        self.image_size = self.preparation.size
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
         self.logit_scale = _factor(model.logit_scale.detach(), name)
@@ -159,7 +163,7 @@ class FrozenCLIP:
             weights = str(Path(weights).resolve())
         known = pretrained is not None or name.startswith(SCHEMAS)  # random weights cannot be loaded again
         return cls(
-            b.model, b.tokenizer, name=b.name, mean=b.mean, std=b.std, image_size=b.image_size, device=device,
+            b.model, b.tokenizer, name=b.name, mean=b.mean, std=b.std, image_size=b.preparation, device=device,
             source={"name": name, "pretrained": weights, **options} if known else None, **own,
         )  # fmt: skip
 
@@ -176,7 +180,10 @@ class FrozenCLIP:
         """SHA-256 (hex) over all weights, the normalization and the activation; equal only for the same model."""
         # The same weights with another activation are another model, and no weight tells them apart.
         quick = torch.tensor(any(type(m).__name__ == "QuickGELU" for m in self.model.modules()))
-        return tensors_sha256({**self.model.state_dict(), "mean": self._mean, "std": self._std, "quick_gelu": quick})
+        parts = {**self.model.state_dict(), "mean": self._mean, "std": self._std, "quick_gelu": quick}
+        if (own := replace(self.preparation, size=224)) != Preparation():  # other resizing, other features
+            parts["preparation"] = torch.tensor(list(repr(own).encode()))
+        return tensors_sha256(parts)
 
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Tokenize n texts: int64 (n, context length) on this model's device."""
@@ -259,7 +266,7 @@ class FrozenCLIP:
     def prepare(self, images: Tensor) -> Tensor:
         """Bring uint8 or float images (n, 3, h, w) to float32 (n, 3, H, H) in [0, 1] on this model's device."""
         check_images(images)
-        return resize(to_unit_range(images.to(self.device)), self.image_size)
+        return resize(to_unit_range(images.to(self.device)), self.image_size, self.preparation.interpolation)
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode uint8 or float images of any size as features of unit length, float32 (n, d)."""

@@ -23,6 +23,7 @@ from rp_lib.methods import Method
 from rp_lib.outputs import Outputs, head_of
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import StorageError, write_atomically
+from rp_lib.utils.preparation import Preparation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,7 +101,7 @@ def fit_threshold(
         images, name, sha256 = known.images, known.name, known.fingerprint
     else:
         _check_list(known)
-        images, broken = _read(known, method.image_side)
+        images, broken = _read(known, method.preparation)
         if broken:
             raise BrokenImages({Path(str(known[i])): reason for i, reason in broken.items()}, len(known))
         sha256 = hashlib.sha256(images.numpy().tobytes()).hexdigest()
@@ -141,7 +142,7 @@ def predict(
     rows: list[dict[str, Any]] = []
     for start in range(0, len(pictures), batch_size):
         part = pictures[start : start + batch_size]
-        images, broken = _read(part, method.image_side)
+        images, broken = _read(part, method.preparation)
         found = iter(())
         if len(images):
             features, logits = _outputs(method, images)
@@ -185,19 +186,19 @@ def _check_fitted(method: Method) -> None:
         raise RPLibError(f"this {method.name!r} was never fitted: call fit, or load a trained one with load_method")
 
 
-def _read(pictures: Sequence[Picture], side: int) -> tuple[Tensor, dict[int, str]]:
-    """Read pictures: uint8 (m, 3, side, side) of those that show an image, and what is wrong with the others."""
+def _read(pictures: Sequence[Picture], preparation: Preparation) -> tuple[Tensor, dict[int, str]]:
+    """Read pictures: uint8 (m, 3, size, size) of those that show an image, and what is wrong with the others."""
 
     def read(picture: Picture) -> np.ndarray | str:
         try:
             if isinstance(picture, Image.Image):
-                return to_square(picture.copy(), side)
+                return to_square(picture.copy(), preparation)
             if not isinstance(picture, Path | str):
                 raise RPLibError(f"pictures are files or PIL images, got {type(picture).__name__}")
             path = Path(picture)
             if not path.is_file():
                 return "no regular file" if path.exists() else "does not exist"
-            return decode(path.read_bytes(), side).pixels
+            return decode(path.read_bytes(), preparation).pixels
         except BrokenImage as error:
             return str(error)
         except OSError as error:
@@ -206,7 +207,8 @@ def _read(pictures: Sequence[Picture], side: int) -> tuple[Tensor, dict[int, str
     with quiet_pillow(), ThreadPoolExecutor() as pool:
         read_all = list(pool.map(read, pictures))
     whole = [p for p in read_all if not isinstance(p, str)]
-    images = torch.from_numpy(np.stack(whole)) if whole else torch.zeros(0, 3, side, side, dtype=torch.uint8)
+    none = torch.zeros(0, 3, preparation.size, preparation.size, dtype=torch.uint8)
+    images = torch.from_numpy(np.stack(whole)) if whole else none
     return images, {i: p for i, p in enumerate(read_all) if isinstance(p, str)}
 
 

@@ -1,7 +1,9 @@
+import dataclasses
 import json
 import logging
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from conftest import CLASSES, TEMPLATES, make_clip, make_model, make_set, model_
 from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
+from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 from torch import nn
 
@@ -19,11 +22,13 @@ from rp_lib.backbones import load_backbone
 from rp_lib.benchmark import Benchmark
 from rp_lib.clip import FrozenCLIP
 from rp_lib.config import PAPER
+from rp_lib.data.pixel_cache import to_square
 from rp_lib.features import encode_all
 from rp_lib.methods import FineTune, Reprogrammer, ZeroShot
 from rp_lib.outputs import compute_outputs
 from rp_lib.towers import text_part, vision_part
 from rp_lib.utils.errors import RPLibError
+from rp_lib.utils.preparation import Preparation
 
 CONTEXT = 12
 TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
@@ -190,6 +195,86 @@ def test_refusals_say_what_the_file_is_and_what_to_do(names: Path):
         assert len(said) < 500 and "weights_only" not in said and "local checkpoint" not in said
 
 
+@pytest.fixture
+def published(names: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that open_clip knows of: one tag of ``tiny``, and two of ``lonely`` that want different pictures."""
+    from open_clip import pretrained
+
+    siglip = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5), "interpolation": "bilinear", "resize_mode": "squash"}
+    table = dict(pretrained._PRETRAINED)
+    table["tiny"] = {"web_v1": {"url": "", "hf_hub": "", **siglip}}
+    table["lonely"] = {"laion_a": {"url": ""}, "web_v1": {"url": "", "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}}
+    monkeypatch.setattr(pretrained, "_PRETRAINED", table)
+
+
+def test_a_local_file_is_prepared_as_the_published_weights(names: Path, published, caplog):
+    torch.save(state(), names / "weights.pt")
+    clip = FrozenCLIP.open_clip("tiny", names / "weights.pt")
+    assert clip._mean.flatten().tolist() == clip._std.flatten().tolist() == [0.5] * 3
+    assert clip.preparation == Preparation(32, "bilinear", "squash")
+    forced = FrozenCLIP.open_clip("tiny", names / "weights.pt", force_preprocess_cfg={"mean": (0.2, 0.2, 0.2)})
+    assert forced._mean.flatten().tolist() == pytest.approx([0.2] * 3) and forced.preparation == Preparation(32)
+    assert forced.fingerprint != clip.fingerprint
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "rp_lib"):
+        unsaid = FrozenCLIP.open_clip("lonely", names / "weights.pt")
+    assert "does not say which" in caplog.text and "laion_a" in caplog.text and "web_v1" in caplog.text
+    assert unsaid._mean.flatten().tolist() == pytest.approx(open_clip.OPENAI_DATASET_MEAN)
+    (names / "weights.pt").rename(names / "lonely-web_v1-epoch3.pt")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "rp_lib"):
+        named = FrozenCLIP.open_clip("lonely", names / "lonely-web_v1-epoch3.pt")
+    assert not caplog.records and named._mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+
+
+def test_the_fingerprint_covers_the_resizing_and_is_what_it_was_for_clips_own(clip: FrozenCLIP):
+    prints = {}
+    for interpolation in ("bicubic", "bilinear"):
+        for mode in ("shortest", "squash"):
+            made = make_clip()
+            made.preparation = Preparation(32, interpolation, mode)
+            prints[interpolation, mode] = made.fingerprint
+    assert len(set(prints.values())) == 4 and prints["bicubic", "shortest"] == clip.fingerprint
+
+
+@pytest.mark.parametrize("how", [{}, {"resize_mode": "squash"}, {"interpolation": "bilinear"}])
+@pytest.mark.parametrize("shape", [(50, 80), (81, 40), (32, 32), (20, 24)])
+def test_pictures_are_prepared_as_open_clip_prepares_them(how: dict, shape: tuple[int, int]):
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels).resize(shape[::-1]).filter(ImageFilter.GaussianBlur(1))
+    config = PreprocessCfg(size=32, mean=(0, 0, 0), std=(1, 1, 1), **how)
+    theirs = (image_transform_v2(config, is_train=False)(picture) * 255).round().int()
+    ours = torch.from_numpy(to_square(picture.copy(), Preparation(32, **how))).int()
+    assert (ours - theirs).abs().max() <= 1
+
+
+def test_pictures_that_were_prepared_for_another_backbone_are_said(names: Path, published, caplog):
+    torch.save(state(), names / "weights.pt")
+    clip = FrozenCLIP.open_clip("tiny", names / "weights.pt")
+    cut = dataclasses.replace(make_set(8), preparation=Preparation(24))
+    for data, warned in ((cut, True), (dataclasses.replace(cut, preparation=replace(clip.preparation, size=24)), False)):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "rp_lib"):
+            FineTune(clip, CLASSES, ("a {}",), epochs=0).fit(data)
+        assert ("pass size=clip.preparation" in caplog.text) == warned
+
+
+def test_what_cannot_be_prepared_so_is_said(names: Path, caplog):
+    folder = names / "my-clip"
+    folder.mkdir()
+    about = {"model_cfg": TINY, "preprocess_cfg": {"resize_mode": "longest"}}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    save_file(state(), folder / "open_clip_model.safetensors")
+    with caplog.at_level(logging.WARNING, "rp_lib"):
+        clip = FrozenCLIP.open_clip(f"local-dir:{folder}", None)
+    assert "the resize mode 'longest'" in caplog.text and clip.preparation == Preparation(32)
+    about["preprocess_cfg"] = {"resize_mode": "squash", "interpolation": "bilinear"}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    assert FrozenCLIP.open_clip(f"local-dir:{folder}", None).preparation == Preparation(32, "bilinear", "squash")
+
+
 @pytest.mark.parametrize("stored", [100.0, 14.2857, float("nan"), float("inf")])
 def test_a_logit_scale_that_is_no_logarithm_is_refused(names: Path, stored: float):
     torch.save({**state(), "logit_scale": torch.tensor(stored)}, names / "w.pt")
@@ -291,7 +376,7 @@ def test_without_a_network_the_hub_is_not_there(monkeypatch: pytest.MonkeyPatch)
 
 def test_openais_spelling_of_names(names: Path):
     clips = [FrozenCLIP.open_clip(name, path) for name, path in (("tiny/quickgelu", None), ("tiny-quickgelu", None))]
-    assert {c.name for c in clips} == {"tiny-quickgelu/random"} and load_backbone("tiny", None).image_size == 32
+    assert {c.name for c in clips} == {"tiny-quickgelu/random"} and load_backbone("tiny", None).preparation.size == 32
 
 
 def test_another_image_size(names: Path):

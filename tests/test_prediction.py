@@ -62,7 +62,7 @@ def test_new_pictures_are_prepared_as_the_training_pictures_were(probe, data, ph
     files = find_pictures([photos / "test"])
     table = predict(probe, files, batch_size=7)
     logits = probe.logits(data.test.images)  # decoded by the benchmark, at its 48 pixels and not at CLIP's 64
-    assert probe.image_side == 48 and len(table) == len(files) == len(data.test)
+    assert probe.preparation.size == 48 and len(table) == len(files) == len(data.test)
     assert table["class"].tolist() == [data.class_names[c] for c in logits.argmax(1).tolist()]
     assert table["probability"].to_numpy() == pytest.approx(logits.double().softmax(1).amax(1).numpy(), abs=1e-6)
     assert (
@@ -128,11 +128,11 @@ def test_mixtures_know_how_their_base_was_trained(clip, data, tmp_path):
     config = {"config": {"epochs": 1, "batch_size": 16, "border_init": "white"}}
     rp = build_method("rp", clip, data.class_names, data.templates, config).fit(data.train)
     rrp = ResidualReprogrammer(rp, 0.4)
-    assert rrp.image_side == 48 and rrp.fingerprint != rrp.with_alpha(0.5).fingerprint
+    assert rrp.preparation.size == 48 and rrp.fingerprint != rrp.with_alpha(0.5).fingerprint
     rrp.save(tmp_path / "rrp.safetensors")
     again = load_method(tmp_path / "rrp.safetensors")
     assert (
-        again.image_side == 48 and again.fingerprint == rrp.fingerprint and again.clip.fingerprint == clip.fingerprint
+        again.preparation.size == 48 and again.fingerprint == rrp.fingerprint and again.clip.fingerprint == clip.fingerprint
     )
     assert torch.equal(again.logits(data.test.images), rrp.logits(data.test.images))
 

@@ -18,6 +18,7 @@ from rp_lib.data.class_names import imagenet_class_names, imagenet_wnids, prompt
 from rp_lib.data.image_folders import ClassFolder, FolderError, class_folders, image_files, image_folder, listed
 from rp_lib.data.splits import Maker, check_sizes, located, shots
 from rp_lib.utils.errors import RPLibError
+from rp_lib.utils.preparation import Preparation
 
 SHIFTS = ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
 OF_200 = ("imagenet-r", "imagenet-a")  # show 200 of the 1000 classes
@@ -31,7 +32,7 @@ def imagenet_benchmark(
     subset: int | None = None,
     per_class: int | None = None,
     val_per_class: int = 10,
-    size: int = 224,
+    size: int | Preparation = 224,
     templates: str | Sequence[str] = "plain",
     class_names: str | Sequence[str] = "distinct",
     score_among_all_classes: bool = False,
@@ -69,7 +70,7 @@ def imagenet_benchmark(
         FolderError: Class folders that are not ImageNet's.
         RPLibError: Files that cannot be decoded, or options that do not fit.
     """
-    check_sizes(subset=subset, per_class=per_class, val_per_class=val_per_class, size=size)
+    check_sizes(subset=subset, per_class=per_class, val_per_class=val_per_class)
     prompts = prompt_templates(templates)
     names = imagenet_class_names(class_names) if isinstance(class_names, str) else tuple(class_names)
     if len(names) != 1000:

@@ -37,6 +37,7 @@ from rp_lib.data.splits import (
     split_classes,
 )
 from rp_lib.utils.errors import RPLibError, UnknownName
+from rp_lib.utils.preparation import Preparation
 
 Folder = Path | str
 
@@ -51,7 +52,7 @@ def from_folders(
     ood: Mapping[str, Folder | Sequence[Folder]] | None = None,
     class_names: Mapping[str, str] | Sequence[str] | None = None,
     templates: Sequence[str] = ("a photo of a {}.",),
-    size: int = 224,
+    size: int | Preparation = 224,
     cache: Path | None = None,
     near: Collection[str] = (),
     numeric: bool = False,
@@ -81,7 +82,8 @@ def from_folders(
         class_names: Folder to name as it stands in prompts, or names in the order of the sorted folders; by default
             the folders' names with underscores as spaces.
         templates: Prompts with one ``{}`` for the class name.
-        size: Side of the images, pixels; a backbone that takes another size resizes them.
+        size: Side of the images, pixels, or all that a backbone wants: ``clip.preparation``. A backbone that takes
+            another size resizes them.
         cache: Folder of the decoded images; by default ``$RP_CACHE``, else ``rp_lib`` in the user's cache folder.
         near: Names of the OOD sets that are near the classes (role ``near-ood``); what an image shows is taken from
             its subfolder. All others are ``far-ood``.
@@ -164,7 +166,8 @@ def from_folders(
     for s in sets:
         # Of all images of the set, whatever is drawn of it.
         class_subset = _among(s, len(folders)) if missing == "among" else None
-        made[s.name] = _image_set(_drawn(s, subset, per_class, seed, load), ood.get(s.name, ()), class_subset)
+        drawn = _image_set(_drawn(s, subset, per_class, seed, load), ood.get(s.name, ()), class_subset)
+        made[s.name] = replace(drawn, preparation=Preparation.of(size))
     return Benchmark(
         name, names, templates, made["train"], made["val"], made["test"],
         {key: made[key] for key in shifts}, {key: made[key] for key in ood},
@@ -174,7 +177,7 @@ def from_folders(
 class _Loader:
     """Loads sets with the same settings."""
 
-    def __init__(self, size: int, cache: Path | None, progress: bool) -> None:
+    def __init__(self, size: int | Preparation, cache: Path | None, progress: bool) -> None:
         self._size, self._cache, self._progress = size, cache, progress
 
     def digests(self, paths: Sequence[Path]) -> list[bytes]:

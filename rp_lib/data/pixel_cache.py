@@ -49,6 +49,7 @@ from rp_lib.data.download import RESERVE, free_bytes, human, locked
 from rp_lib.data.sources import NoSpace
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import StorageError, file_sha256, load_tensors, save_tensors
+from rp_lib.utils.preparation import Preparation
 
 log = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def default_cache() -> Path:
 
 def load_images(
     paths: Sequence[Path],
-    size: int,
+    size: int | Preparation,
     *,
     cache: Path | None = None,
     workers: int | None = None,
@@ -132,7 +133,7 @@ def load_images(
 
     Args:
         paths: n image files, in the order of the result.
-        size: Side of the squares, pixels.
+        size: Side of the squares, pixels, or all that a backbone wants, such as ``clip.preparation``.
         cache: Folder of all caches; by default :func:`default_cache`. Several processes may use it at once: of two
             that want the same images one decodes, and the other waits for it.
         workers: Threads that decode; by default one for each processor, 32 at most.
@@ -146,17 +147,19 @@ def load_images(
     paths = [path if isinstance(path, Path) else Path(path) for path in paths]
     if not paths:
         raise RPLibError("there are no images to load")
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise RPLibError(f"size is the side of the images in pixels, 1 or more, got {size!r}")
+    preparation = Preparation.of(size)
+    size = preparation.size
     cache, workers = cache or default_cache(), workers or _workers()
     files, broken = hash_files(paths, cache=cache, workers=workers, progress=progress)
     decoding = None if progress is None else f"{progress}: decoding"
     if broken:
         whole = [i for i in range(len(paths)) if i not in broken]
-        results = _decoded([paths[i] for i in whole], files[whole], size, workers, decoding)
+        results = _decoded([paths[i] for i in whole], files[whole], preparation, workers, decoding)
         broken |= {i: r for i, r in zip(whole, results, strict=True) if isinstance(r, str)}
         raise BrokenImages({paths[i]: broken[i] for i in sorted(broken)}, len(paths))
     about = {"decoder": DECODER_VERSION, "transform": TRANSFORM, "size": size, "n": len(files)}
+    if preparation != Preparation(size):
+        about |= {"interpolation": preparation.interpolation, "resize_mode": preparation.resize_mode}
     key = hashlib.sha256(json.dumps(about).encode() + files.tobytes()).hexdigest()
     place = cache / "pixels" / key
     if found := open_cache(place, files, size):
@@ -164,7 +167,7 @@ def load_images(
     with _lock(cache, key):
         if found := open_cache(place, files, size):  # another process made it meanwhile
             return found
-        _build(place, paths, files, size, _decoded(paths, files, size, workers, decoding))
+        _build(place, paths, files, size, _decoded(paths, files, preparation, workers, decoding))
         if found := open_cache(place, files, size):
             return found
     raise StorageError(f"{place} does not hold what was just written to it; check that disk")
@@ -289,7 +292,7 @@ def _remember(cache: Path, folder: str, new: Mapping[str, tuple[tuple[int, int, 
 # --- From the bytes of a file to pixels ---
 
 
-def decode(data: bytes, size: int) -> Decoded:
+def decode(data: bytes, size: int | Preparation) -> Decoded:
     """Decode one image file; the first frame of several.
 
     Raises:
@@ -316,7 +319,7 @@ def decode(data: bytes, size: int) -> Decoded:
     return Decoded(pixels, greyscale, hashlib.sha256(pixels).digest())
 
 
-def to_square(image: Image.Image, size: int) -> np.ndarray:
+def to_square(image: Image.Image, size: int | Preparation) -> np.ndarray:
     """Prepare a loaded picture, which may change: uint8 (3, size, size).
 
     Raises:
@@ -327,7 +330,12 @@ def to_square(image: Image.Image, size: int) -> np.ndarray:
 
     with contextlib.suppress(Exception):  # unreadable EXIF data says nothing about the pixels, which were read
         ImageOps.exif_transpose(image, in_place=True)
-    square = TF.center_crop(TF.resize(_rgb(_middle(image)), size, InterpolationMode.BICUBIC, antialias=True), size)
+    preparation = Preparation.of(size)
+    size, how = preparation.size, InterpolationMode(preparation.interpolation)
+    if preparation.resize_mode == "squash":
+        square = TF.resize(_rgb(image), [size, size], how, antialias=True)
+    else:
+        square = TF.center_crop(TF.resize(_rgb(_middle(image)), size, how, antialias=True), size)
     return np.ascontiguousarray(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))
 
 
@@ -429,7 +437,7 @@ def _mapped(descriptor: int, length: int) -> Tensor:
 
 
 def _decoded(
-    paths: Sequence[Path], files: np.ndarray, size: int, workers: int, progress: str | None
+    paths: Sequence[Path], files: np.ndarray, size: Preparation, workers: int, progress: str | None
 ) -> Generator[Decoded | str]:
     """Every image in order, or what is wrong with it; a few chunks for each worker are in memory at a time."""
 
@@ -454,7 +462,7 @@ def _decoded(
         pool.shutdown(cancel_futures=True)
 
 
-def _decode_file(path: Path, sha256: bytes, size: int) -> Decoded | str:
+def _decode_file(path: Path, sha256: bytes, size: Preparation) -> Decoded | str:
     try:
         data = path.read_bytes()
         if hashlib.sha256(data).digest() != sha256:

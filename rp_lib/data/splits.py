@@ -24,6 +24,7 @@ from rp_lib.data.image_folders import ClassFolder, FolderError, listed
 from rp_lib.data.pixel_cache import CachedImages, load_images
 from rp_lib.data.sources import NotThere, default_root, load_sources
 from rp_lib.utils.errors import RPLibError, UnknownName
+from rp_lib.utils.preparation import Preparation
 
 
 class SharedImages(RPLibError):
@@ -366,7 +367,7 @@ class Maker:
         >>> Maker(32).of_files("scenes", "far-ood", image_files("scenes"), subset=1000)  # doctest: +SKIP
     """
 
-    size: int
+    size: int | Preparation
     cache: Path | None = None
     progress: bool = False
     seed: int = 0
@@ -386,7 +387,10 @@ class Maker:
         bar = name if self.progress else None
         cached = load_images([paths[i] for i in index.tolist()], self.size, cache=self.cache, progress=bar)
         labels = None if labels is None else labels[index]
-        return ImageSet(name, role, cached.images, labels, content=cached.content, class_subset=class_subset)
+        return ImageSet(
+            name, role, cached.images, labels, content=cached.content, class_subset=class_subset,
+            preparation=Preparation.of(self.size),
+        )  # fmt: skip
 
     def of_pixels(
         self, name: str, role: str, pixels: np.ndarray, labels: Tensor | None = None, *, subset: int | None = None
@@ -394,8 +398,9 @@ class Maker:
         """At most ``subset`` of uint8 (n, h, h, 3) images; another side is resized as that of files is, antialiased."""
         index = draw(labels, len(pixels), subset, self.seed)
         chosen = pixels[index.numpy()]
-        if chosen.shape[1] != self.size:
-            side = (self.size, self.size)
+        size = Preparation.of(self.size).size
+        if chosen.shape[1] != size:
+            side = (size, size)
             chosen = np.stack([np.asarray(Image.fromarray(x).resize(side, Image.Resampling.BICUBIC)) for x in chosen])
         images = torch.from_numpy(np.ascontiguousarray(chosen.transpose(0, 3, 1, 2)))
         return ImageSet(name, role, images, None if labels is None else labels[index])

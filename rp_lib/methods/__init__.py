@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from rp_lib.methods.reprogrammer import ImageReprogrammer, Reprogrammer, Residua
 from rp_lib.methods.zero_shot import ZeroShot
 from rp_lib.mini.weights import load_clip
 from rp_lib.utils.errors import RPLibError, UnknownName
+from rp_lib.utils.preparation import Preparation
 
 METHODS: dict[str, type[Method]] = {
     m.name: m
@@ -98,7 +100,8 @@ def load_method(
         clip = _backbone_of(path, meta, device)
     method = build_method(meta["method"], clip, meta["class_names"], meta["templates"], meta["settings"])
     method.load_state_dict({name: t.to(clip.device) for name, t in tensors.items()})
-    method.trained_on, method.image_side = meta["trained_on"], meta.get("image_side", clip.image_size)
+    method.trained_on = meta["trained_on"]
+    method.preparation = Preparation(**meta.get("preparation", asdict(clip.preparation)))
     return method
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,9 @@ from rp_lib.utils.device import evaluating
 from rp_lib.utils.distributed import on_main
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import StorageError, load_tensors, save_tensors, tensors_sha256
+from rp_lib.utils.preparation import Preparation
+
+log = logging.getLogger(__name__)
 
 
 class Method(ABC):
@@ -55,9 +59,9 @@ class Method(ABC):
         self.class_names = tuple(class_names)
         self.templates = tuple(templates)
         self.history = History()
-        # Fingerprint of the training images, and their side in pixels, which new pictures are prepared at.
+        # Fingerprint of the training images, and how they were prepared, as new pictures are then too.
         self.trained_on: str | None = None
-        self.image_side: int = clip.image_size
+        self.preparation: Preparation = getattr(clip, "preparation", Preparation())
 
     # What a method is made of -------------------------------------------------------------------------
 
@@ -234,7 +238,7 @@ class Method(ABC):
             "backbone": self.clip.name,
             "backbone_sha256": self.clip.fingerprint,
             "backbone_source": self.clip.source,
-            "image_side": self.image_side,
+            "preparation": dataclasses.asdict(self.preparation),
             "trained_on": self.trained_on,
         }
 
@@ -261,7 +265,14 @@ class Method(ABC):
                 f"{data.name!r} has labels {int(data.labels.min())} to {int(data.labels.max())} but the task has "
                 f"{len(self.class_names)} classes; check the order and number of class names"
             )
-        self.trained_on, self.image_side = data.fingerprint, data.images.shape[-1]
+        side = data.images.shape[-1]
+        self.trained_on = data.fingerprint
+        self.preparation = data.preparation or dataclasses.replace(self.clip.preparation, size=side)
+        if dataclasses.replace(self.preparation, size=self.clip.image_size) != self.clip.preparation:
+            log.warning(
+                "the pictures of %r were prepared by %s, but %s was trained with %s: pass size=clip.preparation where "
+                "they are read", data.name, self.preparation, self.clip.name, self.clip.preparation,
+            )  # fmt: skip
 
     def copy(self) -> Self:
         """A shallow copy that shares weights."""
@@ -283,7 +294,7 @@ class Mixture(Method):
     def __init__(self, base: Method, alpha: float) -> None:
         super().__init__(base.clip, base.class_names, base.templates)
         self.base, self.alpha = base, check_alpha(alpha)
-        self.history, self.trained_on, self.image_side = base.history, base.trained_on, base.image_side
+        self.history, self.trained_on, self.preparation = base.history, base.trained_on, base.preparation
 
     def with_alpha(self, alpha: float) -> Self:
         """Return the same mixture at another alpha; nothing is trained or copied."""
@@ -304,7 +315,7 @@ class Mixture(Method):
         self.base.fit(train_set, val, store=store, checkpoint=checkpoint, progress=progress)
         if store is not None:
             store.drop(self)
-        self.history, self.trained_on, self.image_side = self.base.history, self.base.trained_on, self.base.image_side
+        self.history, self.trained_on, self.preparation = self.base.history, self.base.trained_on, self.base.preparation
         return self
 
     def modules(self) -> nn.Module:

@@ -40,6 +40,7 @@ from rp_lib.run.session import RANDOM, check_data, placed, published_sets
 from rp_lib.towers import encode_embedded, text_part
 from rp_lib.trainer import batches
 from rp_lib.utils.errors import RPLibError, UnknownName
+from rp_lib.utils.preparation import Preparation
 
 # What gradients a pass computes: none; back to the input through frozen weights; of the weights.
 GRADIENTS = ("none", "input", "weights")
@@ -162,6 +163,7 @@ class _Weightless(FrozenCLIP):
     def __init__(self, model: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor], name: str, size: int) -> None:
         self.device, self.channels_last, self.compiled = torch.device("cpu"), False, False
         self.model, self.tokenizer, self.name, self.image_size = model, tokenizer, name, size
+        self.preparation, self.source = Preparation(size), None
         self.logit_scale, self._known_prompts = 100.0, set()
         self._mean = self._std = torch.zeros(1, 3, 1, 1)
         with torch.no_grad():

@@ -122,7 +122,7 @@ def track_of(config: RunConfig, *, progress: bool = False) -> Track:
     name = "mini" if config.data["id"] == "mini" else "full"
     data = dict(config.data)
     if data["id"] in ("folders", "imagenet"):  # pictures of many sizes are decoded at the one that the backbone takes
-        data.setdefault("size", clip.image_size)
+        data.setdefault("size", clip.preparation)
     return Track(name, clip, open_benchmark(data, config.preset, progress), config.all_settings(), device)
 
 
@@ -395,7 +395,7 @@ def _built(fitting: _Fitting, name: str, seed: int) -> Method:
     benchmark = fitting.benchmark
     method = build_method(name, fitting.clip, benchmark.class_names, benchmark.templates, options)
     if name != "zero-shot":
-        method.trained_on, method.image_side = benchmark.train.fingerprint, benchmark.train.images.shape[-1]
+        method.check_labels(benchmark.train)
     return method
 
 

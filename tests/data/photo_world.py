@@ -52,7 +52,7 @@ class Seer(Method):
 
     def __init__(self, class_names, templates=("{}",), shadow=None):
         clip = SimpleNamespace(
-            logit_scale=100.0, name="seer", fingerprint="0", source=None, image_size=32, check_prompts=lambda *prompts: 0
+            logit_scale=100.0, name="seer", fingerprint="0", source=None, check_prompts=lambda *prompts: 0
         )
         super().__init__(clip, class_names, templates)
         self.shadow = shadow

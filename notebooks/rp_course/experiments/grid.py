@@ -200,7 +200,7 @@ def _fit(
         settings = {**(world.tuned(entry.method) if entry.settings is None else entry.settings), "seed": seed}
         method = build_method(entry.method, clip, base.class_names, base.templates, settings)
         method.load_state_dict(base.state_dict())
-        method.trained_on, method.image_side = base.trained_on, base.image_side
+        method.trained_on, method.preparation = base.trained_on, base.preparation
         return method
     train = None if condition.train is None else condition.train[seed]
     return world.fit(
