@@ -31,12 +31,17 @@ log = logging.getLogger(__name__)
 
 
 def check_images(images: Tensor) -> None:
-    """Raise ``RPLibError`` unless ``images`` is uint8 (n, 3, h, w), or float (n, 3, h, w) finite in [0, 1]."""
+    """Raise ``RPLibError`` unless ``images`` is uint8 (n, 3, h, h), or float (n, 3, h, h) finite in [0, 1]."""
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
         shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise RPLibError(f"images must be a tensor of shape (n, 3, height, width), got {shape}")
     if 0 in images.shape[2:]:
         raise RPLibError(f"images of {images.shape[2]} x {images.shape[3]} pixels show nothing")
+    if images.shape[2] != images.shape[3]:
+        raise RPLibError(
+            f"images of {images.shape[2]} x {images.shape[3]} pixels would be squeezed into a square, which training "
+            "pictures were cut to: hand their files to rp_lib.predict, or cut squares out first"
+        )
     if images.dtype == torch.uint8:
         return
     if not images.is_floating_point():

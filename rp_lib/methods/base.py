@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rp_lib._version import __version__
 from rp_lib.benchmark import ImageSet, mask_logits
-from rp_lib.clip import FrozenCLIP
+from rp_lib.clip import FrozenCLIP, check_images
 from rp_lib.config import check_alpha
 from rp_lib.features import Encoder, FeatureStore, encode_all
 from rp_lib.trainer import Checkpoint, Group, History, Schedule, train
@@ -210,6 +210,7 @@ class Method(ABC):
 
     def features(self, images: Tensor) -> Tensor:
         """float32 (n, d) image features of uint8 or float [0, 1] images (n, 3, h, w), on the CPU."""
+        check_images(images)
         return self.mix_features(*(encode_all(e, images) for e in self.encoders))
 
     @torch.inference_mode()

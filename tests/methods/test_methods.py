@@ -126,6 +126,12 @@ def test_the_backbone_never_gets_a_gradient(clip: FrozenCLIP, train_set: ImageSe
     }
 
 
+@pytest.mark.parametrize("no_images", ["photo.jpg", [1, 2], torch.zeros(2, 3, 8, 16)])
+def test_what_is_no_batch_of_squares_is_refused(no_images, clip: FrozenCLIP):
+    with pytest.raises(RPLibError, match=r"images must be a tensor|squeezed into a square"):
+        make("zero-shot", clip).logits(no_images)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_get_params_build_the_method_again(name: str, clip: FrozenCLIP):
     method = make(name, clip)
