@@ -1,7 +1,7 @@
 """``paper`` and ``as_released``: the method as published, and as its released code really computes it.
 
 Each row of the released code that changes a number is a named switch (the numbers are those of the ledger
-in the README), so that its effect can be measured one at a time: ``replace(PAPER, text_rows="all")``.
+in notebooks/pages/inside.md), so that its effect can be measured one at a time: ``replace(PAPER, text_rows="all")``.
 """
 
 from __future__ import annotations

@@ -16,6 +16,8 @@ from rp_lib.run.report import load_records, markdown
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "rp_lib" / "assets" / "mini" / "demo" / "records.csv"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "notebooks" / "pages").glob("*.md"))}
+EVERYTHING = "\n".join([README, *PAGES.values()])
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +42,16 @@ def test_commands_files_and_links_are_there():
     assert course.endswith(".venv/bin/jupyter lab notebooks") and "[notebooks]" in course
     assert demo.endswith(".venv/bin/rp-lib demo") and tests.endswith(".venv/bin/pytest")
     assert "pytest" in (ROOT / ".ci" / "run").read_text()
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (ROOT / target).exists(), target
-    for name in re.findall(r"`(rp_lib/[\w/.]+)`", README):
+    for folder, text in [(ROOT, README), *((ROOT / "notebooks" / "pages", page) for page in PAGES.values())]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+            assert (folder / target).exists(), target
+    for name in re.findall(r"`(rp_lib/[\w/.]+)`", EVERYTHING):
         assert (ROOT / name).exists(), name
+
+
+def test_readme_is_read_in_a_few_minutes_and_begins_with_the_set_up():
+    assert len(README.split()) <= 1200
+    assert README.index("## Start") < README.index("## The notebooks") < README.index("## In five lines")
 
 
 def test_every_notebook_is_listed_with_its_minutes():
@@ -57,12 +65,12 @@ def test_every_notebook_is_listed_with_its_minutes():
 
 
 def test_no_placeholder_is_left():
-    assert "<!--" not in README
+    assert "<!--" not in EVERYTHING
 
 
 def test_figure_has_alt_text():
-    images = re.findall(r"!\[([^]]*)\]\(([^)]+)\)", README)
-    assert images and all(len(alt) > 40 for alt, _ in images)
+    images = re.findall(r"!\[([^]]*)\]\(([^)]+)\)", EVERYTHING)
+    assert images and all(len(alt) > 40 or "colab-badge" in source for alt, source in images)
 
 
 def test_model_card_numbers_are_those_of_the_index():
@@ -76,14 +84,14 @@ def test_model_card_numbers_are_those_of_the_index():
 def test_zero_shot_numbers_are_those_of_the_model_card():
     card = (ROOT / "rp_lib" / "assets" / "mini" / "clip" / "MODEL_CARD.md").read_text(encoding="utf-8")
     final = next(line for line in card.splitlines() if line.startswith("| final |"))
-    weak = README[README.index("**What is still weak.**") :].replace("\n", " ")
+    weak = PAGES["findings"].split("**What is still weak.**")[1].replace("\n", " ")
     for value, interval in re.findall(r"([0-9.]+) % (\[[0-9., ]+\])", weak)[:2]:
         assert f"{value} {interval}" in final
     assert len(re.findall(r"([0-9.]+) % (\[[0-9., ]+\])", weak)) >= 2
 
 
 def test_numbers_of_experiments_are_those_of_the_shipped_verdicts():
-    told = README[README.index("**When does reprogramming win?**") :].split("## ")[0].replace("\n", " ")
+    told = PAGES["findings"].split("**When does reprogramming win?**")[1].split("## ")[0].replace("\n", " ")
     quoted = re.findall(r"[+-][0-9.]+ \[[+-][0-9.]+, [+-][0-9.]+\]", told)
     evidence = " ".join(v.evidence for v in experiment("strength").judge(shipped_records("strength")))
     evidence = evidence.replace(" points [", " [")
@@ -95,7 +103,7 @@ def test_numbers_of_experiments_are_those_of_the_shipped_verdicts():
 
 def test_what_the_table_decided_is_told_as_it_came_out():
     records = shipped_records("table")
-    told = README[README.index("**Who wins, and by which detector?**") :].split("![")[0].replace("\n", " ")
+    told = PAGES["findings"].split("**Who wins, and by which detector?**")[1].split("![")[0].replace("\n", " ")
     verdicts = experiment("table").judge(records)
     assert len(verdicts) == 18 and "Of eighteen claims" in told
     assert {v.claim for v in verdicts if v.outcome == "holds"} == {
@@ -119,7 +127,7 @@ def test_what_the_table_decided_is_told_as_it_came_out():
 
 def test_the_aggregate_is_told_as_it_came_out():
     records = shipped_records("table")
-    told = README[README.index("**One number, read last.**") :].split("![")[0].replace("\n", " ")
+    told = PAGES["findings"].split("**One number, read last.**")[1].split("![")[0].replace("\n", " ")
     ranks = records[(records["metric"] == "rank") & (records["set"] == "aggregate")].set_index("method")
     assert set(ranks["value"].nsmallest(2).index) == {"wise-ft", "logit-ensemble"}
     for name in ("wise-ft", "logit-ensemble"):
@@ -130,8 +138,8 @@ def test_the_aggregate_is_told_as_it_came_out():
 def test_numbers_on_photographs_are_those_of_the_records():
     photos = ROOT / "notebooks" / "rp_course" / "experiments" / "records" / "photos"
     records, about = load_records(photos / "pacs.csv")
-    told = README[README.index("### On real photographs") :].split("**What could not")[0].replace("\n", " ")
-    assert markdown(summarize(records)) in README and len(about["seed_numbers"]) == 2
+    told = PAGES["real_data"].split("## On real photographs")[1].split("**What could not")[0].replace("\n", " ")
+    assert markdown(summarize(records)) in PAGES["real_data"] and len(about["seed_numbers"]) == 2
     single = records[~records["set"].str.startswith("mean of")]
     largest = single.groupby(["role", "set"])["n"].max().groupby("role").sum()
     for role, word in (("test", "test photographs"), ("shift", "shifted pictures")):
@@ -150,7 +158,7 @@ def test_numbers_on_photographs_are_those_of_the_records():
 def test_gpu_figures_are_those_of_the_record():
     record = json.loads((ROOT / "tests" / "speed" / "records" / "h200.json").read_text("utf-8"))
     steps = {(r["backbone"], r["compiled"], r["batch"], r["method"]): r for r in record["steps"]}
-    said = README[README.index("**On a GPU**") : README.index("## How to go on")]
+    said = PAGES["speed"].split("**On a GPU**")[1]
     b, large = "ViT-B-32-quickgelu", "ViT-L-14-quickgelu"
     for key in ((b, False, 1024), (b, True, 1024), (large, False, 128)):
         assert f"{steps[*key, 'rp']['seconds'] / steps[*key, 'fine-tune']['seconds']:.2f}" in said

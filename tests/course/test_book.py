@@ -61,6 +61,21 @@ def test_pages_take_the_numbered_notebooks_in_order(notebooks, commands, tmp_pat
     assert "-W" in command and str(source) in command
 
 
+def test_pages_of_markdown_follow_with_their_pictures_and_links(notebooks, commands, tmp_path):
+    pages = notebooks / "pages"
+    pages.mkdir()
+    (notebooks / "a.png").write_bytes(b"picture")
+    (pages / "speed.md").write_text("# Speed\n\n![a curve of seconds](../a.png) [code](../../rp_lib/x.py) [02](../02_b.ipynb) [web](https://a.org)\n")
+    build_book(notebooks, tmp_path / "out")
+    source = tmp_path / "out" / "source"
+    assert json.loads((source / "_toc.yml").read_text())["chapters"] == [{"file": "01_sees"}, {"file": "speed"}]
+    text = (source / "speed.md").read_text()
+    assert "![a curve of seconds](a.png)" in text and (source / "a.png").read_bytes() == b"picture"
+    assert f"[code]({repository()}/blob/v{__version__}/rp_lib/x.py)" in text
+    assert "[02](02_b.ipynb)" in text and "[web](https://a.org)" in text
+    assert "- [Speed](speed.md)" in (source / "index.md").read_text()
+
+
 def staged_cells(out):
     return json.loads((out / "source" / "01_sees.ipynb").read_text())["cells"]
 

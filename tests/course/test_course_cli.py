@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from rp_course import cli
+
+FOLDER = Path(__file__).resolve().parents[2] / "notebooks"
 
 
 @pytest.mark.parametrize(
@@ -33,3 +36,13 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         process.stdout.close()  # before anything is written
         assert process.wait(120) == 0
         assert process.stderr.read() == ""
+
+
+def test_notebooks_are_copied_and_never_over_what_is_there(tmp_path, capsys):
+    assert cli.main(["notebooks", "00", "12", "--folder", str(FOLDER), "--copy", str(tmp_path / "mine")]) == 0
+    assert "2 notebooks copied" in capsys.readouterr().out
+    copied = sorted(path.name for path in (tmp_path / "mine").iterdir())
+    assert copied == ["00_tour.ipynb", "12_your_own_data.ipynb"]
+    assert (tmp_path / "mine" / copied[0]).read_bytes() == (FOLDER / copied[0]).read_bytes()
+    assert cli.main(["notebooks", "00", "--folder", str(FOLDER), "--copy", str(tmp_path / "mine")]) != 0
+    assert "there already" in capsys.readouterr().err

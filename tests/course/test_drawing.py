@@ -42,10 +42,10 @@ def test_notebook_shows_it_with_its_text_alternative(capsys):
 
 def test_readme_shows_what_the_code_draws():
     stored, drawn = (
-        Image.open(f).convert("L") for f in (FOLDER / "rp_course" / "drawing.png", io.BytesIO(_png(tuple(ALTS))))
+        Image.open(f).convert("L") for f in (FOLDER / "pages" / "drawing.png", io.BytesIO(_png(tuple(ALTS))))
     )
     assert stored.size == drawn.size
     assert (
         np.abs(np.asarray(stored, float) - np.asarray(drawn, float)).mean() < 3
     )  # fonts differ a little between machines
-    assert f"![{alt()}](notebooks/rp_course/drawing.png)" in (FOLDER.parent / "README.md").read_text("utf-8")
+    assert f"![{alt()}](notebooks/pages/drawing.png)" in (FOLDER.parent / "README.md").read_text("utf-8")

@@ -65,10 +65,12 @@ def build_book(notebooks: Path, out: Path) -> Path:
     (source / "_static").mkdir()
     shutil.copyfile(HERE / "book.css", source / "_static" / "book.css")
     shutil.copyfile(HERE / "_config.yml", source / "_config.yml")
+    pages = [_stage_page(path, source) for path in sorted((notebooks / "pages").glob("*.md"))]
     # JSON is YAML too, and needs no further package.
-    chapters = [{"file": path.stem} for path in paths]
+    chapters = [{"file": path.stem} for path in paths] + [{"file": name} for name, _ in pages]
     (source / "_toc.yml").write_text(json.dumps({"format": "jb-book", "root": "index", "chapters": chapters}))
     lines = [f"- [{title}]({path.name})" for path, title in zip(paths, titles, strict=True)]
+    lines += [f"- [{title}]({name}.md)" for name, title in pages]
     (source / "index.md").write_text(WELCOME + "\n".join(lines) + "\n")
     strict = ["build", "--all", "-W", "-n", "--keep-going"]
     _run([sys.executable, "-c", MAIN, *strict, str(source), "--path-output", str(out)])
@@ -90,6 +92,25 @@ def _stage(path: Path, folder: Path) -> str:
     (folder / path.name).write_text(json.dumps(notebook), encoding="utf-8")
     first = "".join(notebook["cells"][0]["source"]).splitlines()
     return next((line.lstrip("# ") for line in first if line.startswith("# ")), path.stem)
+
+
+def _stage_page(path: Path, folder: Path) -> tuple[str, str]:
+    """Copy a page of Markdown with its pictures; returns its name and title."""
+
+    def link(found: re.Match[str]) -> str:
+        picture, target = found[1], (path.parent / found[2]).resolve()
+        if picture:
+            shutil.copyfile(target, folder / target.name)
+            return f"{picture}({target.name})"
+        if target.parent == path.parent.resolve() or target.suffix == ".ipynb":
+            return f"]({target.name})"
+        return f"]({repository()}/blob/v{__version__}/{target.relative_to(path.resolve().parents[2]).as_posix()})"
+
+    text = path.read_text(encoding="utf-8")
+    text = re.sub(r"(!\[[^]]*\])\(([^)]+)\)", link, text)
+    text = re.sub(r"()\]\((\.[^)\s]+)\)", link, text)
+    (folder / path.name).write_text(text, encoding="utf-8")
+    return path.stem, text.splitlines()[0].lstrip("# ")
 
 
 def _linked(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 import tomllib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -67,6 +68,21 @@ def paths(folder: Path, names: Sequence[str] = ()) -> list[Path]:
             raise UnknownName("notebook", name, found)
         chosen += fit
     return chosen or list(found.values())
+
+
+def copy_notebooks(chosen: Sequence[Path], folder: Path) -> int:
+    """Copy notebooks to another folder, and never over a file that is there; returns how many.
+
+    Raises:
+        RPLibError: The folder holds one of them already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in chosen:
+        if (folder / path.name).exists():
+            raise RPLibError(f"{folder / path.name} is there already, perhaps with your answers: name another folder")
+    for path in chosen:
+        shutil.copyfile(path, folder / path.name)
+    return len(chosen)
 
 
 def repository(folder: Path) -> str:

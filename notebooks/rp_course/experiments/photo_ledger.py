@@ -1,6 +1,6 @@
 """Two bugs of the released code on photographs: ``python -m rp_course.experiments.photo_ledger --root FOLDER``.
 
-Detection turns normalized images into 8 bit a second time, so that values wrap (2 in the README's table), and STL-10's
+Detection turns normalized images into 8 bit a second time, so that values wrap (row 2 of the ledger), and STL-10's
 labels stay in their own order (3). Both are measured on CIFAR-10 as folders of images (the configuration
 ``cifar10-folders``) with the backbone that it names, the first also on others (``--config pacs``). STL-10 itself is not
 among those images; CIFAR-10's photographs of the nine classes that both have stand in for it, written in STL-10's own

@@ -23,7 +23,7 @@ from rp_course.experiments.released_script import DetectionScript
 from rp_course.experiments.world import World
 from rp_lib.config import AS_RELEASED, RPConfig
 
-# Row of the ledger in the README -> what it is called here, which switches it sets, whether RP must be trained again.
+# Row of the ledger -> what it is called here, which switches it sets, whether RP must be trained again.
 # Switches of the released detection script are those of `DetectionScript`, all others those of `RPConfig`.
 ROWS: dict[str, tuple[str, tuple[str, ...], bool]] = {
     "1": ("overlay", ("placement",), True),
