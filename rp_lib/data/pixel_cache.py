@@ -1,10 +1,10 @@
 """Images decoded once: uint8 tensors on disk, memory-mapped, shared by every run that wants the same pixels.
 
 A cache is found by the content of the files (not by their names or times) and by the transform. It is complete, or it
-is not there::
+is not there. Pictures that another one holds already are copied from it and not decoded again::
 
     CACHE/hashes/KEY    SHA-256 of the files of one folder, by name, size and times: unchanged files are not read again
-    CACHE/pixels/KEY/   pixels.u8 (n, 3, size, size) and about.safetensors, with a digest of every image
+    CACHE/pixels/KEY/   pixels.u8 (n, 3, size, size) and about.safetensors: a digest of every file and image
     CACHE/building/KEY/ on its way; the next process at work removes what a dead one left
     CACHE/locks/KEY     held while KEY is built; the system frees it when its process ends, however
 
@@ -154,12 +154,13 @@ def load_images(
     decoding = None if progress is None else f"{progress}: decoding"
     if broken:
         whole = [i for i in range(len(paths)) if i not in broken]
-        results = _decoded([paths[i] for i in whole], files[whole], preparation, workers, decoding)
+        results = _decoded([paths[i] for i in whole], files[whole], preparation, workers, decoding, {})
         broken |= {i: r for i, r in zip(whole, results, strict=True) if isinstance(r, str)}
         raise BrokenImages({paths[i]: broken[i] for i in sorted(broken)}, len(paths))
     about = {"decoder": DECODER_VERSION, "transform": TRANSFORM, "size": size, "n": len(files)}
     if preparation != Preparation(size):
         about |= {"interpolation": preparation.interpolation, "resize_mode": preparation.resize_mode}
+    settings = {name: value for name, value in about.items() if name != "n"}
     key = hashlib.sha256(json.dumps(about).encode() + files.tobytes()).hexdigest()
     place = cache / "pixels" / key
     if found := open_cache(place, files, size):
@@ -167,7 +168,8 @@ def load_images(
     with _lock(cache, key):
         if found := open_cache(place, files, size):  # another process made it meanwhile
             return found
-        _build(place, paths, files, size, _decoded(paths, files, preparation, workers, decoding))
+        known = _already_decoded(cache, files, settings)
+        _build(place, paths, files, settings, _decoded(paths, files, preparation, workers, decoding, known))
         if found := open_cache(place, files, size):
             return found
     raise StorageError(f"{place} does not hold what was just written to it; check that disk")
@@ -436,13 +438,60 @@ def _mapped(descriptor: int, length: int) -> Tensor:
     return torch.frombuffer(view, dtype=torch.uint8)
 
 
+@dataclass(frozen=True)
+class _Copy:
+    """Where a picture stands in another cache: file, offset and length in bytes, and what ``Decoded`` says of it."""
+
+    file: Path
+    offset: int
+    length: int
+    greyscale: bool
+    sha256: bytes
+
+    def read(self, size: int) -> Decoded | None:
+        """Read it; None if the cache is gone or damaged."""
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.offset)
+                data = file.read(self.length)
+        except OSError:
+            return None
+        if hashlib.sha256(data).digest() != self.sha256:
+            return None
+        return Decoded(np.frombuffer(data, np.uint8).reshape(3, size, size), self.greyscale, self.sha256)
+
+
+def _already_decoded(cache: Path, files: np.ndarray, settings: Mapping[str, object]) -> dict[bytes, _Copy]:
+    """Find pictures of ``files`` in caches made with the same settings: by the SHA-256 of the file."""
+    wanted = {row.tobytes() for row in files}
+    length = 3 * int(settings["size"]) ** 2  # type: ignore[call-overload]
+    found: dict[bytes, _Copy] = {}
+    for place in (cache / "pixels").glob("*"):
+        try:
+            tensors, about = load_tensors(place / "about.safetensors")
+            if about["settings"] != settings:
+                continue
+            rows = zip(tensors["files"].numpy(), tensors["pixels"].numpy(), tensors["greyscale"].tolist(), strict=True)
+        except (StorageError, KeyError):  # damaged, gone meanwhile, or of an earlier version
+            continue
+        for i, (sha256, pixels, greyscale) in enumerate(rows):
+            if (key := sha256.tobytes()) in wanted and key not in found:
+                found[key] = _Copy(place / "pixels.u8", i * length, length, greyscale, pixels.tobytes())
+    return found
+
+
 def _decoded(
-    paths: Sequence[Path], files: np.ndarray, size: Preparation, workers: int, progress: str | None
-) -> Generator[Decoded | str]:
+    paths: Sequence[Path], files: np.ndarray, size: Preparation, workers: int, progress: str | None,
+    known: Mapping[bytes, _Copy],
+) -> Generator[Decoded | str]:  # fmt: skip
     """Every image in order, or what is wrong with it; a few chunks for each worker are in memory at a time."""
 
+    def one(i: int) -> Decoded | str:
+        copy = known.get(sha256 := files[i].tobytes())
+        return (copy and copy.read(size.size)) or _decode_file(paths[i], sha256, size)
+
     def work(start: int) -> list[Decoded | str]:
-        return [_decode_file(paths[i], files[i].tobytes(), size) for i in range(len(paths))[start : start + _AT_ONCE]]
+        return [one(i) for i in range(len(paths))[start : start + _AT_ONCE]]
 
     pending: deque[Future[list[Decoded | str]]] = deque()
     bar = tqdm(total=len(paths), desc=progress, unit="image", disable=progress is None, leave=False)
@@ -474,9 +523,15 @@ def _decode_file(path: Path, sha256: bytes, size: Preparation) -> Decoded | str:
         return error.strerror or str(error)
 
 
-def _build(place: Path, paths: Sequence[Path], files: np.ndarray, size: int, results: Generator[Decoded | str]) -> None:
-    """Write the cache aside and rename it to ``place``; under its lock."""
-    cache, n = place.parent.parent, len(paths)
+def _build(
+    place: Path,
+    paths: Sequence[Path],
+    files: np.ndarray,
+    settings: Mapping[str, object],
+    results: Generator[Decoded | str],
+) -> None:
+    """Write the cache next to ``place`` and rename it; under its lock."""
+    cache, n, size = place.parent.parent, len(paths), int(settings["size"])  # type: ignore[call-overload]
     aside = cache / "building" / place.name
     _sweep(cache, place.name)
     needed, free = n * 3 * size**2 + 64 * n, free_bytes(cache)
@@ -500,11 +555,14 @@ def _build(place: Path, paths: Sequence[Path], files: np.ndarray, size: int, res
             os.fsync(file.fileno())
         if broken:
             raise BrokenImages(broken, n)
-        tensors = {"pixels": torch.from_numpy(pixels), "greyscale": torch.from_numpy(greyscale)}
+        tensors = {
+            "files": torch.from_numpy(files), "pixels": torch.from_numpy(pixels),
+            "greyscale": torch.from_numpy(greyscale),
+        }  # fmt: skip
         stat = (aside / "pixels.u8").stat()
         about = {
-            "content": content_of(pixels, size), "size": size, "modified": stat.st_mtime_ns, "transform": TRANSFORM,
-            "decoder": DECODER_VERSION, "pillow": PIL.__version__,
+            "content": content_of(pixels, size), "modified": stat.st_mtime_ns, "settings": dict(settings),
+            "pillow": PIL.__version__,
         }  # fmt: skip
         save_tensors(aside / "about.safetensors", tensors, about)
         shutil.rmtree(place, ignore_errors=True)  # a damaged one

@@ -33,6 +33,7 @@ from rp_lib.data import pixel_cache as mapped
 from rp_lib.data.pixel_cache import BrokenImage, decode, quiet_pillow
 from rp_lib.data.sources import NoSpace
 from rp_lib.utils.errors import RPLibError
+from rp_lib.utils.preparation import Preparation
 
 
 def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:
@@ -288,6 +289,67 @@ def test_key_is_content_not_name(paths, store, tmp_path, monkeypatch):
     contents.add(load_images(paths, 16, cache=store).content)
     assert len(contents) == 5
     assert len(list((store / "pixels").iterdir())) == 5  # side by side
+
+
+def counted(monkeypatch) -> list[bytes]:
+    """The files that are decoded from now on."""
+    seen: list[bytes] = []
+    original = cache.decode
+
+    def count(data, size):
+        seen.append(data)
+        return original(data, size)
+
+    monkeypatch.setattr(cache, "decode", count)
+    return seen
+
+
+@pytest.mark.parametrize("change", ["one more", "one less", "another order", "one changed", "renamed"])
+def test_only_new_pictures_are_decoded(paths, store, tmp_path, monkeypatch, change):
+    Image.open(paths[2]).convert("L").save(paths[2])
+    load_images(paths, 16, cache=store)
+    if change == "one more":
+        wanted = [*photos(tmp_path / "more", 13)[12:], *paths]
+    elif change == "one changed":
+        picture(77).save(paths[5])
+        wanted = paths
+    elif change == "renamed":
+        wanted = [path.rename(path.with_name(f"new-{path.name}")) for path in paths[1:]]
+    else:
+        wanted = paths[1:] if change == "one less" else paths[::-1]
+    seen = counted(monkeypatch)
+    found = load_images(wanted, 16, cache=store)
+    assert len(seen) == (1 if change in ("one more", "one changed") else 0)
+    fresh = load_images(wanted, 16, cache=tmp_path / "other")
+    assert torch.equal(found.images, fresh.images) and found.content == fresh.content
+    assert np.array_equal(found.greyscale, fresh.greyscale) and found.greyscale.sum() == 1
+    assert np.array_equal(found.pixels, fresh.pixels)
+
+
+@pytest.mark.parametrize(
+    "damage", ["pixels", "no pixels", "no description", "size", "resize mode", "interpolation", "decoder"]
+)
+def test_what_is_damaged_or_was_made_otherwise_is_decoded(paths, store, tmp_path, monkeypatch, damage):
+    load_images(paths, 16, cache=store)
+    (place,) = (store / "pixels").iterdir()
+    if damage == "pixels":
+        data = bytearray((place / "pixels.u8").read_bytes())
+        data[4 * 768] ^= 1  # the fifth picture
+        (place / "pixels.u8").write_bytes(data)
+    elif damage == "no pixels":
+        (place / "pixels.u8").unlink()
+    elif damage == "no description":
+        (place / "about.safetensors").write_bytes(b"nothing")
+    elif damage == "decoder":
+        monkeypatch.setattr(cache, "DECODER_VERSION", 99)
+    size = {
+        "size": 17, "resize mode": Preparation(16, resize_mode="squash"),
+        "interpolation": Preparation(16, interpolation="bilinear"),
+    }.get(damage, 16)  # fmt: skip
+    seen = counted(monkeypatch)
+    found = load_images(paths[1:], size, cache=store)
+    assert len(seen) == (1 if damage == "pixels" else 11)
+    assert torch.equal(found.images, load_images(paths[1:], size, cache=tmp_path / "other").images)
 
 
 def test_decoder_version_is_in_the_key(paths, store, monkeypatch):
@@ -562,7 +624,7 @@ def test_memory_is_bounded(tmp_path, store, monkeypatch):
     files, _ = cache.hash_files(paths, cache=store)
     real, ahead = cache._decode_file, []
     monkeypatch.setattr(cache, "_decode_file", lambda *args: ahead.append(1) or real(*args))
-    with contextlib.closing(cache._decoded(paths, files, 8, 2, None)) as results:
+    with contextlib.closing(cache._decoded(paths, files, Preparation(8), 2, None, {})) as results:
         next(results)
         time.sleep(0.5)  # the disk is slow; the workers are not
         assert 4 <= len(ahead) <= 7 * 4
