@@ -134,10 +134,6 @@ def _run(args: argparse.Namespace) -> None:
 
         print(plan(config))
         return
-    from rp_lib.utils.distributed import on_main
-
-    if not args.fresh:
-        on_main(config.check_folder)
     _compare(config, args, keep_outputs=True)
 
 
@@ -152,26 +148,23 @@ def _demo(args: argparse.Namespace) -> None:
 def _compare(config: RunConfig, args: argparse.Namespace, keep_outputs: bool) -> None:
     """Fit, evaluate and record what a configuration names, and print the table."""
     from rp_lib.run.report import details, table
-    from rp_lib.run.session import of_detector, run_benchmark, track_of
+    from rp_lib.run.session import of_detector, open_session
     from rp_lib.utils import distributed
     from rp_lib.utils.device import autocast_dtype, pick_device
     from rp_lib.utils.io import check_writable
 
     autocast_dtype(pick_device(config.device), config.precision)  # refused before anything is loaded
     distributed.on_main(lambda: check_writable(config.out))
-    track = track_of(config, progress=not args.quiet and distributed.is_main())
-    data = track.data
+    session = open_session(config, progress=not args.quiet)
+    data = session.data
     print(
         f"{data.name}: {len(data.class_names)} classes, {len(data.train):,} training and {len(data.test):,} test "
-        f"images, {len(data.shifts)} shifted and {len(data.ood)} OOD sets; backbone {track.clip.name}, {track.device}"
-        + (f", {distributed.world_size()} processes" if distributed.world_size() > 1 else "")
+        f"images, {len(data.shifts)} shifted and {len(data.ood)} OOD sets; backbone {session.clip.name}, "
+        f"{session.device}" + (f", {n} processes" if (n := distributed.world_size()) > 1 else "")
     )
-    if keep_outputs:
-        distributed.on_main(lambda: config.write(config.out / "config.toml"))
-    result = run_benchmark(
-        track.clip, data, config.out, seeds=config.seeds, methods=config.methods, settings=config.settings(),
-        precision=config.precision, detectors=config.detectors, keep_outputs=keep_outputs, fresh=args.fresh,
-        progress=not args.quiet, about={"config": config.as_dict()} if keep_outputs else None,
+    result = session.compare(
+        config.out, methods=config.methods, seeds=config.seeds, detectors=config.detectors, keep_outputs=keep_outputs,
+        fresh=args.fresh, config=config if keep_outputs else None,
     )  # fmt: skip
     shown = of_detector(result.summary, config.detectors[0])
     seeds = f"{len(config.seeds)} seeds" if len(config.seeds) > 1 else "one seed"
@@ -379,7 +372,7 @@ def add_predict_commands(commands: argparse._SubParsersAction) -> None:
     threshold.add_argument("--out", type=Path, required=True, help="file to write")
     threshold.set_defaults(run=_threshold)
     for parser in (predict, threshold):
-        parser.add_argument("method", type=Path, help="file of a trained method, such as trained/rp-seed1.safetensors")
+        parser.add_argument("method", type=Path, help="file of a trained method, of the folder trained")
         parser.add_argument("pictures", nargs="+", type=Path, help="picture files, and folders with pictures")
         parser.add_argument("--backbone", help="if the file does not name it: mini, or an open_clip model")
         parser.add_argument("--pretrained", help="tag or local file of its weights")
@@ -388,7 +381,7 @@ def add_predict_commands(commands: argparse._SubParsersAction) -> None:
 
 def _loaded(args: argparse.Namespace) -> Method:
     from rp_lib.methods import load_method
-    from rp_lib.run.session import open_backbone
+    from rp_lib.run.opening import open_backbone
     from rp_lib.utils.device import pick_device
 
     device, clip = pick_device(args.device), None

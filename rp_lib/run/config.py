@@ -250,26 +250,6 @@ class RunConfig(_Table):
         table = self.model_dump(by_alias=True) | {"out": str(self.out)}
         return {key: value for key, value in table.items() if value not in ("", {})}
 
-    def check_folder(self) -> None:
-        """Refuse a results folder that holds a run of other data, backbone or settings: its training would be lost.
-
-        Other methods, seeds and detectors may be added to a run.
-
-        Raises:
-            ConfigError: The folder's ``config.toml`` differs; the message says in what.
-        """
-        path = self.out / "config.toml"
-        if not path.is_file():
-            return
-        before, now = tomllib.loads(path.read_text(encoding="utf-8")), tomllib.loads(tomli_w.dumps(self.as_dict()))
-        parts = ("preset", "data", "backbone", "settings", "precision")
-        changed = [part for part in parts if before.get(part) != now.get(part)]
-        if changed:
-            raise ConfigError(
-                f"{self.out} holds a run with other {', '.join(changed)}: choose another folder with --out, or replace "
-                "that run with --fresh"
-            )
-
     def write(self, path: Path) -> None:
         """Write it as TOML, atomically."""
         write_atomically(path, lambda partial: partial.write_text(tomli_w.dumps(self.as_dict()), encoding="utf-8"))

@@ -36,7 +36,7 @@ from rp_lib.methods import LPFT, build_method
 from rp_lib.methods.base import Mixture
 from rp_lib.run import FULL_IDS
 from rp_lib.run.config import RunConfig
-from rp_lib.run.session import RANDOM, check_data, placed, published_sets
+from rp_lib.run.opening import RANDOM, check_data, placed, published_sets
 from rp_lib.towers import encode_embedded, text_part
 from rp_lib.trainer import batches
 from rp_lib.utils.errors import RPLibError, UnknownName
@@ -449,6 +449,7 @@ def _data_lines(config: RunConfig) -> list[str]:
     if config.data["id"] not in FULL_IDS:
         if config.data["id"] == "mini":
             return ["data       the shipped icons"]
+        check_data(config.data)
         return [f"data       your folders, train: {placed(config.data)['train']}"]
     store = DataStore(Path(config.data["root"]).expanduser() if "root" in config.data else default_root())
     sources, lines = load_sources(), []

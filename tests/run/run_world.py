@@ -1,6 +1,7 @@
 """Made-up photos, a CLIP from a local checkpoint file, and a configuration that names both; for tests of runs."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from conftest import CONTEXT, make_model, make_set
 from PIL import Image
 
 from rp_lib import cli
+from rp_lib.run.session import Session
 
 CONFIG = """
 about = "made-up photos"
@@ -98,3 +100,18 @@ def file(tmp_path, photos, weights):
 
 def call(*arguments) -> int:
     return cli.main(["run", "--quiet", *map(str, arguments)])
+
+
+def compare(clip, benchmark, out, *, settings, precision="float32", **options):
+    """What a session of these finds in a folder."""
+    return Session(clip, benchmark, settings, precision).compare(out, **options)
+
+
+def names_of(folder):
+    """Files without the digest of what made them: rp-seed1-01234567.safetensors is rp-seed1.safetensors."""
+    return sorted(re.sub(r"-[0-9a-f]{8}(?=\.)", "", path.name) for path in folder.glob("*.safetensors"))
+
+
+def only(folder, pattern):
+    (path,) = folder.glob(pattern)
+    return path

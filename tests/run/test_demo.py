@@ -2,6 +2,7 @@ import time
 
 import pandas as pd
 import pytest
+from run_world import compare, names_of, only
 
 from rp_lib.config import PAPER
 from rp_lib.evaluation import Run
@@ -10,7 +11,6 @@ from rp_lib.methods import BASES, METHODS
 from rp_lib.run import CORE
 from rp_lib.run.report import load_records, table
 from rp_lib.run.search import SEARCH, tuned_settings
-from rp_lib.run.session import run_benchmark
 from rp_lib.utils.errors import RPLibError
 
 QUICK = {
@@ -27,8 +27,7 @@ def folder(tmp_path_factory):
 
 
 def tell(clip, benchmark, out, **more):
-    options = {"seeds": (1, 2), "methods": CORE, "settings": QUICK, "precision": "float32", "progress": False}
-    return run_benchmark(clip, benchmark, out, **options | more)
+    return compare(clip, benchmark, out, **{"seeds": (1, 2), "methods": CORE, "settings": QUICK} | more)
 
 
 def test_demo_writes_records_figure_and_trained_methods(tiny_clip, tiny_benchmark, folder):
@@ -41,9 +40,8 @@ def test_demo_writes_records_figure_and_trained_methods(tiny_clip, tiny_benchmar
     assert len(records) == len(story.records) == about["rows"]
     assert about["benchmark_sha256"] == tiny_benchmark.fingerprint and about["backbone_sha256"] == tiny_clip.fingerprint
     assert about["settings"]["rrp"]["alpha"] == 0.5
-    assert sorted(p.name for p in (folder / "trained").iterdir()) == sorted(
-        f"{m}-seed{s}.safetensors" for m in ("linear-probe", "fine-tune", "rp") for s in (1, 2)
-    )
+    trained = [f"{m}-seed{s}.safetensors" for m in ("linear-probe", "fine-tune", "rp", "rrp") for s in (1, 2)]
+    assert names_of(folder / "trained") == sorted(["zero-shot-seed1.safetensors", *trained])
     text = table(story.summary)
     assert len(text.splitlines()) == 6 and "rrp" in text and "±" in text
 
@@ -116,16 +114,14 @@ def test_mixtures_share_the_method_of_the_same_seed(tiny_clip, tiny_benchmark, t
     assert [(r.method.name, r.seed) for r in judged] == [(name, seed) for name in tuned for seed in (1, 2)]
     base = {r.seed: r.method for r in judged if r.method.name == "fine-tune"}
     assert all(r.method.fine_tuned is base[r.seed] and r.method.alpha == 0.3 for r in judged if r.method.name in BASES)
-    assert sorted(p.name for p in (tmp_path / "trained").iterdir()) == [
-        f"fine-tune-seed{s}.safetensors" for s in (1, 2)
-    ]
+    assert names_of(tmp_path / "trained") == sorted(f"{m}-seed{s}.safetensors" for m in tuned for s in (1, 2))
     # Of other hyper-parameters, the base is no base; what is on disk then is its own.
     other = {**tuned, "wise-ft": {"epochs": 1, "batch_size": 6, "alpha": 0.3}}
     judged.clear()
     tell(tiny_clip, tiny_benchmark, tmp_path, seeds=range(1, 2), methods=tuple(other), settings=other)
     own = {r.method.name: r.method for r in judged}
     assert own["wise-ft"].fine_tuned is not own["fine-tune"] and own["logit-ensemble"].fine_tuned is own["fine-tune"]
-    assert (tmp_path / "trained" / "wise-ft-seed1.safetensors").is_file()
+    assert names_of(tmp_path / "trained").count("wise-ft-seed1.safetensors") == 2  # of either base
 
 
 def test_foreign_or_damaged_trained_methods_are_trained_again(tiny_clip, tiny_benchmark, folder, tmp_path):
@@ -141,7 +137,7 @@ def test_foreign_or_damaged_trained_methods_are_trained_again(tiny_clip, tiny_be
 
 def test_fresh_trains_anew_even_over_a_checkpoint(tiny_clip, tiny_benchmark, tmp_path):
     tell(tiny_clip, tiny_benchmark, tmp_path)
-    (tmp_path / "trained" / "rp-seed1.checkpoint").write_bytes(b"of an interrupted run")
+    only(tmp_path / "trained", "rp-seed1-*.safetensors").with_suffix(".checkpoint").write_bytes(b"of another run")
     story = tell(tiny_clip, tiny_benchmark, tmp_path, fresh=True)
     assert not story.reused and not list(tmp_path.rglob("*.checkpoint"))
 

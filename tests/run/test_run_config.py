@@ -19,8 +19,8 @@ from rp_lib.methods import METHODS, build_method
 from rp_lib.run import CORE
 from rp_lib.run.config import ConfigError, accepted, check_config, read_config, shipped
 from rp_lib.run.cost import task_size
+from rp_lib.run.opening import open_backbone, open_benchmark
 from rp_lib.run.search import tuned_settings
-from rp_lib.run.session import open_backbone, open_benchmark
 
 photos, weights, file = run_world.photos, run_world.weights, run_world.file
 

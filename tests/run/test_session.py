@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,14 +15,16 @@ import pandas as pd
 import pytest
 import run_world
 import tomli_w
-from run_world import call
+from filelock import FileLock
+from run_world import call, compare, names_of, only
 
 from rp_lib.config import AS_RELEASED, PAPER
 from rp_lib.evaluation import Run, evaluate
-from rp_lib.methods import METHODS, build_method
+from rp_lib.methods import METHODS, build_method, load_method
 from rp_lib.outputs import load_outputs
+from rp_lib.prediction import MethodThreshold
 from rp_lib.run.report import load_records
-from rp_lib.run.session import run_benchmark
+from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import StorageError
 
 photos, weights, file = run_world.photos, run_world.weights, run_world.file
@@ -32,11 +36,15 @@ def test_a_configuration_becomes_a_table_records_figure_and_outputs(file, tmp_pa
     said = capsys.readouterr().out
     for word in ("3 classes", "24 training and 15 test", "tiny.pt", "wise-ft", "±", "drawn", "id-positive", "Wrote"):
         assert word in said
-    assert {p.name for p in out.iterdir()} == {
+    assert {p.name for p in out.iterdir() if not p.name.startswith(".")} == {
         "config.toml", "records.csv", "records.json", "three_axes.png", "trained", "outputs",
     }  # fmt: skip
-    trained = {f"{m}-seed{s}.safetensors" for m in ("linear-probe", "fine-tune", "rp") for s in (1, 2)}
-    assert {p.name for p in (out / "trained").iterdir()} == trained
+    methods = ("linear-probe", "fine-tune", "wise-ft", "rp", "rrp")
+    trained = ["zero-shot-seed1.safetensors", *(f"{m}-seed{s}.safetensors" for m in methods for s in (1, 2))]
+    assert names_of(out / "trained") == sorted(trained) == names_of(out / "outputs")
+    gate = MethodThreshold.load(only(out / "trained", "rrp-seed2-*.threshold.json"))
+    rrp = load_method(only(out / "trained", "rrp-seed2-*.safetensors"))
+    assert gate.method == rrp.fingerprint and gate.threshold.n == 9
     records, about = load_records(out / "records.csv")
     assert about["config"]["backbone"]["name"] == "tiny-of-the-tests" and about["config"]["seeds"] == [1, 2]
     assert about["seed_numbers"] == [1, 2] and about["settings"]["wise-ft"]["alpha"] == 0.25
@@ -45,7 +53,7 @@ def test_a_configuration_becomes_a_table_records_figure_and_outputs(file, tmp_pa
     assert records.groupby("method")["seed"].nunique().to_dict() == {
         "zero-shot": 1, "linear-probe": 2, "fine-tune": 2, "wise-ft": 2, "rp": 2, "rrp": 2,
     }  # fmt: skip
-    kept = load_outputs(out / "outputs" / "rrp-seed2.safetensors")
+    kept = load_outputs(only(out / "outputs", "rrp-seed2-*"))
     assert kept.about["alpha"] == 0.5 and set(kept.sets) == {"test", "drawn", "other"}
 
     # What was used is written, and repeats the run; nothing is trained or encoded again.
@@ -62,11 +70,9 @@ def test_a_configuration_becomes_a_table_records_figure_and_outputs(file, tmp_pa
 
 def test_records_are_those_of_evaluate(tiny_clip, tiny_benchmark, tmp_path):
     settings = {"linear-probe": {"epochs": 2}, "rp": {"config": PAPER.changed(epochs=1, batch_size=8)}}
-    story = run_benchmark(
+    story = compare(
         tiny_clip, tiny_benchmark, tmp_path, seeds=(3, 5), methods=("rrp", "rp", "zero-shot", "linear-probe"),
-        settings=settings | {"rrp": settings["rp"]}, detectors=("msp", "max-logit"), precision="float32",
-        progress=False,
-    )  # fmt: skip
+        settings=settings | {"rrp": settings["rp"]}, detectors=("msp", "max-logit"), )  # fmt: skip
     task = (tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates)
     runs = [Run(build_method("zero-shot", *task), 3)]
     for seed in (3, 5):
@@ -99,13 +105,13 @@ def test_a_finished_method_is_not_kept_in_memory(tiny_clip, tiny_benchmark, tmp_
         return compute(method, *args, **more)
 
     monkeypatch.setattr(run, "compute_outputs", watched)
-    options = {"settings": {"fine-tune": {"epochs": 0}}, "precision": "float32", "progress": False}
-    run_benchmark(tiny_clip, tiny_benchmark, tmp_path, seeds=(1, 2, 3), methods=("fine-tune",), **options)
+    options = {"settings": {"fine-tune": {"epochs": 0}}}
+    compare(tiny_clip, tiny_benchmark, tmp_path, seeds=(1, 2, 3), methods=("fine-tune",), **options)
     assert most == [1, 1, 1]  # nothing that follows is made of them
     most.clear()
-    run_benchmark(
+    compare(
         tiny_clip, tiny_benchmark, tmp_path, seeds=(1, 2, 3), methods=("wise-ft", "fine-tune"), fresh=True,
-        settings={"fine-tune": {"epochs": 0}, "wise-ft": {"epochs": 0}}, precision="float32", progress=False,
+        settings={"fine-tune": {"epochs": 0}, "wise-ft": {"epochs": 0}},
     )  # fmt: skip
     assert most[:3] == [1, 2, 3]  # WiSE-FT is
 
@@ -127,8 +133,8 @@ def test_interrupted_in_the_middle_of_training_it_goes_on_to_the_same_result(fil
     assert call(*arguments) == 130
     assert "run the same command again" in capsys.readouterr().err
     assert len(steps) == 5
-    assert (tmp_path / "out" / "trained" / "linear-probe-seed2.safetensors").is_file()
-    assert (tmp_path / "out" / "trained" / "rp-seed1.checkpoint").exists()
+    assert "linear-probe-seed2.safetensors" in names_of(tmp_path / "out" / "trained")
+    assert only(tmp_path / "out" / "trained", "rp-seed1-*.checkpoint")
     assert not (tmp_path / "out" / "records.csv").exists()
     monkeypatch.setattr("rp_lib.methods.LinearProbe.fit", lambda *a, **k: pytest.fail("trained again"))
     assert call(*arguments) == 0
@@ -138,20 +144,74 @@ def test_interrupted_in_the_middle_of_training_it_goes_on_to_the_same_result(fil
     assert not list(tmp_path.rglob("*.checkpoint"))
 
 
-def test_other_settings_in_the_same_folder_are_trained_and_judged_anew(tiny_clip, tiny_benchmark, tmp_path):
+def test_other_settings_in_the_same_folder_are_trained_and_judged_and_nothing_is_lost(
+    tiny_clip, tiny_benchmark, tmp_path, monkeypatch, caplog
+):
     def told(out, epochs, **more):
         settings = {"linear-probe": {"epochs": epochs}}
-        return run_benchmark(
-            tiny_clip, tiny_benchmark, tmp_path / out, seeds=(1,), methods=("linear-probe",), settings=settings,
-            precision="float32", progress=False, keep_outputs=True, **more,
-        )  # fmt: skip
+        options = {"seeds": (1,), "methods": ("linear-probe",), "settings": settings, "keep_outputs": True}
+        return compare(tiny_clip, tiny_benchmark, tmp_path / out, **options | more)
 
     one, three = told("one", 1), told("three", 3)
     assert not one.records["value"].equals(three.records["value"])
+    first = (tmp_path / "one" / "records.csv").read_bytes()
     again = told("one", 3)
-    assert not again.reused
+    assert not again.reused and "are in" in caplog.text
     pd.testing.assert_frame_equal(again.records, three.records)
-    assert told("one", 3).reused and not told("one", 3, fresh=True).reused
+    assert only(tmp_path / "one" / "earlier", "*/records.csv").read_bytes() == first
+    assert len(names_of(tmp_path / "one" / "trained")) == 2
+    with monkeypatch.context() as patch:  # the first run's training is still there
+        patch.setattr("rp_lib.methods.LinearProbe.fit", lambda *a, **k: pytest.fail("trained again"))
+        pd.testing.assert_frame_equal(told("one", 1).records, one.records)
+    assert told("one", 1).reused and not told("one", 1, fresh=True).reused
+
+
+def test_fewer_methods_or_seeds_do_not_replace_a_larger_table(tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
+    def told(methods, seeds, **more):
+        settings = {"linear-probe": {"epochs": 2}, "rp": {"config": PAPER.changed(epochs=1, batch_size=8)}}
+        return compare(tiny_clip, tiny_benchmark, tmp_path, methods=methods, seeds=seeds, settings=settings, **more)
+
+    def there():
+        records, about = load_records(tmp_path / "records.csv")
+        return set(zip(records["method"], records["seed"], strict=True)), about
+
+    told(("zero-shot", "linear-probe"), (1, 2))
+    content = (tmp_path / "records.csv").read_bytes()
+    fewer = told(("linear-probe",), (2,))
+    assert fewer.reused and set(fewer.records["seed"]) == {2} and set(fewer.records["method"]) == {"linear-probe"}
+    assert told(("zero-shot",), (7,)).reused  # it has no seed
+    assert (tmp_path / "records.csv").read_bytes() == content
+    more = told(("rp",), (1,))
+    everything = {("zero-shot", 1), ("linear-probe", 1), ("linear-probe", 2), ("rp", 1)}
+    assert set(more.records["method"]) == {"rp"} and there()[0] == everything
+    assert set(there()[1]["settings"]) == {"zero-shot", "linear-probe", "rp"} and there()[1]["seed_numbers"] == [1, 2]
+    told(("linear-probe",), (2,), fresh=True)
+    assert there()[0] == everything and not (tmp_path / "earlier").exists()
+    # Another image set, or another detector: the old table moves, and what it had of this run is not lost.
+    told(("linear-probe",), (1,), detectors=("energy",))
+    assert there()[0] == {("linear-probe", 1)} and only(tmp_path, "earlier/*/records.csv").is_file()
+
+
+def test_two_runs_at_once_in_a_folder_are_refused(tiny_clip, tiny_benchmark, tmp_path):
+    with FileLock(tmp_path / ".lock"), pytest.raises(RPLibError, match=r"another run is at work in .*choose another"):
+        compare(tiny_clip, tiny_benchmark, tmp_path, methods=("zero-shot",), seeds=(1,), settings={})
+
+
+def test_one_photo_less_or_a_mended_value_loses_no_training(file, photos, tmp_path, monkeypatch):
+    train = tmp_path / "photos"
+    shutil.copytree(photos / "train", train)
+    run = ("--config", file, "--methods", "linear-probe,rp", "--seeds", "1", "--set", f"data.train={train}")
+    run += ("--set", f"data.cache={tmp_path / 'cache'}")
+    trained = tmp_path / "out" / "trained"
+    assert call(*run) == 0
+    before = {path.name: path.read_bytes() for path in trained.iterdir()}
+    next((train / "cat").iterdir()).unlink()
+    assert call(*run) == 0
+    assert {name: (trained / name).read_bytes() for name in before} == before and len(names_of(trained)) == 4
+    monkeypatch.setattr("rp_lib.methods.LinearProbe.fit", lambda *a, **k: pytest.fail("trained again"))
+    assert call(*run, "--set", "settings.rp.image_lr=-1") == 2
+    assert call(*run, "--set", "settings.rp.image_lr=0.001") == 0  # goes on with the probe that is there
+    assert len(names_of(trained)) == 5
 
 
 def test_as_released_is_another_run(file, tmp_path):
@@ -215,9 +275,8 @@ def test_a_disk_that_is_full_when_the_method_is_saved_costs_no_training(
     settings = {"rp": {"config": PAPER.changed(epochs=2, batch_size=8)}, "fine-tune": {"epochs": 2, "batch_size": 8}}
     options = {
         "seeds": (1,), "methods": (name,), "settings": settings | {"linear-probe": {"epochs": 3}},
-        "precision": "float32", "progress": False,
     }  # fmt: skip
-    whole = run_benchmark(tiny_clip, tiny_benchmark, tmp_path / "whole", **options).records
+    whole = compare(tiny_clip, tiny_benchmark, tmp_path / "whole", **options).records
     out = tmp_path / "out"
 
     def full(self, path):
@@ -226,15 +285,16 @@ def test_a_disk_that_is_full_when_the_method_is_saved_costs_no_training(
     with monkeypatch.context() as patch:
         patch.setattr(METHODS[name], "save", full)
         with pytest.raises(StorageError, match="disk is full"):
-            run_benchmark(tiny_clip, tiny_benchmark, out, **options)
-    assert [p.name for p in (out / "trained").iterdir()] == [f"{name}-seed1.checkpoint"]
+            compare(tiny_clip, tiny_benchmark, out, **options)
+    checkpoint = only(out / "trained", "*")
+    assert re.fullmatch(rf"{name}-seed1-[0-9a-f]{{8}}\.checkpoint", checkpoint.name)
     with monkeypatch.context() as patch:  # what was trained is there: not a single step is taken again
         patch.setattr("rp_lib.trainer._on_device", lambda *a, **k: pytest.fail("trained again"))
-        again = run_benchmark(tiny_clip, tiny_benchmark, out, **options).records
+        again = compare(tiny_clip, tiny_benchmark, out, **options).records
     pd.testing.assert_frame_equal(again, whole)
-    assert [p.name for p in (out / "trained").iterdir()] == [f"{name}-seed1.safetensors"]
+    assert names_of(out / "trained") == [f"{name}-seed1.safetensors"] and not checkpoint.exists()
     # Killed between saving the method and removing the checkpoint: the next run tidies up.
-    (out / "trained" / f"{name}-seed1.checkpoint").write_bytes(b"of the run before")
+    checkpoint.write_bytes(b"of the run before")
     (out / "records.csv").unlink()
-    run_benchmark(tiny_clip, tiny_benchmark, out, **options)
-    assert [p.name for p in (out / "trained").iterdir()] == [f"{name}-seed1.safetensors"]
+    compare(tiny_clip, tiny_benchmark, out, **options)
+    assert names_of(out / "trained") == [f"{name}-seed1.safetensors"] and not checkpoint.exists()

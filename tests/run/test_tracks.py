@@ -11,7 +11,7 @@ from rp_lib.mini import load_benchmark, load_clip
 from rp_lib.run import session as tracks
 from rp_lib.run.search import tuned_settings
 from rp_lib.run.session import open_track
-from rp_lib.utils.errors import UnknownName
+from rp_lib.utils.errors import RPLibError, UnknownName
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +70,8 @@ def test_the_environment_chooses_data_and_weights(opened, monkeypatch, tmp_path)
     open_track("full", "cpu")
     assert opened["backbone"] == ("RN50-quickgelu", str(weights), "cpu") and opened["checked"] == "imagenet"
     assert open_track("mini").clip.name.startswith("mini")  # the mini track is what it is
+    with pytest.raises(RPLibError, match="RP_ID, RP_BACKBONE, RP_PRETRAINED is of the full track alone: set RP_TRACK=full"):
+        open_track()
     monkeypatch.setenv("RP_ID", "cifar")
     with pytest.raises(UnknownName, match="did you mean cifar10"):
         open_track("full")

@@ -27,7 +27,7 @@ from rp_lib.data.image_folders import image_files
 from rp_lib.data.splits import Maker
 from rp_lib.methods import Method
 from rp_lib.run.config import read_config
-from rp_lib.run.session import open_backbone, open_benchmark, placed
+from rp_lib.run.opening import open_backbone, open_benchmark, placed
 from rp_lib.stats import wilson_interval
 from rp_lib.utils.io import save_table
 

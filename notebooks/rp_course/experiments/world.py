@@ -16,9 +16,10 @@ import torch
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
 from rp_lib.features import FeatureStore
-from rp_lib.methods import Method, build_method, made_of
+from rp_lib.methods import Method
 from rp_lib.mini import load_clip
 from rp_lib.outputs import MethodOutputs, compute_outputs
+from rp_lib.run.session import Session
 from rp_lib.utils.errors import RPLibError
 
 # Pictures of each set that experiments are judged on; derived sets follow the test pictures that are kept.
@@ -97,20 +98,13 @@ class World:
         key = (name, repr(self.settings.get(name)), seed, clip.fingerprint, benchmark.class_names)
         if tuned and key in self._fits:
             return self._fits[key]
-        options = dict(self.tuned(name) if settings is None else settings)
-        if name != "zero-shot":
-            options["seed"] = seed
-        if name not in ("zero-shot", "linear-probe"):
-            options["precision"] = self.precision
-        method = build_method(name, clip, benchmark.class_names, benchmark.templates, options)
+        options = {name: self.tuned(name) if settings is None else settings}
+        session = Session(clip, benchmark, options, self.precision, self.progress, store=self.store(clip))
         known = [*fitted, *(self._fits[k] for k in self._fits if k[2:] == key[2:])]
-        shared = made_of(method, known, train.fingerprint)
-        if shared is None:
-            label = f"{name}, seed {seed}" if self.progress else None
-            shared = method.fit(train, None, store=self.store(clip), progress=label)
+        method = session.fit(name, seed, train=train, fitted=known)
         if tuned:  # most experiments need these; others are needed once
-            self._fits[key] = shared
-        return shared
+            self._fits[key] = method
+        return method
 
     def tuned(self, name: str) -> dict[str, Any]:
         """The tuned hyper-parameters of a method.
