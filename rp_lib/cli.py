@@ -40,7 +40,8 @@ examples:
 
 What the command line says wins over the file. The results' folder gets config.toml (the configuration as it was
 used: `--config FOLDER/config.toml` repeats the run), records.csv with its provenance, three_axes.png, every trained
-method and its outputs. The same command goes on where it was interrupted.
+method with a threshold, and its outputs. The same command goes on where it was interrupted; with other data or settings
+it trains what is new, and moves the earlier records to `earlier`.
 
 exit codes: 0 done, 2 bad input or environment, 6 data sets are missing, 130 interrupted
 """

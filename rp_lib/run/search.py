@@ -25,81 +25,40 @@ from rp_lib.utils.io import StorageError, load_table, save_table
 
 SEARCH = Path(__file__).resolve().parents[1] / "assets" / "mini" / "search.csv"  # the recorded search
 # Grids: wide enough that the winner should not sit at an edge. Those of RP are switches of its configuration.
-SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
+_TOWER = {"lr": (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3), "epochs": (4, 6, 8), "batch_size": (64, 128)}
+_DECAY = {"weight_decay": (0.0, 0.1)}
+_SCHEDULE = {"schedule": ("steps", "cosine")}
+_IMAGE_LR = {"image_lr": (3e-3, 1e-2, 3e-2, 1e-1)}
+_TEXT_LR = {"text_lr": (1e-4, 3e-4, 1e-3, 3e-3)}
+_BORDER = {
+    "epochs": (6, 9, 12), "batch_size": (64, 128), "padding": (1 / 64, 2 / 64, 4 / 64, 6 / 64),
+    "border_init": ("normal", "zeros", "grey", "white"), "image_decay": (0.0, 0.1),
+}  # fmt: skip
+SPACES: dict[str, dict[str, tuple[Any, ...]]] = {  # the order of the keys is that of the draw
     "linear-probe": {
-        "lr": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
-        "epochs": (25, 50, 100),
-        "batch_size": (64, 128),
+        "lr": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), "epochs": (25, 50, 100), "batch_size": (64, 128),
         "weight_decay": (0.0, 1e-5, 1e-4, 1e-3),
     },
-    "fine-tune": {
-        "lr": (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3),
-        "epochs": (4, 6, 8),
-        "batch_size": (64, 128),
-        "weight_decay": (0.0, 0.1),
-        "schedule": ("steps", "cosine"),
-    },
+    "fine-tune": {**_TOWER, **_DECAY, **_SCHEDULE},
     "l2-sp": {
-        "lr": (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3),
-        "epochs": (4, 6, 8),
-        "batch_size": (64, 128),
-        "schedule": ("steps", "cosine"),
-        "tower_penalty": (1e-2, 1e-1, 1.0, 10.0),
-        "head_penalty": (1e-2, 1e-1, 1.0),
+        **_TOWER, **_SCHEDULE, "tower_penalty": (1e-2, 1e-1, 1.0, 10.0), "head_penalty": (1e-2, 1e-1, 1.0),
     },
     "lp-ft": {
-        "lr": (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3),
-        "epochs": (4, 6, 8),
-        "batch_size": (64, 128),
-        "weight_decay": (0.0, 0.1),
-        "schedule": ("steps", "cosine"),
-        "probe_lr": (1e-2, 3e-2, 1e-1, 3e-1),
-        "probe_epochs": (25, 50, 100),
+        **_TOWER, **_DECAY, **_SCHEDULE, "probe_lr": (1e-2, 3e-2, 1e-1, 3e-1), "probe_epochs": (25, 50, 100),
     },
-    "flyp": {
-        "lr": (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3),
-        "epochs": (4, 6, 8),
-        "batch_size": (64, 128),
-        "weight_decay": (0.0, 0.1),
-        "schedule": ("steps", "cosine"),
-    },
+    "flyp": {**_TOWER, **_DECAY, **_SCHEDULE},
     "coop": {
-        "lr": (2e-3, 1e-2, 5e-2, 2e-1),
-        "epochs": (25, 50, 100),
-        "batch_size": (32, 64, 128),
-        "n_context": (2, 4, 8),
+        "lr": (2e-3, 1e-2, 5e-2, 2e-1), "epochs": (25, 50, 100), "batch_size": (32, 64, 128), "n_context": (2, 4, 8),
         "start": ("random", "words"),
     },
     "maple": {
-        "lr": (1e-3, 3.5e-3, 1e-2, 3e-2),
-        "epochs": (4, 6, 8),
-        "batch_size": (16, 32, 64),
-        "n_prompts": (1, 2, 4),
+        "lr": (1e-3, 3.5e-3, 1e-2, 3e-2), "epochs": (4, 6, 8), "batch_size": (16, 32, 64), "n_prompts": (1, 2, 4),
         "start": ("random", "words"),
     },
-    "rp-image": {
-        "image_lr": (3e-3, 1e-2, 3e-2, 1e-1),
-        "epochs": (6, 9, 12),
-        "batch_size": (64, 128),
-        "padding": (1 / 64, 2 / 64, 4 / 64, 6 / 64),
-        "border_init": ("normal", "zeros", "grey", "white"),
-        "image_decay": (0.0, 0.1),
-    },
-    "rp-text": {
-        "text_lr": (1e-4, 3e-4, 1e-3, 3e-3),
-        "epochs": (6, 9, 12, 25),
-        "batch_size": (32, 64, 128),
-    },
-    "rp": {
-        "image_lr": (3e-3, 1e-2, 3e-2, 1e-1),
-        "text_lr": (1e-4, 3e-4, 1e-3, 3e-3),
-        "epochs": (6, 9, 12),
-        "batch_size": (64, 128),
-        "padding": (1 / 64, 2 / 64, 4 / 64, 6 / 64),
-        "border_init": ("normal", "zeros", "grey", "white"),
-        "image_decay": (0.0, 0.1),
-    },
-}
+    "rp-image": {**_IMAGE_LR, **_BORDER},
+    "rp-text": {**_TEXT_LR, "epochs": (6, 9, 12, 25), "batch_size": (32, 64, 128)},
+    "rp": {**_IMAGE_LR, **_TEXT_LR, **_BORDER},
+}  # fmt: skip
 OLD_COLUMNS = {"alpha": "alpha_rrp"}  # as tables called it when RRP was the only method with an alpha
 
 
