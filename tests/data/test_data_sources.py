@@ -69,6 +69,15 @@ def test_every_set_of_both_benchmarks_is_there():
     assert set(names["ood"]) == by_role["OOD"] and set(names["shifts"]) == by_role["shift"]
 
 
+def test_a_licence_comes_with_the_place_that_states_it():
+    stated = {name: data.licence for name, data in SOURCES.data.items() if data.licence}
+    assert len(stated) == 13
+    assert {name for name, words in stated.items() if words.startswith("MIT")} == {
+        "cifar10.1", "imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch",
+    }  # fmt: skip
+    assert all("(" in words for name, words in stated.items() if name != "imagenet-1k")
+
+
 def test_only_the_mos_subsets_have_no_published_hash():
     assert {d.name for d in SOURCES.data.values() for f in d.files if not f.hashes} == {"inaturalist", "sun", "places"}
     assert SOURCES["cifar10.1"].size == 6_144_128 + 8_128 and SOURCES["cifar10.2"].size is None
