@@ -70,6 +70,8 @@ class ImageSet:
             it was made and opened). It stands for the pixels in the fingerprint.
         class_subset: Class numbers that predictions choose from, for a set that shows some of the classes only and
             is scored over these (200 of 1000 in ImageNet-A and -R). Kept sorted. None: all classes.
+        class_names: What the labels mean, in their order. A benchmark notes its own; methods with other classes refuse
+            the set, and those with the same ones in another order read its labels by name.
 
     Raises:
         RPLibError: A shape, dtype, role or length that does not fit.
@@ -93,6 +95,7 @@ class ImageSet:
     preparation: Preparation | None = None
     content: str | None = None
     class_subset: tuple[int, ...] | None = None
+    class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -160,6 +163,27 @@ class ImageSet:
         """Select ``n`` evenly spaced images; all of them if there are no more."""
         every = torch.arange(len(self)) if n >= len(self) else (torch.arange(n) * len(self)) // n
         return self.subset(every)
+
+    def for_classes(self, class_names: Sequence[str]) -> ImageSet:
+        """Return the set with labels that count in ``class_names``; itself if they do, or if nothing says otherwise.
+
+        Raises:
+            RPLibError: Its classes are not these; the message names the first difference.
+        """
+        mine, wanted = self.class_names, tuple(class_names)
+        if mine is None or self.labels is None or mine == wanted:
+            return self
+        if sorted(mine) != sorted(wanted):
+            here, there = (next((n for n in a if n not in b), None) for a, b in ((mine, wanted), (wanted, mine)))
+            parts = [f"{here!r} is a class of the images alone"] * (here is not None)
+            parts += [f"{there!r} one of the method alone"] * (there is not None)
+            raise RPLibError(
+                f"{self.name!r} has {len(mine)} classes and the method {len(wanted)}, and they are not the same: "
+                f"{', '.join(parts)}; build the method with the class names of the images"
+            )
+        order = torch.tensor([wanted.index(name) for name in mine])
+        subset = None if self.class_subset is None else tuple(order[list(self.class_subset)].tolist())
+        return replace(self, labels=order[self.labels], class_subset=subset, class_names=wanted)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -234,10 +258,20 @@ class Benchmark:
                     raise RPLibError(f"{images.name!r} has labels {low} to {high} but there are only {total} classes")
             if images.class_subset is not None and (highest := images.class_subset[-1]) >= total:
                 raise RPLibError(f"{images.name!r} is scored among classes up to {highest} but there are only {total}")
+        for part in ("train", "val", "test"):
+            object.__setattr__(self, part, self._named(getattr(self, part)))
+        object.__setattr__(self, "shifts", {name: self._named(images) for name, images in self.shifts.items()})
         counts = torch.bincount(self.train.labels, minlength=total)
         for name, count in zip(self.class_names, counts.tolist(), strict=True):
             if not count:
                 raise RPLibError(f"class {name!r} of benchmark {self.name!r} has no training image")
+
+    def _named(self, images: ImageSet) -> ImageSet:
+        """Note the class names in a set; one that stands in a benchmark of other classes too is copied."""
+        names = tuple(self.class_names)
+        if images.class_names is None:
+            object.__setattr__(images, "class_names", names)
+        return images if images.class_names == names else replace(images, class_names=names)
 
     def __repr__(self) -> str:
         prompts = f"{self.templates[0]!r}" + (f" and {n} more" if (n := len(self.templates) - 1) else "")

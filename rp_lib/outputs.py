@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,7 @@ from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import StorageError, load_tensors, save_tensors, tensors_sha256
 
 FORMAT = "rp_lib outputs 1"
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -279,9 +281,15 @@ def compute_outputs(
         progress: Whether to show bars.
 
     Raises:
-        RPLibError: two image sets have the same name.
+        RPLibError: Two image sets have the same name, or the classes of the benchmark are not the method's. In another
+            order they are read by name.
     """
     store = store or FeatureStore()
+    if not method.is_fitted:
+        log.warning("%s was never fitted: its outputs are those of its start", method.name)
+    for name, other in (others or {}).items():
+        if other.class_names != method.class_names:
+            raise RPLibError(f"{name} and {method.name} have other classes or another order of them; build both alike")
     config = getattr(getattr(method, "rp", method), "config", None)
     images = [s for s in benchmark.sets if roles is None or s.role in roles]
     if len({s.name for s in images}) != len(images):
@@ -296,11 +304,12 @@ def compute_outputs(
     head = head_of(method, *next(iter(features.values())), negatives)
     sets = {}
     for data in images:
+        read = data.for_classes(method.class_names)
         sets[data.name] = Outputs(
-            data.name, data.role, *features[data.name], data.labels, data.sources, data.groups, head,
+            data.name, data.role, *features[data.name], read.labels, data.sources, data.groups, head,
             derived=data.derived_from is not None,
             others={name: outputs_of(other, data)[1] for name, other in (others or {}).items()},
-            class_subset=data.class_subset,
+            class_subset=read.class_subset,
         )  # fmt: skip
     about = {
         **method.metadata(), "format": FORMAT, "seed": seed, "alpha": getattr(method, "alpha", None),

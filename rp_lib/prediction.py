@@ -182,7 +182,7 @@ def _check_list(pictures: object) -> None:
 
 
 def _check_fitted(method: Method) -> None:
-    if method.name != "zero-shot" and method.trained_on is None:
+    if not method.is_fitted:
         raise RPLibError(f"this {method.name!r} was never fitted: call fit, or load a trained one with load_method")
 
 

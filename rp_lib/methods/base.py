@@ -61,6 +61,7 @@ class Method(ABC):
         self.history = History()
         # Fingerprint of the training images, and how they were prepared, as new pictures are then too.
         self.trained_on: str | None = None
+        self._loaded = False
         self.preparation: Preparation = getattr(clip, "preparation", Preparation())
 
     # What a method is made of -------------------------------------------------------------------------
@@ -91,6 +92,7 @@ class Method(ABC):
             TrainingDiverged: The loss is no longer a number.
             StorageError: The checkpoint cannot be written, or belongs to another run.
         """
+        train_set = train_set.for_classes(self.class_names)
         self.check_labels(train_set)
         store = FeatureStore() if store is None else store
         store.drop(self)  # what it holds was computed with the weights of before
@@ -186,6 +188,7 @@ class Method(ABC):
             )
         self.modules().load_state_dict(tensors)
         self.set_training(False)
+        self._loaded = True
 
     @torch.no_grad()
     def encode_classes(self, words: Sequence[str]) -> Tensor:
@@ -222,10 +225,14 @@ class Method(ABC):
     @torch.inference_mode()
     @evaluating()
     def accuracy(self, data: ImageSet, store: FeatureStore | None = None) -> float:
-        """Top-1 accuracy on labelled data, as a fraction; among the classes that the set is scored over."""
-        store = store or FeatureStore()
+        """Top-1 accuracy on labelled data, as a fraction; among the classes that the set is scored over.
+
+        Raises:
+            RPLibError: The set says that its classes are others.
+        """
+        store, read = store or FeatureStore(), data.for_classes(self.class_names)
         logits = self.head(self.mix_features(*(store.get(e, data) for e in self.encoders)))
-        return float((mask_logits(logits, data.class_subset).argmax(1) == data.labels).float().mean())
+        return float((mask_logits(logits, read.class_subset).argmax(1) == read.labels).float().mean())
 
     def metadata(self) -> dict[str, object]:
         """What a saved file says about itself."""
@@ -255,6 +262,8 @@ class Method(ABC):
         Of several processes all must call this; the main one writes and the others wait.
         """
         tensors, metadata = self.state_dict(), self.metadata()
+        if not self.is_fitted:
+            log.warning("%s was never fitted: %s holds its start", self.name, path)
         on_main(lambda: save_tensors(Path(path), tensors, {**metadata, "sha256": _seal(tensors, metadata)}))
 
     def check_labels(self, data: ImageSet) -> None:
@@ -274,6 +283,11 @@ class Method(ABC):
                 "the pictures of %r were prepared by %s, but %s was trained with %s: pass size=clip.preparation where "
                 "they are read", data.name, self.preparation, self.clip.name, self.clip.preparation,
             )  # fmt: skip
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether it was fitted or loaded, or has nothing to learn."""
+        return self.trained_on is not None or self._loaded or not self.state_dict()
 
     def copy(self) -> Self:
         """A shallow copy that shares weights."""
@@ -330,6 +344,11 @@ class Mixture(Method):
     def state_dict(self) -> dict[str, Tensor]:
         """Return what the method inside learnt."""
         return self.base.state_dict()
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the method inside is."""
+        return self.base.is_fitted
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Load what the method inside learnt."""
