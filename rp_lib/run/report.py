@@ -92,7 +92,10 @@ def load_records(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         StorageError: one of the two files is missing or damaged.
     """
     try:
-        return load_table(path), json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        about = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if not isinstance(about, dict):
+            raise ValueError("the provenance is no table")
+        return load_table(path), about
     except (OSError, ValueError, StorageError) as error:
         raise StorageError(
             f"{path} or the JSON beside it is missing or damaged ({error}); run the command again"

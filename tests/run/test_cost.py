@@ -162,7 +162,7 @@ def test_a_step_is_counted_as_the_method_takes_it(clip, name):
             lambda: method.loss(inputs, torch.arange(batch) % 3)
         )
     frozen = 4 * sum(p.numel() for p in clip.model.parameters())
-    assert costs.memory == pytest.approx(frozen + numbers + kept, rel=0.01)
+    assert costs.memory == pytest.approx(frozen + numbers + kept, abs=0.1 * numbers)
 
 
 def test_memory_of_a_frozen_tower_is_below_that_of_a_tuned_one(b32):

@@ -72,8 +72,9 @@ def test_missing_or_damaged_records_say_so(tmp_path):
     with pytest.raises(StorageError, match="run the command again"):
         load_records(tmp_path / "records.csv")
     save_records(pd.DataFrame({"a": [1]}), tmp_path / "records.csv", {})
-    (tmp_path / "records.json").write_text("{")
-    with pytest.raises(StorageError, match="damaged"):
-        load_records(tmp_path / "records.csv")
+    for damaged in ("{", "[]"):
+        (tmp_path / "records.json").write_text(damaged)
+        with pytest.raises(StorageError, match="damaged"):
+            load_records(tmp_path / "records.csv")
     save_records(pd.DataFrame({"a": [1]}), tmp_path / "records.csv", {})
     assert len(load_records(tmp_path / "records.csv")[0]) == 1

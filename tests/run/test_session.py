@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import run_world
 import tomli_w
+import torch
 from filelock import FileLock
 from run_world import call, compare, names_of, only
 
@@ -24,6 +25,7 @@ from rp_lib.methods import METHODS, build_method, load_method
 from rp_lib.outputs import load_outputs
 from rp_lib.prediction import MethodThreshold
 from rp_lib.run.report import load_records
+from rp_lib.run.session import Session
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import StorageError
 
@@ -190,6 +192,17 @@ def test_fewer_methods_or_seeds_do_not_replace_a_larger_table(tiny_clip, tiny_be
     # Another image set, or another detector: the old table moves, and what it had of this run is not lost.
     told(("linear-probe",), (1,), detectors=("energy",))
     assert there()[0] == {("linear-probe", 1)} and only(tmp_path, "earlier/*/records.csv").is_file()
+
+
+def test_a_file_under_the_name_of_another_is_not_taken_for_it(tiny_clip, tiny_benchmark, tmp_path):
+    session = Session(tiny_clip, tiny_benchmark, {"linear-probe": {"epochs": 1}}, "float32")
+    one, two = (session.fit("linear-probe", seed, out=tmp_path) for seed in (1, 2))
+    outputs = [session.outputs(method, seed, tmp_path) for seed, method in enumerate((one, two), 1)]
+    for folder in ("trained", "outputs"):
+        shutil.copy(*(only(tmp_path / folder, f"linear-probe-seed{seed}-*.safetensors") for seed in (1, 2)))
+    again = session.fit("linear-probe", 2, out=tmp_path)
+    assert again.seed == 2 and torch.equal(again.classifier.weight, two.classifier.weight)
+    assert torch.equal(session.outputs(again, 2, tmp_path).test.logits, outputs[1].test.logits)
 
 
 def test_two_runs_at_once_in_a_folder_are_refused(tiny_clip, tiny_benchmark, tmp_path):
