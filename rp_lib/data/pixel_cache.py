@@ -54,7 +54,7 @@ from rp_lib.utils.preparation import Preparation
 log = logging.getLogger(__name__)
 
 # Raise it when the same file would give other pixels: caches are made again then.
-DECODER_VERSION = 2
+DECODER_VERSION = 3
 TRANSFORM = "EXIF orientation, RGB on white, shorter side bicubic antialiased, centre crop"
 GREYSCALE_MODES = frozenset({"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 # Up to this size every byte of a cache is verified when it is opened; above it, so many images of it are, and all of
@@ -362,12 +362,16 @@ def _rgb(image: Image.Image) -> Image.Image:
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise BrokenImage("32-bit pixels, which have no defined range: convert them to 8 bits")
-        if 0 < values.max() < 4096:  # 12 bits in 16, as cameras and scanners store them, would become nearly black
+        clear = image.info.get("transparency")  # the value that marks transparent pixels
+        shown = values if clear is None else values[values != clear]
+        top = shown.max(initial=0)
+        if 0 < top < 4096:  # 12 bits in 16, as cameras and scanners store them, would become nearly black
             raise BrokenImage(
-                f"16-bit pixels, of which only values up to {values.max()} are used: scale them to the full range, or "
-                "convert them to 8 bits"
+                f"16-bit pixels, of which only values up to {top} are used: scale them to the full range, or convert "
+                "them to 8 bits"
             )
-        return Image.fromarray((values >> 8).astype(np.uint8)).convert("RGB")
+        eight = values >> 8 if clear is None else np.where(values == clear, 255, values >> 8)
+        return Image.fromarray(eight.astype(np.uint8)).convert("RGB")
     if "A" in image.getbands() or "a" in image.getbands() or "transparency" in image.info:
         # Below transparent pixels a file keeps some colour, mostly black; viewers show the ground, mostly white.
         layers = image.convert("RGBA")

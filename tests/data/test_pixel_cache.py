@@ -10,11 +10,13 @@ import os
 import random
 import shutil
 import signal
+import struct
 import sys
 import time
 import traceback
 import tracemalloc
 import warnings
+import zlib
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -179,6 +181,74 @@ def test_sixteen_bits_keep_the_upper_eight():
     values = np.arange(0, 65536, 64, dtype=np.uint16).reshape(32, 32)
     found = decode(encoded(Image.fromarray(values)), 32)
     assert found.greyscale and np.array_equal(found.pixels, np.stack([values >> 8] * 3))
+
+
+DISC = np.hypot(*(np.mgrid[:32, :32] - 16)) < 8
+
+
+def raw_png(values: np.ndarray, depth: int, colour: int, clear: bytes = b"") -> bytes:
+    """A PNG file of the kinds that Pillow reads and does not write: 16 bits a channel, one value transparent."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = values.astype(">u2") if depth == 16 else np.packbits(values.astype(np.uint8), axis=1)
+    head = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], depth, colour, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    parts = [(b"IHDR", head), *([(b"tRNS", clear)] if clear else []), (b"IDAT", body), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*part) for part in parts)
+
+
+def painted(kind: str) -> tuple[bytes, int]:
+    """A disc on a transparent ground below which the file keeps black, and the disc's first channel (of 8 bits)."""
+    grey, opaque = np.where(DISC, 30_000, 0), np.where(DISC, 65_535, 0)
+    red = np.zeros((32, 32, 4), np.uint8)
+    red[DISC] = 200, 0, 0, 255
+    palette = Image.fromarray(DISC.astype(np.uint8))
+    palette.putpalette([0, 0, 0, 200, 0, 0])
+    return {
+        "16-bit grey, one value": lambda: (raw_png(grey, 16, 0, struct.pack(">H", 0)), 117),
+        "16-bit RGB, one colour": lambda: (raw_png(np.stack([grey] * 3, -1), 16, 2, struct.pack(">HHH", 0, 0, 0)), 117),
+        "16-bit grey and alpha": lambda: (raw_png(np.stack([grey, opaque], -1), 16, 4), 117),
+        "16-bit RGBA": lambda: (raw_png(np.stack([grey] * 3 + [opaque], -1), 16, 6), 117),
+        "1 bit, one value": lambda: (raw_png(~DISC, 1, 0, struct.pack(">H", 1)), 0),
+        "WebP": lambda: (encoded(Image.fromarray(red), "WEBP", lossless=True, exact=True), 200),
+        "TIFF": lambda: (encoded(Image.fromarray(red), "TIFF"), 200),
+        "GIF": lambda: (encoded(palette, "GIF", transparency=0), 200),
+    }[kind]()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "16-bit grey, one value", "16-bit RGB, one colour", "16-bit grey and alpha", "16-bit RGBA", "1 bit, one value",
+        "WebP", "TIFF", "GIF",
+    ],
+)  # fmt: skip
+def test_every_way_to_be_transparent_is_white(kind):
+    data, disc = painted(kind)
+    found = pixels(data, 32)
+    assert (found[:, ~DISC] == 255).all() and (found[0, DISC] == disc).all()
+
+
+def test_twelve_bits_beside_a_transparent_value():
+    values = np.where(DISC, 3_000, 65_535)
+    with pytest.raises(BrokenImage, match="up to 3000"):
+        decode(raw_png(values, 16, 0, struct.pack(">H", 65_535)), 16)
+
+
+@pytest.mark.parametrize(("low", "high"), [(-5, 100), (0, 65_536), (-1, 0), (7, 2**31 - 1)])
+def test_whole_numbers_beyond_16_bits_are_refused(low, high):
+    image = Image.fromarray(np.where(DISC, high, low).astype(np.int32))
+    with pytest.raises(BrokenImage, match="32-bit pixels"):
+        decode(encoded(image, "TIFF"), 16)
+
+
+@pytest.mark.parametrize("order", ["<u2", ">u2"])
+def test_sixteen_bits_of_either_byte_order(order):
+    image = Image.fromarray(np.where(DISC, 60_000, 0).astype(order))
+    found = pixels(encoded(image, "TIFF"), 32)
+    assert (found[:, DISC] == 234).all() and (found[:, ~DISC] == 0).all()
 
 
 def test_floating_point_is_refused():
