@@ -161,7 +161,7 @@ def check_greyscale(sets: Sequence[Loaded]) -> None:
         where = ", ".join(f"{count:,} of {name!r}" for name, count in counts.items())
         raise RPLibError(
             f"{len(grey):,} images are greyscale ({where}): {listed([path for _, path in grey], 10)}. Remove them, or "
-            "pass greyscale='convert' to give them three equal channels"
+            "pass greyscale='convert' (in a configuration, [data] greyscale) to give them three equal channels"
         )
 
 

@@ -7,8 +7,8 @@ hyper-parameters have a table of their own, ``[settings.NAME]``; those of the re
 
 from __future__ import annotations
 
-import contextlib
 import inspect
+import logging
 import re
 import tomllib
 import typing
@@ -35,6 +35,8 @@ from rp_lib.utils.io import write_atomically
 
 TUNED = "tuned"  # the preset of the mini world: what the recorded search chose
 MOST_SEEDS = 1000  # a seed that was meant as one would otherwise be as many trainings
+
+log = logging.getLogger(__name__)
 
 
 class ConfigError(RPLibError):
@@ -220,30 +222,30 @@ class RunConfig(_Table):
 
     def all_settings(self) -> dict[str, dict[str, Any]]:
         """Those of every method of the library that this configuration has some for."""
-        known = {}
-        for name in METHODS:
-            with contextlib.suppress(ConfigError):
-                known[name] = self.settings_of(name)
-        return known
+        return {name: self.settings_of(name) for name in METHODS if self._has_settings(name)}
+
+    def _has_settings(self, name: str) -> bool:
+        tuned = tuned_settings() if self.preset == TUNED else {}
+        trained_by_config = issubclass(METHODS[name], (Reprogrammer, ResidualReprogrammer))
+        named = {name, BASES.get(name, name)} & self.tables.keys()
+        return trained_by_config or name in ("zero-shot", *tuned) or bool(named)
 
     def settings_of(self, name: str) -> dict[str, Any]:
         """Those of one method; a mixture with zero-shot takes those of the method it is made of, and its own.
 
-        Raises:
-            ConfigError: There are none for it.
+        A method that the file has no table for runs with the library's defaults, and a warning says so.
         """
         own = {**self.tables.get(BASES.get(name, ""), {}), **self.tables.get(name, {})}
         tuned = tuned_settings() if self.preset == TUNED else {}
         if issubclass(METHODS[name], (Reprogrammer, ResidualReprogrammer)):
             start = tuned[name]["config"] if name in tuned else preset("paper" if tuned else self.preset)
             return {"config": start.changed(**own)}
-        if name == "zero-shot" or {name, BASES.get(name, name)} & self.tables.keys() or name in tuned:
-            return {**tuned.get(name, {}), **own}
-        raise ConfigError(
-            f"{self.source} has no settings for {name!r}: add a table [settings.{name}] (it takes "
-            f"{', '.join(sorted(accepted(name)))}; left empty it means the defaults of the library), or leave the "
-            "method out"
-        )
+        if not self._has_settings(name):
+            log.warning(
+                "%s has no settings for %r, which runs with the library's defaults: a table [settings.%s] takes %s",
+                self.source, name, name, ", ".join(sorted(accepted(name))),
+            )  # fmt: skip
+        return {**tuned.get(name, {}), **own}
 
     def as_dict(self) -> dict[str, Any]:
         """The whole configuration as plain data, defaults included; read again it gives the same run."""
@@ -308,7 +310,7 @@ def check_config(table: Mapping[str, Any], source: str, changes: Mapping[str, An
         text = faults[0] if len(faults) == 1 else "\n  ".join([f"{len(faults)} faults", *faults])
         raise ConfigError(f"{source}: {text}")
     config = RunConfig(**table, source=source)
-    config.settings()  # a method without settings is refused now, not after the others are trained
+    config.settings()  # a method without settings is named now, not after the others are trained
     return config
 
 

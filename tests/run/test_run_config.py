@@ -141,7 +141,6 @@ def test_what_a_configuration_accepts_is_what_methods_take():
         ({"settings.zero-shot.lr": 1.0}, r"unknown key in \[settings.zero-shot\] 'lr'"),
         ({"settings.fine-tune": 1}, "settings.fine-tune should be a valid table"),
         ({"seeds.x": 1}, "seeds is a value, no table"),
-        ({"methods": ["l2-sp"]}, r"no settings for 'l2-sp': add a table \[settings.l2-sp\] \(it takes .*tower_penalty"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_meant_is_refused_with_the_place_and_the_remedy(changes, message):
@@ -368,3 +367,13 @@ def test_the_list_names_every_shipped_configuration(capsys):
     assert call("--list") == 0
     said = capsys.readouterr().out
     assert all(name in said for name in shipped())
+
+
+def test_a_method_without_settings_runs_with_the_librarys_defaults_and_says_so(caplog):
+    config = read_config("mini", {"methods": ["l2-sp", "wise-ft"], "preset": "paper", "settings": {"linear-probe": {}}})
+    assert [r.levelname for r in caplog.records] == ["WARNING"] * 2
+    assert "has no settings for 'l2-sp', which runs with the library's defaults" in caplog.text
+    assert "tower_penalty" in caplog.text and config.settings()["l2-sp"] == {} and "l2-sp" not in config.all_settings()
+    caplog.clear()
+    read_config("mini", {"methods": ["zero-shot", "linear-probe", "rp"], "settings.linear-probe.epochs": 2})
+    assert not caplog.records
