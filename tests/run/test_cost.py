@@ -169,6 +169,8 @@ def test_memory_of_a_frozen_tower_is_below_that_of_a_tuned_one(b32):
     tuned, border = b32.image("weights", 128, True).kept, b32.image("input", 128, True).kept
     assert border < 0.8 * tuned
     assert border < b32.image("input", 128, False).kept  # bfloat16 keeps less
+    # Of attention no product of all pairs of tokens is kept, as by the kernels of GPUs: twice the tokens, twice the bytes.
+    assert b32.text(76, "input").kept == pytest.approx(2 * b32.text(38, "input").kept, rel=0.01)
 
 
 def test_seconds_are_flops_over_rate():

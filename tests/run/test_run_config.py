@@ -287,6 +287,15 @@ def test_missing_data_exits_6_with_the_command_that_gets_it(data, name, tmp_path
     assert name in said and f"./data_download.sh --root {tmp_path / 'data'}" in said
 
 
+@pytest.mark.parametrize("key", ["data.test", "data.shifts.more", "data.ood.more"])
+def test_a_missing_folder_is_found_before_a_backbone_is_built(file, key, capsys, monkeypatch):
+    monkeypatch.setattr("rp_lib.run.session.open_backbone", lambda *a, **k: pytest.fail("a backbone was built"))
+    for value in ("/nowhere/x", '["/nowhere/x"]')[: 2 if "ood" in key else 1]:
+        assert call("--config", file, "--set", f"{key}={value}") == 2
+        assert "/nowhere/x does not exist" in capsys.readouterr().err
+    assert call("--config", file, "--set", f"{key}=/nowhere/x", "--dry-run") == 2
+
+
 @pytest.mark.parametrize("data", ["cifar10", "imagenet"])
 def test_the_preset_also_switches_what_the_released_code_does_to_the_data(data, monkeypatch):
     asked = []
