@@ -122,15 +122,20 @@ def several(folders: Path | str | Sequence[Path | str]) -> list[Path]:
     """One folder, or some, as a list.
 
     Raises:
-        FolderError: An empty list.
+        FolderError: An empty list, or a folder that is named twice or lies in another one.
     """
     found = [folders] if isinstance(folders, str | Path) else list(folders)
     if not found:
         raise FolderError("an image set needs at least one folder, got an empty list")
     paths = [Path(folder).expanduser() for folder in found]
     places = [path.resolve() for path in paths]
-    if twice := [path for i, path in enumerate(paths) if places[i] in places[:i]]:
-        raise FolderError(f"{twice[0]} is named twice in one image set: its pictures would count twice")
+    for i, place in enumerate(places):
+        if place in places[:i]:
+            raise FolderError(f"{paths[i]} is named twice in one image set: its pictures would count twice")
+        if above := [path for path, other in zip(paths, places, strict=True) if other in place.parents]:
+            raise FolderError(
+                f"{paths[i]} lies in {above[0]}, which is named in the same image set: its pictures would count twice"
+            )
     return paths
 
 

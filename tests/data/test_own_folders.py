@@ -621,5 +621,10 @@ def test_a_folder_counts_once(world, tmp_path):
     fill(tmp_path / "scenes", ("sea", "sky"), n=2, start=900)
     with pytest.raises(FolderError, match="is named twice in one image set"):
         make(world, ood={"scenes": [tmp_path / "scenes", tmp_path / "scenes" / ".." / "scenes"]})
+    (tmp_path / "link").symlink_to(tmp_path / "scenes" / "sea")
+    for inner in (tmp_path / "scenes" / "sea", tmp_path / "link"):
+        for both in ([tmp_path / "scenes", inner], [inner, tmp_path / "scenes"]):
+            with pytest.raises(FolderError, match=rf"{inner} lies in .*scenes, which is named in the same image set"):
+                make(world, ood={"scenes": both})
     with pytest.raises(FolderError, match="is both 'one' and 'two'"):
         make(world, ood={"one": tmp_path / "scenes", "two": tmp_path / "scenes"})
