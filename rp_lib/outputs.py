@@ -41,6 +41,11 @@ class Head:
         bias: float32 (C,), or None with it.
         logit_scale: CLIP's factor on cosine similarities.
         negatives: unit float32 (M, d), the embeddings of negative words, or None.
+
+    Example:
+        >>> head = Head(2 * torch.eye(3), torch.zeros(3), logit_scale=2.0)
+        >>> torch.equal(head.class_embeddings, torch.eye(3)), Head(torch.eye(3), torch.ones(3), 2.0).class_embeddings
+        (True, None)
     """
 
     weight: Tensor | None
@@ -75,6 +80,12 @@ class Outputs:
 
     Raises:
         RPLibError: shapes that do not fit.
+
+    Example:
+        >>> head, ids = Head(torch.eye(2), torch.zeros(2), logit_scale=1.0), torch.arange(2)
+        >>> outputs = Outputs("test", "test", torch.eye(2), torch.eye(2), ids, sources=ids, groups=ids, head=head)
+        >>> len(outputs), outputs.reported.argmax(1).tolist(), outputs.cosines.tolist()
+        (2, [0, 1], [[1.0, 0.0], [0.0, 1.0]])
     """
 
     name: str

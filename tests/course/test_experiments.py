@@ -326,6 +326,8 @@ def test_umap_is_repeatable_and_keeps_neighbours():
     one, two = umap(features, 3), umap(features, 3)
     assert one.shape == (40, 2) and np.array_equal(one, two)
     assert trustworthiness(features, one, n_neighbors=5, metric="cosine") > 0.8
+    with pytest.raises(RPLibError, match="at least four pictures, got 3"):
+        umap(features[:3], 0)
 
 
 def test_unknown_experiments_and_bad_options_are_refused(capsys):

@@ -28,7 +28,7 @@ from rp_course.experiments.world import World
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.comparison import draws_over_seeds
 from rp_lib.stats import Design, Resamples, auroc_and_fpr, bootstrap_ci, bootstrap_ood, resample_sets
-from rp_lib.utils.errors import MissingDependency
+from rp_lib.utils.errors import MissingDependency, RPLibError
 from rp_lib.utils.io import load_table, save_table
 
 NAMES = ("zero-shot", "fine-tune", "rp", "rrp")
@@ -95,9 +95,13 @@ def umap(features: np.ndarray, seed: int) -> np.ndarray:
     """float32 (n, 2) map of unit features (n, d), by umap-learn with cosine distance; the seed makes it repeatable.
 
     Raises:
+        RPLibError: Fewer than four points.
         MissingDependency: umap-learn is not installed.
     """
     import warnings
+
+    if len(features) < 4:
+        raise RPLibError(f"a map of neighbours needs at least four pictures, got {len(features)}: give more")
 
     try:
         with warnings.catch_warnings():  # of tensorflow, which is not there and not needed
