@@ -103,6 +103,8 @@ def test_summary_keeps_image_uncertainty_and_adds_seeds():
     assert summarize(perfect)[["value", "low", "high"]].iloc[0].tolist() == pytest.approx([1, 0.7, 1])
     luck = pd.DataFrame([{**row, "value": v, "low": v - 0.1, "high": v} for row, v in zip(one, (1, 1, 0.9), strict=True)])
     assert summarize(luck)["high"].item() == 1
+    mirrored = luck.assign(value=1 - luck["value"], low=1 - luck["high"], high=1 - luck["low"])
+    assert summarize(mirrored)["low"].item() == 0
 
 
 def test_nan_logits_are_refused():
