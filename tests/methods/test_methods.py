@@ -140,6 +140,8 @@ def test_get_params_build_the_method_again(name: str, clip: FrozenCLIP):
     assert {p for p in parameters if p not in ("self", "clip", "class_names", "templates", "settings")} - {
         "rp", "fine_tuned"
     } <= set(params)  # fmt: skip
+    if "settings" in parameters:  # a relative of fine-tuning takes what that takes, too
+        assert {"lr", "weight_decay", "epochs", "schedule", "seed"} <= set(params)
     again = build_method(name, clip, CLASSES, TEMPLATES, params)
     assert again.get_params() == params and again.metadata() == method.metadata()
     assert json.loads(json.dumps(method.metadata())) == method.metadata()
