@@ -191,8 +191,8 @@ def test_k_is_a_tenth_of_the_median_class_size_and_at_most_50(monkeypatch):
     train, data = make(220, seed=3), make(8)  # 44 a class
     distances = np.sort(np.linalg.norm(data.features.numpy()[:, None] - train.features.numpy()[None], axis=2), axis=1)
     np.testing.assert_allclose(scores_of("knn", data, train), -distances[:, 3], rtol=1e-5)
-    uneven = make(220, seed=3, labels=torch.repeat_interleave(torch.arange(3), torch.tensor([5, 15, 200])))
-    for n, labels, k in ((220, uneven.labels, 1), (5, torch.arange(5), 1), (9000, torch.arange(9000) % 5, 50)):
+    uneven = make(220, seed=3, labels=torch.repeat_interleave(torch.arange(3), torch.tensor([5, 25, 190])))
+    for n, labels, k in ((220, uneven.labels, 2), (5, torch.arange(5), 1), (9000, torch.arange(9000) % 5, 50)):
         assert build_detector("knn").fit(make(n, labels=labels)).k == k
 
 
