@@ -76,6 +76,15 @@ def test_pages_of_markdown_follow_with_their_pictures_and_links(notebooks, comma
     assert "- [Speed](speed.md)" in (source / "index.md").read_text()
 
 
+def test_what_answers_a_question_waits_behind_a_button(notebooks, commands, tmp_path):
+    path = notebooks / "01_sees.ipynb"
+    notebook = json.loads(path.read_text())
+    notebook["cells"][-1]["metadata"]["jupyter"] = {"outputs_hidden": True, "source_hidden": True}
+    path.write_text(json.dumps(notebook))
+    build_book(notebooks, tmp_path / "out")
+    assert staged_cells(tmp_path / "out")[-1]["metadata"]["tags"] == ["x", "hide-output", "hide-input"]
+
+
 def staged_cells(out):
     return json.loads((out / "source" / "01_sees.ipynb").read_text())["cells"]
 

@@ -163,9 +163,10 @@ SPOILS = {
     "badge, set-up cell or metadata are not in order": lambda n: n.cells[1].update(source="pass"),
     "the set-up cell has outputs": lambda n: n.cells[1].outputs.append(new.new_output("stream", name="stdout", text="x")),
     "bytes; 600000 are too many": lambda n: n.cells[4].outputs[1].data.update({"image/png": "A" * 600_000}),
-    "has 21 lines": lambda n: n.cells[5].update(source="x = 1\n" * 21),
-    "of 6 code cells have more than 12 lines": lambda n: [n.cells[i].update(source="x = 1\n" * 13) for i in (5, 6)],
-    "lines on average": lambda n: [n.cells[i].update(source="x = 1\n" * 12) for i in range(2, 8)],
+    "has 37 lines": lambda n: n.cells[5].update(source="x = 1\n" * 37),
+    "of 6 code cells have more than 20 lines": lambda n: [n.cells[i].update(source="x = 1\n" * 21) for i in (5, 6)],
+    "lines on average": lambda n: [n.cells[i].update(source="x = 1\n" * 17) for i in range(2, 8)],
+    "a line of 101 characters": lambda n: n.cells[5].update(source="x = " + "1" * 97),
     "an empty code cell": lambda n: n.cells[5].update(source=" "),
     "magic or shell line": lambda n: n.cells[5].update(source="if x:\n    !ls"),
     "has a magic": lambda n: n.cells[5].update(source="%pip install x"),
@@ -292,9 +293,10 @@ def test_stored_answers_are_folded_until_they_are_asked_for():
     ]  # fmt: skip
     cells = [new.new_markdown_cell(s) if s.startswith("#") else cell(s) for s in sources]
     folded = normalise(new.new_notebook(cells=cells)).cells
-    assert [i for i, c in enumerate(folded) if c.metadata.get("jupyter") == {"outputs_hidden": True}] == [
-        2, 4, 5, 6, 10, 12
-    ]  # fmt: skip
+    hidden = {i: set(c.metadata["jupyter"]) for i, c in enumerate(folded) if "jupyter" in c.metadata}
+    assert list(hidden) == [2, 4, 5, 6, 10, 12] and all("outputs_hidden" in keys for keys in hidden.values())
+    # The code that reveals tells the answer too.
+    assert [i for i, keys in hidden.items() if "source_hidden" in keys] == [5, 10, 12]
     assert all(not c.metadata for c in folded if c.cell_type == "markdown")
     # What was folded by hand, or by an earlier version, is not.
     cells[0].metadata["jupyter"] = {"outputs_hidden": True}

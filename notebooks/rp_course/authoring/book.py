@@ -84,6 +84,12 @@ def _stage(path: Path, folder: Path) -> str:
     for cell in notebook["cells"]:
         if any(COLUMNS.search("".join(output.get("text", ""))) for output in cell.get("outputs", [])):
             cell["metadata"] = {**cell["metadata"], "tags": [*cell["metadata"].get("tags", []), "columns"]}
+        folded = cell.get("metadata", {}).get("jupyter", {})
+        tags = [
+            tag for key, tag in (("outputs_hidden", "hide-output"), ("source_hidden", "hide-input")) if folded.get(key)
+        ]
+        if tags:  # a page shows a button in their place
+            cell["metadata"] = {**cell["metadata"], "tags": [*cell["metadata"].get("tags", []), *tags]}
         if cell["cell_type"] == "markdown":
             cell["source"] = _linked("".join(cell["source"]))
         alts = [alt for output in cell.get("outputs", []) if (alt := _static(output))]

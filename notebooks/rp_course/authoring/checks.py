@@ -16,7 +16,8 @@ from rp_course.show import WIDGET_VIEW
 from rp_lib.utils.errors import RPLibError
 
 MAX_BYTES = 600_000
-MAX_LINES, LONG_SHARE, MEAN_LINES, LIMIT_LINES = 12, 0.2, 10, 20
+MAX_LINES, LONG_SHARE, MEAN_LINES, LIMIT_LINES = 20, 0.25, 15, 36
+MAX_COLUMNS = 100  # of code: more would scroll sideways in JupyterLab at 1,280 pixels
 MAX_UNCOMPARED, MIN_COMPARED = 4, 5
 EXCEPTIONS = "exceptions.toml"
 # Measured numbers look like these; what is a definition or a citation is taken out before, or listed with its reason.
@@ -152,6 +153,8 @@ def _code(notebook: Any) -> Iterator[str]:
         yield f"{sum(n > MAX_LINES for n in lengths)} of {len(lengths)} code cells have more than {MAX_LINES} lines"
     for cell, length in zip(cells, lengths, strict=True):
         where = f"cell {cell.execution_count}"
+        if (widest := max(map(len, cell.source.splitlines()))) > MAX_COLUMNS:
+            yield f"{where} has a line of {widest} characters; {MAX_COLUMNS} are allowed"
         if length > LIMIT_LINES:
             yield f"{where} has {length} lines"
         if re.search(r"^\s*[%!]", cell.source, re.MULTILINE):
@@ -248,12 +251,15 @@ def _doing(notebook: Any, number: str) -> Iterator[str]:
         calls = [ast.unparse(n.func) for n in nodes if isinstance(n, ast.Call)]
         asked += calls.count("predict")
         revealed += sum(c.endswith(".reveal") for c in calls)
-    known = {item.name for n, item in exercises() if n == number}
+    minutes = {item.name: item.minutes for n, item in exercises() if n == number}
+    known = minutes.keys()
     if number != "00" and len(written) < 2:
         yield f"it has {len(written)} exercises, at least two are needed"
     if written.keys() != known:
         yield f"exercises in the notebook and in the registry differ: {', '.join(sorted(written.keys() ^ known))}"
     for name, cell in written.items():
+        if name in known and f"({minutes[name]} minutes)" not in cell.source:
+            yield f"the exercise {name} does not say that it takes {minutes[name]} minutes"
         if f"{name}: unsolved" not in printed(cell):
             yield f"the exercise {name} is not stored as unsolved"
     if not asked or asked != revealed:

@@ -184,22 +184,30 @@ def normalise(notebook: Any) -> Any:
 
 
 def _hide_answers(cells: Iterable[Any]) -> None:
-    """Fold the stored outputs that answer a question, so that who opens a notebook can predict before seeing them.
+    """Fold what answers a question, so that a reader can predict before seeing it.
 
-    From a cell with ``predict`` on, until the Markdown behind its ``reveal``. JupyterLab shows of a folded output its
-    first line alone, unfolds it when the cell is run, and pages without a kernel show it as ever.
+    The stored outputs, from a cell with ``predict`` on until the Markdown behind its ``reveal``: JupyterLab shows of a
+    folded output its first line alone, and unfolds it when the cell is run. The source of cells that reveal or that
+    only check: their code, their reasons and the text alternatives of their figures tell the answer. A click on the
+    folded cell shows it.
     """
     open_questions, folding = 0, False
     for cell in cells:
         if cell.cell_type == "markdown":
             folding = folding and open_questions > 0
             continue
+        hidden = {"source_hidden": True} if folding and tells_the_answer(cell.source) else {}
         if folding:
-            cell.metadata["jupyter"] = {"outputs_hidden": True}
+            cell.metadata["jupyter"] = {"outputs_hidden": True, **hidden}
         open_questions += len(re.findall(r"(?<![.\w])predict\(", cell.source)) - len(
             re.findall(r"\.reveal\(", cell.source)
         )
         folding = folding or open_questions > 0
+
+
+def tells_the_answer(source: str) -> bool:
+    """Whether a cell reveals a prediction, or asserts what the run found."""
+    return re.search(r"\.reveal\(|^\s*assert ", source, re.MULTILINE) is not None
 
 
 def _merged(outputs: Sequence[Any]) -> list[Any]:
