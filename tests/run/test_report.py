@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rp_lib.run.report import load_records, save_records
+from rp_lib.run.report import details, load_records, save_records
 from rp_lib.utils.io import StorageError, load_table, save_table
 
 
@@ -78,3 +78,9 @@ def test_missing_or_damaged_records_say_so(tmp_path):
             load_records(tmp_path / "records.csv")
     save_records(pd.DataFrame({"a": [1]}), tmp_path / "records.csv", {})
     assert len(load_records(tmp_path / "records.csv")[0]) == 1
+
+
+def test_details_are_percentages_of_every_set():
+    rows = [("art", "zero-shot", "accuracy", 0.5), ("art", "rp", "accuracy", 0.625), ("food", "rp", "auroc", 0.75)]
+    shown = details(pd.DataFrame(rows, columns=["set", "method", "metric", "value"])).splitlines()
+    assert shown[-2].split() == ["art", "50.0", "62.5", "accuracy"] and shown[-1].split()[-2:] == ["75.0", "auroc"]
