@@ -223,7 +223,12 @@ class _Gaussian:
             raise RPLibError("all training features equal their class mean: no covariance can be fitted on them")
         covariance = torch.from_numpy(ledoit_wolf(residuals, assume_centered=True)[0])
         # |z L^-T| with L L^T = covariance is the Mahalanobis length: one product for all classes.
-        lower = torch.linalg.cholesky((covariance + covariance.T) / 2)
+        lower, failed = torch.linalg.cholesky_ex((covariance + covariance.T) / 2)
+        if failed:
+            raise RPLibError(
+                f"the covariance of {len(features)} training features is singular: train on more pictures, or take a "
+                "detector without a covariance"
+            )
         self.root = torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=lower.dtype), upper=False).T
         self._known: MutableMapping[Outputs, Tensor] = WeakKeyDictionary()
 

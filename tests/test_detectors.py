@@ -273,3 +273,10 @@ def test_mined_words_are_the_farthest_and_no_class_names(clip, monkeypatch):
     torch.testing.assert_close(found.embeddings, clip.class_embeddings(found.words, templates), atol=1e-5, rtol=1e-4)
     with pytest.raises(RPLibError, match="no candidate"):
         mine_negative_words(clip, names, templates, ["Cats"])
+
+
+@pytest.mark.parametrize("name", ["mahalanobis", "relative-mahalanobis"])
+def test_one_training_picture_a_class_is_too_few_for_a_covariance(name):
+    train = make(2, seed=3, labels=torch.tensor([0, 1]))
+    with pytest.raises(RPLibError, match=r"covariance .* is singular|no covariance can be fitted"):
+        build_detector(name).fit(train)
