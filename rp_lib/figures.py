@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 STYLE: dict[str, tuple[str, str, str]] = {
     "zero-shot": ("#000000", "D", "Zero-shot"),
     "linear-probe": ("#E69F00", "s", "Linear probe"),
+    "zs-lp": ("#E69F00", "h", "Probe from zero-shot"),
+    "task-res": ("#999933", "$R$", "TaskRes"),  # olive, of the same scheme as CoOp's wine
+    "clap": ("#999933", "$C$", "CLAP"),
+    "tip-adapter": ("#999933", "$t$", "Tip-Adapter"),
+    "tip-adapter-f": ("#999933", "$T$", "Tip-Adapter-F"),
     "fine-tune": ("#D55E00", "^", "Full fine-tuning"),
     "l2-sp": ("#D55E00", "v", "L2-SP"),
     "lp-ft": ("#E69F00", "P", "LP-FT"),

@@ -12,6 +12,7 @@ import torch
 from rp_lib.clip import FrozenCLIP
 from rp_lib.config import RPConfig
 from rp_lib.methods.base import Method, read_saved
+from rp_lib.methods.baselines.adapters import CLAP, TaskRes, TipAdapter, TipAdapterF, ZeroShotProbe
 from rp_lib.methods.baselines.deep_prompts import DeepPrompts
 from rp_lib.methods.baselines.ensembles import LogitEnsemble, WiSEFT
 from rp_lib.methods.baselines.fine_tuning import L2SP, LPFT
@@ -29,6 +30,7 @@ METHODS: dict[str, type[Method]] = {
     m.name: m
     for m in (
         ZeroShot, LinearProbe, FineTune, L2SP, LPFT, WiSEFT, FLYP, LogitEnsemble, CoOp, DeepPrompts,
+        ZeroShotProbe, TaskRes, CLAP, TipAdapter, TipAdapterF,
         ImageReprogrammer, TextReprogrammer, Reprogrammer, ResidualReprogrammer,
     )
 }  # fmt: skip
@@ -45,7 +47,19 @@ def build_method(
     templates: Sequence[str],
     settings: dict[str, Any] | None = None,
 ) -> Method:
-    """A method by name, not yet fitted; ``settings`` as :meth:`Method.get_params` returns them."""
+    """Build a method by name, not yet fitted.
+
+    Args:
+        name: Of :data:`METHODS`.
+        clip: The frozen backbone.
+        class_names: The task's C classes.
+        templates: Prompts with one ``{}``.
+        settings: As :meth:`Method.get_params` returns them. ``seed`` and ``precision``, which belong to a run and not
+            to a method, are left out where the method has no use for them.
+
+    Raises:
+        UnknownName: No such method.
+    """
     if name not in METHODS:
         raise UnknownName("method", name, METHODS)
     settings = dict(settings or {})
@@ -55,6 +69,8 @@ def build_method(
         return METHODS[name](base) if alpha is None else METHODS[name](base, alpha)
     if isinstance(settings.get("config"), dict):
         settings["config"] = RPConfig().changed(**settings["config"])
+    for key in {"seed", "precision"}.difference(METHODS[name].parameter_names()):
+        settings.pop(key, None)
     return METHODS[name](clip, class_names, templates, **settings)
 
 
@@ -117,7 +133,7 @@ def _backbone_of(path: str | Path, meta: dict[str, Any], device: torch.device | 
 
 
 __all__ = [
-    "BASES", "FLYP", "L2SP", "LPFT", "METHODS", "CoOp", "DeepPrompts", "FineTune", "ImageReprogrammer", "LinearProbe",
-    "LogitEnsemble", "Method", "Reprogrammer", "ResidualReprogrammer", "TextReprogrammer", "WiSEFT", "ZeroShot",
-    "build_method", "load_method", "made_of",
+    "BASES", "CLAP", "FLYP", "L2SP", "LPFT", "METHODS", "CoOp", "DeepPrompts", "FineTune", "ImageReprogrammer",
+    "LinearProbe", "LogitEnsemble", "Method", "Reprogrammer", "ResidualReprogrammer", "TaskRes", "TextReprogrammer",
+    "TipAdapter", "TipAdapterF", "WiSEFT", "ZeroShot", "ZeroShotProbe", "build_method", "load_method", "made_of",
 ]  # fmt: skip

@@ -199,15 +199,20 @@ class Method(ABC):
         """
         return self.clip.class_embeddings(words, self.templates).cpu()
 
-    def get_params(self) -> dict[str, Any]:
-        """Return the keyword arguments that build this method again, next to clip, class names and templates."""
+    @classmethod
+    def parameter_names(cls) -> list[str]:
+        """Return the names of the keyword arguments that it takes, next to clip, class names and templates."""
         names: list[str] = []
-        for cls in type(self).__mro__:
-            parameters = inspect.signature(cls.__init__).parameters.values()
+        for owner in cls.__mro__:
+            parameters = inspect.signature(owner.__init__).parameters.values()
             names += [p.name for p in list(parameters)[4:] if p.kind is not p.VAR_KEYWORD]
             if not any(p.kind is p.VAR_KEYWORD for p in parameters):
                 break  # else the parent takes the rest
-        return {name: getattr(self, name) for name in names}
+        return names
+
+    def get_params(self) -> dict[str, Any]:
+        """Return the keyword arguments that build this method again, next to clip, class names and templates."""
+        return {name: getattr(self, name) for name in self.parameter_names()}
 
     # What follows from it -----------------------------------------------------------------------------
 

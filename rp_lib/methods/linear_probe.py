@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,9 @@ class LinearProbe(Method):
     """
 
     name = "linear-probe"
+    schedule: ClassVar[str] = "steps"
+    optimizer: ClassVar[str] = "adam"
+    eps: ClassVar[float] = 1e-8
     checkpoint_every = 20
     device = torch.device("cpu")  # the features are there, and a (d, C) matrix needs no GPU
 
@@ -43,21 +47,28 @@ class LinearProbe(Method):
     ) -> None:
         super().__init__(clip, class_names, templates)
         self.lr, self.epochs, self.batch_size, self.weight_decay, self.seed = lr, epochs, batch_size, weight_decay, seed
-        self.classifier = nn.Linear(clip.embed_dim, len(self.class_names))
-        nn.init.zeros_(self.classifier.weight)
-        nn.init.zeros_(self.classifier.bias)
+        self.training_schedule()  # a bad value is refused now, not when training begins
+        self.classifier = self.new_classifier()
+
+    def new_classifier(self) -> nn.Module:
+        """Return what turns features (n, d) into logits (n, C): weight (C, d) and bias (C,), both zero."""
+        classifier = nn.Linear(self.clip.embed_dim, len(self.class_names))
+        nn.init.zeros_(classifier.weight)
+        nn.init.zeros_(classifier.bias)
+        return classifier
 
     def training_schedule(self) -> Schedule:
-        """Return the released code's steps; in float32, there is nothing to gain from less."""
-        return Schedule(self.epochs, self.batch_size, "steps", seed=self.seed, precision="float32")
+        """Return epochs, batch size and the course of the rate; in float32, there is nothing to gain from less."""
+        return Schedule(self.epochs, self.batch_size, self.schedule, seed=self.seed, precision="float32")
 
     def modules(self) -> nn.Module:
-        """Return the classifier: weight (C, d) and bias (C,)."""
+        """Return the classifier."""
         return self.classifier
 
     def parameter_groups(self) -> list[Group]:
-        """Return weight and bias, with Adam."""
-        return [Group(list(self.classifier.parameters()), self.lr, self.weight_decay, "adam", (0.9, 0.999))]
+        """Return all weights of the classifier, with one rate."""
+        trained = list(self.classifier.parameters())
+        return [Group(trained, self.lr, self.weight_decay, self.optimizer, (0.9, 0.999), self.eps)]
 
     def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Compute the cross-entropy of float32 (n, d) features, a scalar."""
@@ -68,6 +79,7 @@ class LinearProbe(Method):
         """The frozen backbone."""
         return (self.clip,)
 
+    @torch.no_grad()
     def head(self, features: Tensor) -> Tensor:
-        """The probe's own logits; their scale is learnt."""
-        return F.linear(features, self.classifier.weight.detach(), self.classifier.bias.detach())
+        """The classifier's own logits; a probe learns their scale."""
+        return self.classifier(features)

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -363,12 +364,12 @@ def method_cost(
         method = build_method(name, clip, task.class_names, task.templates, dict(settings))
         shared = (clip, *(method.base.encoders if isinstance(method, Mixture) else ()))
         own = [encoder for encoder in method.encoders if encoder not in shared]
+        if not isinstance(method, LPFT):  # whose preparation is the training of a probe
+            method.before_training(*_training_set(task, clip.embed_dim))
         trained = _numel(method.modules().parameters())
         trains = trained and not isinstance(method, Mixture)
         step, steps, memory, validated = Pass(0, 0, 0), 0, 0, 0
         if trains:
-            if not isinstance(method, LPFT):  # whose preparation is the training of a probe
-                method.before_training(None, None)
             method.set_training(True)
             plan = method.training_schedule()
             batch = min(plan.batch_size, task.train)
@@ -393,6 +394,14 @@ def method_cost(
             once = sum(_measure(lambda e=e: e.encode(image), (), False).forward for e in own)
     features = bool(trains) and (method.encoders == (clip,) or isinstance(method, LPFT))
     return MethodCost(steps, step.flops, once * (validated + task.judged), memory, trained if trains else 0, features)
+
+
+def _training_set(task: TaskSize, width: int) -> tuple[Any, Any]:
+    """Labels and a store of frozen features that have the shapes of the training images', but no storage."""
+    with FAKE:
+        features = torch.empty(task.train, width)
+    labels = torch.arange(task.train) % task.classes
+    return SimpleNamespace(labels=labels), SimpleNamespace(get=lambda *_: features)
 
 
 def distinct_classes(batch: int, classes: int) -> float:

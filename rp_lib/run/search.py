@@ -39,6 +39,23 @@ SPACES: dict[str, dict[str, tuple[Any, ...]]] = {  # the order of the keys is th
         "lr": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), "epochs": (25, 50, 100), "batch_size": (64, 128),
         "weight_decay": (0.0, 1e-5, 1e-4, 1e-3),
     },
+    "zs-lp": {
+        "lr": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), "epochs": (25, 50, 100), "batch_size": (64, 128),
+        "weight_decay": (0.0, 1e-5, 1e-4, 1e-3),
+    },
+    "task-res": {
+        "lr": (2e-5, 2e-4, 2e-3, 1e-2, 1e-1), "epochs": (50, 100, 200), "batch_size": (64, 256),
+        "weight_decay": (0.0, 5e-4, 5e-3), "residual_scale": (0.25, 0.5, 1.0, 2.0),
+    },
+    "clap": {
+        "lr": (1e-3, 1e-2, 1e-1), "epochs": (100, 300), "batch_size": (64, 256),
+        "penalty": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
+    },
+    "tip-adapter": {"cache_weight": (0.3, 1.0, 3.0, 10.0, 30.0), "sharpness": (1.0, 3.0, 5.5, 10.0, 20.0, 40.0)},
+    "tip-adapter-f": {
+        "lr": (1e-4, 1e-3, 1e-2, 3e-2), "epochs": (20, 50), "cache_weight": (0.3, 1.0, 3.0, 10.0),
+        "sharpness": (1.0, 3.0, 5.5, 10.0, 20.0),
+    },
     "fine-tune": {**_TOWER, **_DECAY, **_SCHEDULE},
     "l2-sp": {
         **_TOWER, **_SCHEDULE, "tower_penalty": (1e-2, 1e-1, 1.0, 10.0), "head_penalty": (1e-2, 1e-1, 1.0),

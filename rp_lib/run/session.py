@@ -122,12 +122,8 @@ class Session:
 
     def build(self, name: str, seed: int = 1) -> Method:
         """Build a method that is not fitted."""
-        options = dict(self.settings.get(name, {}))
-        if name != "zero-shot":
-            options["seed"] = seed
-        if name not in ("zero-shot", "linear-probe"):
-            options["precision"] = self.precision
-        return build_method(name, *self.task, options)
+        run = {"seed": seed, "precision": self.precision}
+        return build_method(name, *self.task, self.settings.get(name, {}) | run)
 
     def fit(
         self,

@@ -297,6 +297,8 @@ def test_every_detector_says_of_every_method_a_number_or_that_it_does_not_apply(
     monkeypatch.setattr(table, "mine_negative_words", lambda *a: words)
     quick = {
         "l2-sp": {"epochs": 1},
+        **{name: {"epochs": 1} for name in ("zs-lp", "task-res", "clap", "tip-adapter-f")},
+        "tip-adapter": {},
         "lp-ft": {"epochs": 1},
         "flyp": {"epochs": 1},
         "maple": {"epochs": 1, "n_prompts": 1},

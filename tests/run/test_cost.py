@@ -138,7 +138,7 @@ def test_what_backward_needs_is_what_autograd_keeps(clip):
         assert costs.image(gradient, 6).kept == kept
 
 
-@pytest.mark.parametrize("name", ["rp", "rp-text", "fine-tune", "flyp", "coop", "maple", "linear-probe"])
+@pytest.mark.parametrize("name", ["rp", "rp-text", "fine-tune", "flyp", "coop", "maple", "linear-probe", "clap", "tip-adapter-f"])
 def test_a_step_is_counted_as_the_method_takes_it(clip, name):
     """FLOPs, trained numbers and memory against a real step of the real method."""
     names, templates = ("cat", "dog", "fire engine"), ("a photo of a {}",)

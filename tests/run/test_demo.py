@@ -67,10 +67,10 @@ def test_no_seed_is_refused(tiny_clip, tiny_benchmark, tmp_path):
         tell(tiny_clip, tiny_benchmark, tmp_path, seeds=())
 
 
-def test_recorded_search_has_a_winner_for_every_method_with_the_same_budget():
+def test_recorded_search_has_a_winner_for_every_method_of_it_with_the_same_budget():
     rows = pd.read_csv(SEARCH)
     searched, recorded = set(rows["method"]), set(tuned_settings())
-    assert recorded == set(METHODS)
+    assert set(CORE) | set(BASES) <= recorded <= set(METHODS)
     assert all(BASES[name] in searched for name in recorded - searched - {"zero-shot"})
     trials = rows.groupby("method").size()
     assert trials.nunique() == 1 and trials.iloc[0] >= 8

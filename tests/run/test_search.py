@@ -118,7 +118,7 @@ def test_search_records_the_alphas_of_all_mixtures(tiny_clip, tiny_benchmark, tm
 def test_grids_fit_their_methods(tiny_clip, tiny_benchmark):
     """Every drawn setting is one that the method takes and gives back."""
     task = (tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates)
-    for name in set(SPACES) & {"l2-sp", "lp-ft", "flyp", "fine-tune"}:
+    for name in set(SPACES) - {"coop", "maple", "rp", "rp-image", "rp-text"}:
         trial = draw_trials(name, 1, 0)[0]
         settings = build_method(name, *task, settings_of(name, trial)).get_params()
         assert {key: settings[key] for key in trial} == trial

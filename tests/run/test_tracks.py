@@ -46,7 +46,7 @@ def test_the_mini_track_is_the_shipped_one():
     assert track.name == "mini" and track.device == torch.device("cpu")
     assert track.data.fingerprint == load_benchmark().fingerprint
     assert track.clip.fingerprint == load_clip().fingerprint
-    assert track.settings == tuned_settings() and set(track.settings) == set(METHODS)
+    assert track.settings == tuned_settings() and set(track.settings) <= set(METHODS)
     assert track.task == (track.clip, track.data.class_names, track.data.templates)
 
 

@@ -141,9 +141,10 @@ def saved_outputs(world: World, folder: Path, names: Sequence[str] | None = None
     """Outputs of every method and seed from ``folder``; what is not there, or is of other settings, is made.
 
     Args:
-        world: see :class:`World`. folder: one safetensors file per method and seed. names: of methods, default all.
+        world: see :class:`World`. folder: one safetensors file per method and seed. names: of methods, default all
+            that the recorded search has settings for.
     """
-    names = tuple(names or (QUICK if world.quick else METHODS))
+    names = tuple(names or (QUICK if world.quick else [name for name in METHODS if name in world.settings]))
     clip, benchmark = world.backbone(), world.judged
     words = functools.cache(lambda: mine_negative_words(clip, benchmark.class_names, benchmark.templates))
     found: dict[str, list[MethodOutputs]] = {name: [] for name in names}
