@@ -366,7 +366,7 @@ def method_cost(
         own = [encoder for encoder in method.encoders if encoder not in shared]
         if not isinstance(method, LPFT):  # whose preparation is the training of a probe
             method.before_training(*_training_set(task, clip.embed_dim))
-        trained = _numel(method.modules().parameters())
+        trained = _numel(p for p in method.modules().parameters() if p.requires_grad)
         trains = trained and not isinstance(method, Mixture)
         step, steps, memory, validated = Pass(0, 0, 0), 0, 0, 0
         if trains:

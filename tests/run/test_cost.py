@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from rp_lib import cli
 from rp_lib.config import AS_RELEASED, PAPER
 from rp_lib.data.class_names import CIFAR10
-from rp_lib.methods import METHODS, build_method
+from rp_lib.methods import BASES, METHODS, build_method
 from rp_lib.mini import load_benchmark
 from rp_lib.run import cost
 from rp_lib.run.config import read_config
@@ -138,7 +138,9 @@ def test_what_backward_needs_is_what_autograd_keeps(clip):
         assert costs.image(gradient, 6).kept == kept
 
 
-@pytest.mark.parametrize("name", ["rp", "rp-text", "fine-tune", "flyp", "coop", "maple", "linear-probe", "clap", "tip-adapter-f"])
+@pytest.mark.parametrize(
+    "name", ["rp", "rp-text", "fine-tune", "flyp", "coop", "maple", "linear-probe", "clap", "tip-adapter-f"]
+)
 def test_a_step_is_counted_as_the_method_takes_it(clip, name):
     """FLOPs, trained numbers and memory against a real step of the real method."""
     names, templates = ("cat", "dog", "fire engine"), ("a photo of a {}",)
@@ -147,6 +149,8 @@ def test_a_step_is_counted_as_the_method_takes_it(clip, name):
     batch = 6 if "batch_size" in options else 24
     costs = method_cost(name, options, TaskSize(24, 9, 40, names, templates), TowerCosts(clip), bfloat16=False)
     method = build_method(name, clip, names, templates, options)
+    if name == "tip-adapter-f":
+        method.modules().fill(torch.zeros(24, clip.embed_dim), torch.arange(24) % 3)
     method.set_training(True)
     images = torch.zeros(batch, 3, 32, 32, dtype=torch.uint8)
     inputs = torch.zeros(batch, clip.embed_dim) if method.encoders == (clip,) else images
@@ -233,7 +237,9 @@ def test_a_batch_of_many_classes_has_fewer_prompts_than_images(b32):
 
 def test_every_method_has_a_cost(b32):
     for name in METHODS:
-        assert method_cost(name, {}, TASK, b32).step_flops >= 0
+        costs = method_cost(name, {}, TASK, b32)
+        assert (costs.step_flops > 0) == (costs.steps > 0) == (costs.trained > 0)
+        assert (costs.steps == 0) == (name in {"zero-shot", "tip-adapter", *BASES})
     with pytest.raises(UnknownName, match="unknown method 'new'"):
         method_cost("new", {}, TASK, b32)
 

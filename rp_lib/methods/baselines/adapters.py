@@ -117,8 +117,8 @@ class CLAP(LinearProbe):
         cross-entropy + penalty * sum_c lambda_c * |w_c - t_c|^2
 
     lambda_c is the mean probability that zero-shot CLIP gives to class c on the training images of c, so that classes
-    which it knows well stay where they are. A class without training images gets 1. Here t has length 1, in the released
-    code the length that the text tower gives it; and that code takes the mean over classes, ``penalty=1/C``.
+    which it knows well stay where they are. A class without training images gets 1. Here t has length 1, in the
+    released code the length that the text tower gives it; that code takes the mean over classes, ``penalty=1/C``.
 
     Args:
         penalty: >= 0; 0 is the paper's ZS-LP.
@@ -182,12 +182,13 @@ class _Cache(nn.Module):
         super().__init__()
         self.logit_scale, self.cache_weight, self.sharpness = logit_scale, cache_weight, sharpness
         self.register_buffer("start", start, persistent=False)  # (C, d)
-        self.fill(torch.zeros(0, start.shape[1]), torch.zeros(0, dtype=torch.long))
+        self.keys = nn.Parameter(torch.zeros(0, start.shape[1]))
+        self.register_buffer("labels", torch.zeros(0, dtype=torch.long))
 
     def fill(self, keys: Tensor, labels: Tensor) -> None:
         """Take over keys, float32 (m, d), and their classes, int64 (m,)."""
-        self.keys = nn.Parameter(keys.clone())
-        self.register_buffer("labels", labels.clone())
+        self.keys = nn.Parameter(keys.clone(), requires_grad=self.keys.requires_grad)
+        self.labels = labels.clone()
 
     def forward(self, features: Tensor) -> Tensor:
         affinity = (-self.sharpness * (1 - features @ self.keys.T)).exp()  # (n, m)
@@ -200,7 +201,7 @@ class TipAdapterF(LinearProbe):
 
     ::
 
-        logits_c = logit_scale * f @ t_c + cache_weight * sum of exp(-sharpness * (1 - f @ k)) over the keys k of class c
+        logits_c = logit_scale * f @ t_c + cache_weight * sum_k exp(-sharpness * (1 - f @ k)), keys k of class c
 
     Keys start as the features of the training images, one each; the saved file holds them all. The paper averages the
     features of ten augmented copies, here the image itself is encoded once.
