@@ -309,7 +309,11 @@ def test_every_detector_says_of_every_method_a_number_or_that_it_does_not_apply(
     rows = records[(records["set"] == "mean of OOD sets") & (records["metric"] == "auroc")]
     missing = {(m, d) for m in METHODS for d in DETECTORS} - set(zip(rows["method"], rows["detector"], strict=True))
     biased = {"linear-probe", "lp-ft"}  # their classes are no directions in feature space
-    assert missing == {(m, d) for m in biased for d in ("mcm", "neg-label")} | {("logit-ensemble", "neg-label")}
+    caches = {"tip-adapter", "tip-adapter-f"}  # not linear in the features
+    assert missing == (
+        {(m, d) for m in biased | caches for d in ("mcm", "neg-label")} | {(m, "vim") for m in caches}
+        | {("logit-ensemble", "neg-label")}
+    )  # fmt: skip
 
 
 def test_shipped_checkpoints_are_loaded_once(tiny_benchmark):
