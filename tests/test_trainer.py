@@ -18,7 +18,7 @@ from rp_lib import trainer as checkpoints
 from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP
 from rp_lib.config import PAPER
-from rp_lib.methods import FineTune, LinearProbe, Reprogrammer
+from rp_lib.methods import CLAP, FineTune, LinearProbe, Reprogrammer, TipAdapterF
 from rp_lib.trainer import Checkpoint, Group, History, Schedule, TrainingDiverged, batches
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.io import StorageError
@@ -247,6 +247,8 @@ METHODS = {
     ),
     "fine-tune": lambda c: FineTune(c, CLASSES, TEMPLATES, epochs=2, batch_size=8, lr=1e-3, precision="float32"),
     "linear-probe": lambda c: LinearProbe(c, CLASSES, TEMPLATES, epochs=2, batch_size=8),
+    "clap": lambda c: CLAP(c, CLASSES, TEMPLATES, epochs=2, batch_size=8),
+    "tip-adapter-f": lambda c: TipAdapterF(c, CLASSES, TEMPLATES, epochs=2, batch_size=8),
 }
 
 
