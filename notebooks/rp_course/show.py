@@ -75,9 +75,9 @@ def display(data: dict[str, str], metadata: dict[str, Any] | None = None) -> Non
         publish(data, metadata=metadata or {}, raw=True)
 
 
-def say(text: object) -> None:
-    """Print text, or what has one (a verdict, say), with its long lines broken between words."""
-    for line in str(text).splitlines():
+def say(*texts: object) -> None:
+    """Print texts, or what has one (a verdict, say), as ``print`` does, with long lines broken between words."""
+    for line in " ".join(map(str, texts)).splitlines():
         print(textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False))
 
 

@@ -133,6 +133,8 @@ def test_long_sentences_are_broken_between_words(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "short" and len(lines) == 4 and max(map(len, lines)) <= 100
     assert " ".join(lines[1:]) == "word, " * 40 + "a-long-name.hint()"
+    say("two", 2, "words")  # as print does
+    assert capsys.readouterr().out == "two 2 words\n"
 
 
 def test_plain_text_and_html_do_not_depend_on_the_choice(published):
@@ -149,6 +151,27 @@ def test_without_ipywidgets_a_prediction_is_text(monkeypatch, published):
     guess = predict("Which?", OPTIONS, default="b")
     assert guess.buttons is None and set(published[0][0]) == {"text/plain", "text/html"}
     assert "b" in repr(guess)
+
+
+def test_internal_keys_are_not_shown_and_letters_are_taken(capsys):
+    pytest.importorskip("ipywidgets")
+    guess = predict("Which?", {"holds": "it falls", "fails": "it rises"}, default="holds")
+    assert [text for text, _ in guess.buttons.options] == ["a: it falls", "b: it rises"]
+    guess.choose("b")
+    guess.reveal("holds", "it was seen")
+    assert guess.choice == "fails" and "holds" not in str(guess.bundle())
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "You said b: it rises.",
+        "The run says a: it falls, because it was seen.",
+    ]
+
+
+def test_a_question_of_two_lines_is_set_as_one_paragraph(monkeypatch):
+    ipywidgets = pytest.importorskip("ipywidgets")
+    texts, made = [], ipywidgets.HTML
+    monkeypatch.setattr(ipywidgets, "HTML", lambda text: texts.append(text) or made(text))
+    Prediction("Which <one>? " * 20, OPTIONS, "a").bundle()
+    assert len(texts) == 1 and "line-height: 1.5" in texts[0] and "&lt;one&gt;" in texts[0]
 
 
 def test_unknown_options_are_refused():

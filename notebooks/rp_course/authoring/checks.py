@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rp_course.authoring.notebooks import IGNORE, SETUP_ID, as_text, prepare, read, repository
-from rp_course.show import WIDGET_VIEW
+from rp_course.show import WIDGET_VIEW, WIDTH
 from rp_lib.utils.errors import RPLibError
 
 MAX_BYTES = 600_000
@@ -125,6 +125,8 @@ def _outputs(notebook: Any) -> Iterator[str]:
                 yield f"{where} prints an address in memory"
             if place := PLACES.search(text + cell.source):
                 yield f"{where} names a folder of one machine: {place.group()}"
+        if (widest := max(map(len, printed(cell).splitlines()), default=0)) > WIDTH:
+            yield f"{where} prints a line of {widest} characters, which JupyterLab breaks within a word: use say(...)"
         if cell.get("id") == SETUP_ID and cell.outputs:
             yield "the set-up cell has outputs"
 
@@ -151,10 +153,11 @@ def _code(notebook: Any) -> Iterator[str]:
         yield f"code cells have {statistics.mean(lengths):.1f} lines on average, {MEAN_LINES} are allowed"
     if sum(n > MAX_LINES for n in lengths) > LONG_SHARE * len(lengths):
         yield f"{sum(n > MAX_LINES for n in lengths)} of {len(lengths)} code cells have more than {MAX_LINES} lines"
+    for cell in code_cells(notebook, setup=True):
+        if (widest := max(map(len, cell.source.splitlines()), default=0)) > MAX_COLUMNS:
+            yield f"cell {cell.execution_count} has a line of {widest} characters; {MAX_COLUMNS} are allowed"
     for cell, length in zip(cells, lengths, strict=True):
         where = f"cell {cell.execution_count}"
-        if (widest := max(map(len, cell.source.splitlines()))) > MAX_COLUMNS:
-            yield f"{where} has a line of {widest} characters; {MAX_COLUMNS} are allowed"
         if length > LIMIT_LINES:
             yield f"{where} has {length} lines"
         if re.search(r"^\s*[%!]", cell.source, re.MULTILINE):

@@ -32,13 +32,16 @@ if "google.colab" in sys.modules:
     import subprocess
     from importlib.metadata import packages_distributions, version
 
-    used = {{d: version(d) for name, found in packages_distributions().items() if name in sys.modules for d in found}}
-    keep = [f"{{name}}=={{version(name)}}" for name in ("torch", "torchvision", "numpy", "ipywidgets")]
+    found = packages_distributions()
+    used = {{d: version(d) for name in found if name in sys.modules for d in found[name]}}
+    keep = [f"{{d}}=={{version(d)}}" for d in ("torch", "torchvision", "numpy", "ipywidgets")]
     release = "rp-lib[course] @ {repository}/archive/refs/tags/{release}.zip"
     pip = [sys.executable, "-m", "pip", "install", "-q", *keep, release]
-    assert (done := subprocess.run(pip, capture_output=True, text=True)).returncode == 0, done.stderr
+    done = subprocess.run(pip, capture_output=True, text=True)
+    assert not done.returncode, f"pip could not install {{release}}; is it there?\\n{{done.stderr}}"
     stale = [name for name in used if version(name) != used[name]]
-    print(f"Now choose Runtime > Restart session, then go on: {{stale}} were replaced." if stale else "Ready.")"""
+    restart = f"Now choose Runtime > Restart session, then go on: {{stale}} were replaced."
+    print(restart if stale else "Ready.")"""
 
 
 def setup_source(repository: str, release: str = f"v{__version__}") -> str:
@@ -180,6 +183,9 @@ def normalise(notebook: Any) -> Any:
             for output in cell.outputs:
                 output.get("data", {}).pop(WIDGET_VIEW, None)
     _hide_answers(notebook.cells)
+    for cell in notebook.cells:
+        if cell["id"] == SETUP_ID:
+            cell.metadata["jupyter"] = {"source_hidden": True}  # its first line, a comment, says what it is for
     return notebook
 
 
