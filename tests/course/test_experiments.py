@@ -15,6 +15,7 @@ from rp_course.experiments.border import CHANGES, with_border
 from rp_course.experiments.figures import alt, figures
 from rp_course.experiments.grid import Condition, Entry, methods, run_grid
 from rp_course.experiments.padding import at_resolution
+from rp_course.experiments.rate import at_rate
 from rp_course.experiments.released_code import ROWS, SCRIPT_ROWS, switched
 from rp_course.experiments.released_script import DetectionScript
 from rp_course.experiments.single_designer import of_families
@@ -35,6 +36,7 @@ SETTINGS = {
     "rp": {"config": QUICK}, "rrp": {"config": QUICK.changed(alpha=0.5)},
     "rp-image": {"config": QUICK.changed(use_text_program=False)},
     "rp-text": {"config": QUICK.changed(use_image_program=False)}, "coop": {"epochs": 1},
+    "lp-ft": {"epochs": 1, "probe_epochs": 1}, "flyp": {"epochs": 1},
 }  # fmt: skip
 
 
@@ -344,3 +346,11 @@ def test_unknown_experiments_and_bad_options_are_refused(capsys):
     assert main(["experiment", "--list"]) == 0
     listed = capsys.readouterr().out
     assert all(name in listed for name in EXPERIMENTS)
+
+
+def test_only_the_rate_differs_from_the_tuned_settings_and_it_is_a_multiple_of_the_published_one(world):
+    tuned, entry = world.tuned("fine-tune"), at_rate(world, "fine-tune", 3.0)
+    assert entry.settings == {**tuned, "lr": pytest.approx(9e-5)}
+    config = at_rate(world, "rrp", 10.0).settings["config"]
+    assert (config.image_lr, config.text_lr) == pytest.approx((5e-2, 5e-3))
+    assert config == world.tuned("rrp")["config"].changed(image_lr=config.image_lr, text_lr=config.text_lr)

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from rp_course.experiments import EXPERIMENTS, experiment, remedies
+from rp_course.experiments import EXPERIMENTS, experiment, rate, remedies
 from rp_course.experiments.base import compare, difference, shrinks
 from rp_course.experiments.figures import alt, figures
 from rp_course.experiments.padding import WIDER, wider_rows
@@ -335,3 +335,37 @@ def test_the_frontier_marks_the_picked_points():
         "(RRP) picks alpha 0.25 with 67.5 % under shift and FPR95 67.5 %, where its curve reaches 70.0 % and 60.0 %"
         in told
     )
+
+
+def rate_records(published, ten_times):
+    """Fine-tuning's differences to zero-shot, and RRP's to it, at the published rate and at ten times it."""
+    rows = []
+    for rest, factor, value in (("tuned", 1.0, published), ("tuned", 10.0, ten_times), ("published", 1.0, published)):
+        for axis in ("shift accuracy", "auroc"):
+            for method, versus, gap in (("fine-tune", "zero-shot", value), ("rrp", "fine-tune", -value)):
+                more = {"method": method, "versus": versus, "metric": axis, "rest": rest, "factor": factor}
+                rows.append(fake_row(gap, gap - 0.01, gap + 0.01, **more))
+        for k, method in enumerate(("zero-shot", *rate.RATES)):
+            for data, metric, _ in rate.PANELS:
+                more = {"method": method, "versus": None, "set": data, "rest": rest, "factor": factor}
+                level = 0.8 + k / 100 + (value if method == "fine-tune" else 0)
+                rows.append(fake_row(level, level - 0.01, level + 0.01, **more) | {"metric": metric})
+    return pd.DataFrame(rows)
+
+
+def test_what_fine_tuning_costs_is_told_for_the_published_settings_and_for_a_higher_rate():
+    price_of_the_rate = [v.outcome for v in experiment("rate").judge(rate_records(0.02, -0.05))]
+    assert price_of_the_rate == ["fails", "fails", "holds", "holds", "holds", "holds", "fails"]
+    at_every_rate = [v.outcome for v in experiment("rate").judge(rate_records(-0.03, -0.03))]
+    assert at_every_rate == ["holds"] * 4 + ["undecided"] * 2 + ["holds"]
+
+
+def test_rates_are_drawn_over_their_multiple_with_the_published_settings_apart():
+    records = rate_records(0.02, -0.05)
+    panel = figures(EXPERIMENTS["rate"], records)[""].axes[1]
+    assert panel.get_xscale() == "log"
+    line = next(c for c in panel.containers if c.get_label() == "Full fine-tuning" or "ine-tun" in c.get_label())[0]
+    assert line.get_xdata() == pytest.approx([1, 10]) and line.get_ydata() == pytest.approx([84, 77])
+    stars = [x for x in panel.lines if x.get_marker() == "*" and len(x.get_xdata()) == 1]
+    assert any(x.get_ydata() == pytest.approx([84]) for x in stars)
+    assert "has 84.0 % at 1 and 77.0 % at 10 times its published rate" in alt(EXPERIMENTS["rate"], records)

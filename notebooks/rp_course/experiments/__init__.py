@@ -9,6 +9,7 @@ from rp_course.experiments import (
     losses,
     neighbours,
     padding,
+    rate,
     remedies,
     size,
     table,
@@ -26,6 +27,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     e.name: e
     for e in (
         table.EXPERIMENT,
+        rate.EXPERIMENT,
         frontier.EXPERIMENT,
         losses.PROGRAMS_EXPERIMENT,
         feature_drift.EXPERIMENT,
