@@ -25,7 +25,7 @@ TIMEOUT = 600  # seconds per cell
 # Self-contained, because on Colab the library is what it installs. What must not be replaced is named as a requirement:
 # pip keeps it, or says why it cannot. Not the extra `notebooks`: JupyterLab would replace parts of Colab.
 SETUP = """\
-# On Colab this installs the library, next to the torch that is there. Anywhere else it does nothing.
+# On Colab this installs the library, next to the torch that is there. Elsewhere it does nothing.
 import sys
 
 if "google.colab" in sys.modules:
