@@ -40,13 +40,15 @@ def opened(monkeypatch, tiny_clip, tiny_benchmark):
     monkeypatch.setattr(tracks, "check_data", lambda data: asked.setdefault("checked", data["id"]))
     return asked
 
+LATER = {"zs-lp", "task-res", "clap", "tip-adapter", "tip-adapter-f"}  # methods that came after the recorded search
+
 
 def test_the_mini_track_is_the_shipped_one():
     track = open_track()
     assert track.name == "mini" and track.device == torch.device("cpu")
     assert track.data.fingerprint == load_benchmark().fingerprint
     assert track.clip.fingerprint == load_clip().fingerprint
-    assert track.settings == tuned_settings() and set(track.settings) <= set(METHODS)
+    assert track.settings == tuned_settings() and set(METHODS) - set(track.settings) == LATER
     assert track.task == (track.clip, track.data.class_names, track.data.templates)
 
 

@@ -143,6 +143,6 @@ def describe_rates(records: pd.DataFrame) -> str:
 
 
 EXPERIMENT = Experiment(
-    "rate", "What does adaptation break, and at which learning rate?", ("rest", "factor"), measure, judge, 12,
+    "rate", "What does adaptation break, and at which learning rate?", ("rest", "factor"), measure, judge, 23,
     figures=lambda: {"": Drawing(draw_rates, describe_rates)},
 )  # fmt: skip

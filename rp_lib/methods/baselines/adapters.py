@@ -24,6 +24,11 @@ def _check_strengths(**values: float) -> None:
             raise RPLibError(f"{name} must be finite and >= 0, got {value}")
 
 
+def _zero_shot(method: LinearProbe) -> Tensor:
+    """Return the zero-shot classifier, unit float32 (C, d) on the CPU."""
+    return method.clip.class_embeddings(method.class_names, method.templates).cpu()
+
+
 class ZeroShotProbe(LinearProbe):
     """Linear probe without bias whose weights start as the zero-shot classifier, at CLIP's logit scale.
 
@@ -40,10 +45,9 @@ class ZeroShotProbe(LinearProbe):
 
     def new_classifier(self) -> nn.Module:
         """Return the zero-shot classifier as a linear layer, float32 weight (C, d)."""
-        start = self.clip.class_embeddings(self.class_names, self.templates).cpu()
         classifier = nn.Linear(self.clip.embed_dim, len(self.class_names), bias=False)
         with torch.no_grad():
-            classifier.weight.copy_(self.clip.logit_scale * start)
+            classifier.weight.copy_(self.clip.logit_scale * _zero_shot(self))
         return classifier
 
 
@@ -105,8 +109,7 @@ class TaskRes(LinearProbe):
 
     def new_classifier(self) -> _Prototypes:
         """Return the prototypes, with a residual of zero, float32 (C, d)."""
-        start = self.clip.class_embeddings(self.class_names, self.templates).cpu()
-        return _Prototypes(start, self.residual_scale, self.clip.logit_scale)
+        return _Prototypes(_zero_shot(self), self.residual_scale, self.clip.logit_scale)
 
 
 class CLAP(LinearProbe):
@@ -156,8 +159,7 @@ class CLAP(LinearProbe):
 
     def new_classifier(self) -> _Prototypes:
         """Return the prototypes, with a residual w - t of zero, float32 (C, d)."""
-        start = self.clip.class_embeddings(self.class_names, self.templates).cpu()
-        return _Prototypes(start, 1.0, self.clip.logit_scale)
+        return _Prototypes(_zero_shot(self), 1.0, self.clip.logit_scale)
 
     @torch.no_grad()
     def before_training(self, train_set: ImageSet, store: FeatureStore) -> None:
@@ -243,8 +245,7 @@ class TipAdapterF(LinearProbe):
 
     def new_classifier(self) -> _Cache:
         """Return an empty cache: zero-shot CLIP."""
-        start = self.clip.class_embeddings(self.class_names, self.templates).cpu()
-        return _Cache(start, self.clip.logit_scale, self.cache_weight, self.sharpness)
+        return _Cache(_zero_shot(self), self.clip.logit_scale, self.cache_weight, self.sharpness)
 
     def before_training(self, train_set: ImageSet, store: FeatureStore) -> None:
         """Fill the cache; a second ``fit`` goes on with the keys of the first."""
