@@ -15,7 +15,7 @@ from rp_course.experiments.border import CHANGES, with_border
 from rp_course.experiments.figures import alt, figures
 from rp_course.experiments.grid import Condition, Entry, methods, run_grid
 from rp_course.experiments.padding import at_resolution
-from rp_course.experiments.rate import at_rate
+from rp_course.experiments.rate import RATES, at_rate, published
 from rp_course.experiments.released_code import ROWS, SCRIPT_ROWS, switched
 from rp_course.experiments.released_script import DetectionScript
 from rp_course.experiments.single_designer import of_families
@@ -354,3 +354,11 @@ def test_only_the_rate_differs_from_the_tuned_settings_and_it_is_a_multiple_of_t
     config = at_rate(world, "rrp", 10.0).settings["config"]
     assert (config.image_lr, config.text_lr) == pytest.approx((5e-2, 5e-3))
     assert config == world.tuned("rrp")["config"].changed(image_lr=config.image_lr, text_lr=config.text_lr)
+
+
+def test_published_rates_are_those_of_the_published_settings():
+    entries = published()
+    assert set(RATES) - set(entries) == {"flyp"}
+    for name, entry in entries.items():
+        settings = vars(entry.settings["config"]) if "config" in entry.settings else entry.settings
+        assert {key: settings[key] for key in RATES[name]} == RATES[name]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 
@@ -11,30 +11,20 @@ from rp_course.experiments.base import Drawing, Experiment, Verdict, difference,
 from rp_course.experiments.figures import listed, named, percent, tidy
 from rp_course.experiments.grid import Condition, Entry, run_grid
 from rp_course.experiments.world import World
-from rp_lib.config import PAPER
 from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
 from rp_lib.figures import STYLE
+from rp_lib.run.config import read_config
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0)  # times the published rate
-# Published settings: of the released code of arXiv 2403.10800, but FLYP's rate, which is of its own paper (arXiv
-# 2212.00638) and has no published settings for a task of this size.
+PAPER_RUN = "cifar10-paper"  # the configuration with every setting as published
+# Published rates: as there, but FLYP's, which is of its own paper (arXiv 2212.00638), whose other
+# settings are for tasks of another size.
 RATES: dict[str, dict[str, float]] = {
     "linear-probe": {"lr": 1e-2}, "fine-tune": {"lr": 3e-5}, "lp-ft": {"lr": 3e-5}, "flyp": {"lr": 1e-5},
     "coop": {"lr": 2e-3}, "rp": {"image_lr": 5e-3, "text_lr": 5e-4}, "rrp": {"image_lr": 5e-3, "text_lr": 5e-4},
-}  # fmt: skip
-_TOWER = {"lr": 3e-5, "weight_decay": 0.1, "epochs": 25, "batch_size": 128, "schedule": "steps", "warmup_steps": 0}
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "linear-probe": {"lr": 1e-2, "weight_decay": 0.0, "epochs": 25, "batch_size": 128},
-    "fine-tune": _TOWER,
-    "lp-ft": {"probe_lr": 1e-2, "probe_weight_decay": 0.0, "probe_epochs": 25, **_TOWER},
-    "coop": {  # 16 context tokens where as many fit; beside the mini CLIP's class names 12 do
-        "start": "random", "lr": 2e-3, "weight_decay": 5e-4, "epochs": 50, "batch_size": 128, "warmup_steps": 500,
-    },
-    "rp": {"config": PAPER},
-    "rrp": {"config": PAPER},
 }  # fmt: skip
 TUNED, AS_PUBLISHED = "tuned", "published"  # where all settings but the rate come from
 SHIFT, AUROC = "shift accuracy", "auroc"
@@ -52,13 +42,19 @@ def at_rate(world: World, name: str, factor: float) -> Entry:
     return Entry(name, settings | ({"config": config.changed(**rates)} if config else rates))
 
 
+def published() -> dict[str, Entry]:
+    """The methods with every setting as published, but CoOp with as many context tokens as fit, at most the 16."""
+    settings = read_config(PAPER_RUN).settings()
+    settings["coop"].pop("n_context")  # beside the mini CLIP's class names 12 fit
+    return {name: Entry(name, settings[name]) for name in RATES if name in settings}
+
+
 def measure(world: World, parts: Path) -> pd.DataFrame:
     """Every method at each rate with all else as tuned, and once with every setting as published."""
     zero = {"zero-shot": Entry("zero-shot")}
     rates = {f: {name: at_rate(world, name, f) for name in RATES} for f in ((1.0, 10.0) if world.quick else FACTORS)}
-    published = {name: Entry(name, settings) for name, settings in PUBLISHED.items()}
     cells = [({"rest": TUNED, "factor": f}, entries) for f, entries in rates.items()]
-    cells.append(({"rest": AS_PUBLISHED, "factor": 1.0}, published))
+    cells.append(({"rest": AS_PUBLISHED, "factor": 1.0}, published()))
     conditions = [
         Condition(
             levels, world.judged, zero | entries,
