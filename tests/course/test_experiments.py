@@ -9,10 +9,10 @@ import pytest
 import torch
 from conftest import make_clip
 from rp_course.cli import main
-from rp_course.experiments import EXPERIMENTS, World, experiment, rejudge, run
-from rp_course.experiments.base import COLUMNS, Verdict
+from rp_course.experiments import EXPERIMENTS, World, experiment, rejudge, run, shipped_records
+from rp_course.experiments.base import COLUMNS, Verdict, pick
 from rp_course.experiments.border import CHANGES, with_border
-from rp_course.experiments.figures import alt, figures
+from rp_course.experiments.figures import alt, figures, heatmap
 from rp_course.experiments.grid import Condition, Entry, methods, run_grid
 from rp_course.experiments.padding import at_resolution
 from rp_course.experiments.rate import RATES, at_rate, published
@@ -362,3 +362,16 @@ def test_published_rates_are_those_of_the_published_settings():
     for name, entry in entries.items():
         settings = vars(entry.settings["config"]) if "config" in entry.settings else entry.settings
         assert {key: settings[key] for key in RATES[name]} == RATES[name]
+
+
+def test_heatmap_hatches_the_cells_of_detectors_that_do_not_apply():
+    records = shipped_records("table")
+    cells = pick(records, set="mean of OOD sets", metric="fpr", versus=None)
+    empty = cells["method"].nunique() * cells["detector"].nunique() - len(cells)
+    (panel,) = heatmap(records).axes
+    hatched = [patch for patch in panel.patches if patch.get_hatch()]
+    assert len(hatched) == empty > 0 and "hatched" in panel.get_title()
+    no_gaps = records[records["detector"] != "neg-label"]
+    no_gaps = no_gaps[no_gaps["detector"] != "mcm"]
+    (panel,) = heatmap(no_gaps).axes
+    assert not panel.patches and "hatched" not in panel.get_title()

@@ -142,8 +142,12 @@ def listed(names: Sequence[str]) -> str:
 
 
 def heatmap(records: pd.DataFrame, metric: str = "fpr") -> Figure:
-    """Methods x detectors: the mean over OOD sets of ``auroc`` or ``fpr``, in percent; blank where undefined."""
+    """Methods x detectors: the mean over OOD sets of ``auroc`` or ``fpr``, in percent.
+
+    Cells are hatched in grey where a detector does not apply to a method.
+    """
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     rows = pick(records, set="mean of OOD sets", metric=metric, versus=None)
     table = 100 * rows.pivot_table(index="method", columns="detector", values="value", sort=False)
@@ -152,14 +156,18 @@ def heatmap(records: pd.DataFrame, metric: str = "fpr") -> Figure:
     image = panel.imshow(table, cmap="cividis" if metric == "auroc" else "cividis_r", aspect="auto")
     middle = np.nanmean(image.get_clim())
     for (y, x), value in np.ndenumerate(table.to_numpy()):
-        if np.isfinite(value):
+        if np.isnan(value):
+            look = {"hatch": "////", "facecolor": "white", "edgecolor": "#999999", "linewidth": 0}
+            panel.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **look))
+        else:
             light = (value < middle) == (metric == "auroc")
             panel.text(x, y, f"{value:.0f}", ha="center", va="center", color="white" if light else "black", fontsize=9)
     names = [named(m) for m in table.index]
     panel.set_yticks(range(len(names)), names)
     panel.set_xticks(range(table.shape[1]), table.columns, rotation=40, ha="right")
     better = "higher" if metric == "auroc" else "lower"
-    panel.set_title(f"{metric.upper()} in %, mean over OOD sets ({better} is better)", fontsize=11)
+    hatched = "; hatched: does not apply" if table.isna().any(axis=None) else ""
+    panel.set_title(f"{metric.upper()} in %, mean over OOD sets ({better} is better{hatched})", fontsize=11)
     return figure
 
 
