@@ -77,8 +77,10 @@ def forest(verdicts: Sequence[Verdict]) -> Figure:
     """
     parts = [[v for v in verdicts if interval(v).points is points] for points in (True, False)]
     parts = [part for part in parts if part]
+    labels = {v.claim: textwrap.fill(v.claim, 56, break_on_hyphens=False) for v in verdicts}
+    row = 0.27 if all("\n" not in label for label in labels.values()) else 0.37  # inches
     heights = [len(part) + 0.8 for part in parts]
-    figure = Figure(figsize=(8.8, 0.27 * sum(heights) + 0.7), layout="constrained")
+    figure = Figure(figsize=(8.8, row * sum(heights) + 0.7), layout="constrained")
     panels = figure.subplots(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
     for panel, part in zip(panels, parts, strict=True):
         for y, verdict in enumerate(part):
@@ -86,9 +88,7 @@ def forest(verdicts: Sequence[Verdict]) -> Figure:
             colour, marker = OUTCOMES[verdict.outcome]
             panel.errorbar(value, y, xerr=[[value - low], [high - value]], color=colour, marker=marker, capsize=3)
         panel.axvline(0, color="black", linewidth=1)
-        panel.set_yticks(
-            range(len(part)), [textwrap.shorten(v.claim, 66, placeholder=" ...") for v in part], fontsize=9
-        )
+        panel.set_yticks(range(len(part)), [labels[v.claim] for v in part], fontsize=9)
         panel.set_ylim(len(part) - 0.5, -0.5)
         panel.set_xlabel(
             "difference, percent points" if points else "difference, in the unit of the measure", fontsize=9

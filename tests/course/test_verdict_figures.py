@@ -47,6 +47,14 @@ def test_forest_has_a_mark_in_the_colour_of_the_outcome_at_each_difference():
         assert mark.get_xdata()[0] == interval(verdict).value and mark.get_color() == OUTCOMES[verdict.outcome][0]
 
 
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_labels_of_a_forest_hold_the_complete_claims(name):
+    drawn = [v for v in experiment(name).judge(shipped_records(name)) if interval(v) is not None]
+    if drawn:
+        labels = [t.get_text().replace("\n", " ") for panel in forest(drawn).axes for t in panel.get_yticklabels()]
+        assert sorted(labels) == sorted(v.claim for v in drawn)
+
+
 def test_show_prints_all_and_draws_those_with_a_difference(capsys):
     show_verdicts([UP, NONE], "a test")
     out = capsys.readouterr().out
