@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import combinations
 from typing import TYPE_CHECKING
 
 import torch
@@ -219,7 +220,7 @@ class Benchmark:
         ood: By name, image sets that show none of the classes.
 
     Raises:
-        RPLibError: A class twice or without training images, a label out of range, a set in the wrong place.
+        RPLibError: A class twice or without training images, a label out of range, a set in the wrong place or twice.
 
     Example:
         >>> from rp_lib import mini
@@ -261,6 +262,13 @@ class Benchmark:
         for part in ("train", "val", "test"):
             object.__setattr__(self, part, self._named(getattr(self, part)))
         object.__setattr__(self, "shifts", {name: self._named(images) for name, images in self.shifts.items()})
+        for parts in (self.shifts, self.ood):
+            for (one, a), (two, b) in combinations(parts.items(), 2):
+                if len(a) and torch.equal(a.images[:1], b.images[:1]) and torch.equal(a.images, b.images):
+                    raise RPLibError(
+                        f"{one!r} and {two!r} of benchmark {self.name!r} hold the same images, which would count twice "
+                        "in a mean over sets: leave one out"
+                    )
         counts = torch.bincount(self.train.labels, minlength=total)
         for name, count in zip(self.class_names, counts.tolist(), strict=True):
             if not count:

@@ -175,6 +175,8 @@ def _compare(config: RunConfig, args: argparse.Namespace, keep_outputs: bool) ->
         f"accuracy, AUROC and FPR95: mean over sets; detector: {config.detectors[0]}; FPR95: threshold at 95 % TPR\n"
         f"on the test images, convention {conventions}.\n\n{details(shown)}"
     )
+    for name in config.detectors[1:]:
+        print(f"\nDetector {name}:\n{table(of_detector(result.summary, name))}")
     verb = "Reused" if result.reused else "Wrote"
     print(f"\n{verb} {config.out / 'records.csv'} ({len(result.records)} records) and {result.figure}")
 

@@ -201,11 +201,14 @@ class FrozenCLIP:
         alone repeat a class on purpose, as ImageNet's released names do.
 
         Raises:
-            RPLibError: A template has not exactly one ``{}``, or the tokens of two classes are the same.
+            RPLibError: A template has not exactly one ``{}``, a name is empty, or two classes have the same tokens.
         """
         key = (tuple(class_names), tuple(templates))
         if key in self._known_prompts:
             return
+        for name in class_names:
+            if not isinstance(name, str) or not name.strip():
+                raise RPLibError(f"class names stand in prompts: they are texts that are not empty, got {name!r}")
         for template in templates:
             if template.count("{}") != 1 or {"{", "}"} & set(template.replace("{}", "")):
                 raise RPLibError(

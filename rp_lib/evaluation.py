@@ -7,7 +7,7 @@ loaded. Records are tidy: one row per method, seed, image set, metric and detect
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -186,8 +186,7 @@ def evaluate(
 
     runs, store = list(runs), store or FeatureStore()
     built = [build_detector(name) for name in detectors]
-    needs = frozenset().union(*(detector.needs for detector in built))
-    roles = ("test", "shift", *OOD_ROLES, *(("train",) if "train" in needs else ()))
+    needs = needs_of(detectors)
     words: dict[tuple[object, ...], NegativeWords] = {}
     rows: list[dict[str, object]] = []
     for run in runs:
@@ -197,11 +196,21 @@ def evaluate(
             negatives = words[key] = words.get(key) or mine_negative_words(run.method.clip, *task)
         others = _members(run, runs) if "others" in needs else None
         outputs = compute_outputs(
-            run.method, benchmark, seed=run.seed, store=store, roles=roles, others=others, negatives=negatives,
-            progress=progress,
+            run.method, benchmark, seed=run.seed, store=store, roles=roles_for(needs), others=others,
+            negatives=negatives, progress=progress,
         )  # fmt: skip
         rows += _rows(outputs, built, RECORDED, n_resamples)
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def needs_of(detectors: Sequence[str]) -> frozenset[str]:
+    """Return what detectors of these names need next to outputs, see :class:`rp_lib.detectors.Detector`."""
+    return frozenset().union(*(build_detector(name).needs for name in detectors))
+
+
+def roles_for(needs: Collection[str]) -> tuple[str, ...]:
+    """Return the roles of the image sets that are evaluated by detectors with these needs."""
+    return ("test", "shift", *OOD_ROLES, *(("train",) if "train" in needs else ()))
 
 
 def evaluate_outputs(

@@ -42,6 +42,14 @@ def stored():
     return read_benchmark(FOLDER)
 
 
+@pytest.mark.parametrize(("part", "role"), [("ood", "near-ood"), ("shifts", "shift")])
+def test_a_set_counts_once_whatever_it_is_called(part, role):
+    twin, other = image_set(role, IMAGES.clone()), image_set(role, IMAGES.clone().flip(3))
+    assert len(getattr(benchmark(**{part: {"one": image_set(role), "flipped": other}}), part)) == 2
+    with pytest.raises(RPLibError, match="'one' and 'two' of benchmark 'toy' hold the same images, which would count"):
+        benchmark(**{part: {"one": image_set(role), "flipped": other, "two": twin}})
+
+
 def test_subset_keeps_everything_together():
     images = image_set(groups=torch.tensor([5, 5, 6, 6, 7, 7]), styles=list("uvwxyz"))
     for index in (torch.tensor([4, 1]), [4, 1]):

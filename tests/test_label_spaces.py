@@ -109,10 +109,13 @@ def test_a_method_that_was_never_fitted_says_so(tiny_clip, data, tmp_path, caplo
         caplog.clear()
         method.save(tmp_path / "m")
         assert f"{method.name} was never fitted" in caplog.text
+        with pytest.raises(RPLibError, match=f"holds a '{method.name}' that was never fitted: fit it"):
+            load_method(tmp_path / "m", tiny_clip)
     caplog.clear()
     twin = FineTune(*task, epochs=1, batch_size=8)
     twin.load_state_dict(tuned.fit(data.train).state_dict())
     for method in (tuned, twin, LogitEnsemble(twin, 0.5)):
         evaluate([Run(method, 1)], data, n_resamples=2)
         method.save(tmp_path / "m")
+        assert load_method(tmp_path / "m", tiny_clip).is_fitted
     assert not caplog.records

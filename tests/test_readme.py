@@ -51,7 +51,7 @@ def test_commands_files_and_links_are_there():
 
 def test_readme_is_read_in_a_few_minutes_and_begins_with_the_set_up():
     assert len(README.split()) <= 1200
-    assert README.index("## Start") < README.index("## The notebooks") < README.index("## In five lines")
+    assert README.index("## Start") < README.index("## The notebooks") < README.index("## In seven lines")
 
 
 def test_every_notebook_is_listed_with_its_minutes():

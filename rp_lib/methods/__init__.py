@@ -109,7 +109,8 @@ def load_method(
 
     Raises:
         StorageError: A missing or damaged file.
-        RPLibError: Another backbone or other classes, or a backbone that the file does not name.
+        RPLibError: Another backbone or other classes, a backbone that the file does not name, or a method that was
+            never fitted.
     """
     tensors, meta = read_saved(path, clip, class_names)
     if clip is None:

@@ -266,7 +266,7 @@ class Method(ABC):
 
         Of several processes all must call this; the main one writes and the others wait.
         """
-        tensors, metadata = self.state_dict(), self.metadata()
+        tensors, metadata = self.state_dict(), {**self.metadata(), "fitted": self.is_fitted}
         if not self.is_fitted:
             log.warning("%s was never fitted: %s holds its start", self.name, path)
         on_main(lambda: save_tensors(Path(path), tensors, {**metadata, "sha256": _seal(tensors, metadata)}))
@@ -377,13 +377,15 @@ def read_saved(
 
     Raises:
         StorageError: the file is missing or damaged.
-        RPLibError: it was trained for another backbone or other classes.
+        RPLibError: it was trained for another backbone or other classes, or not at all.
     """
     tensors, meta = load_tensors(Path(path))
     if meta.get("format") != "rp_lib method 1":
         raise RPLibError(f"{path} holds no method saved by rp_lib")
     if meta.pop("sha256", None) != _seal(tensors, meta):
         raise StorageError(f"{path} was altered since it was saved (its SHA-256 differs); fetch or train it again")
+    if not meta.get("fitted", True):  # absent in files of before it existed
+        raise RPLibError(f"{path} holds a {meta['method']!r} that was never fitted: fit it, and save it again")
     if clip is not None and meta["backbone_sha256"] != clip.fingerprint:
         raise RPLibError(
             f"{path} was trained for the backbone {meta['backbone']!r} "

@@ -131,9 +131,13 @@ def _cells(summary: pd.DataFrame) -> dict[str, list[str]]:
 
 def table(summary: pd.DataFrame) -> str:
     """The summary as text for a terminal: methods x axes."""
-    lines = ["".join(["method".ljust(14), *(head.rjust(13) for head, _, _ in COLUMNS)])]
-    lines += ["".join([method.ljust(14), *(c.rjust(13) for c in cells)]) for method, cells in _cells(summary).items()]
-    return "\n".join(lines)
+    rows = [["method", *(head for head, _, _ in COLUMNS)], *([name, *cells] for name, cells in _cells(summary).items())]
+    first, *others = [max(len(cell) for cell in column) + 2 for column in zip(*rows, strict=True)]
+    widths = [max(13, width) for width in others]
+    return "\n".join(
+        "".join([name.ljust(max(14, first)), *(c.rjust(w) for c, w in zip(cells, widths, strict=True))])
+        for name, *cells in rows
+    )
 
 
 def markdown(summary: pd.DataFrame) -> str:

@@ -22,21 +22,23 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
 
-from rp_lib.benchmark import OOD_ROLES, Benchmark, ImageSet
+from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
-from rp_lib.detectors import build_detector
-from rp_lib.evaluation import COLUMNS, RECORDED, evaluate_outputs, summarize
+from rp_lib.detectors import MEMBERS
+from rp_lib.evaluation import COLUMNS, RECORDED, evaluate_outputs, needs_of, roles_for, summarize
 from rp_lib.features import FeatureStore
 from rp_lib.figures import save_figure, three_axes
 from rp_lib.methods import BASES, METHODS, Method, build_method, load_method, made_of
+from rp_lib.negative_labels import NegativeWords, mine_negative_words
 from rp_lib.outputs import MethodOutputs, compute_outputs, load_outputs, save_outputs
 from rp_lib.prediction import fit_threshold
 from rp_lib.run import FULL_IDS, TRACKS
@@ -111,6 +113,11 @@ class Session:
         """What every method is built from: backbone, class names, prompt templates."""
         return self.clip, self.data.class_names, self.data.templates
 
+    @cached_property
+    def negatives(self) -> NegativeWords:
+        """What ``neg-label`` compares with; found at the first use."""
+        return mine_negative_words(*self.task)
+
     def light(self, test: int = 800, other: int = 400) -> Session:
         """Return the same, judged on at most ``test`` test images and ``other`` of each shifted and OOD set.
 
@@ -171,7 +178,15 @@ class Session:
         _forget(checkpoint)  # only now: a disk that is full until here costs no training
         return method
 
-    def outputs(self, method: Method, seed: int, out: Path | None = None, fresh: bool = False) -> MethodOutputs:
+    def outputs(
+        self,
+        method: Method,
+        seed: int,
+        out: Path | None = None,
+        fresh: bool = False,
+        detectors: Sequence[str] = (),
+        others: Mapping[str, Method] | None = None,
+    ) -> MethodOutputs:
         """Return what a fitted method says about all images that methods are judged on.
 
         Args:
@@ -179,13 +194,18 @@ class Session:
             seed: Of its training.
             out: Folder where outputs are kept; those that are there are reused.
             fresh: Compute again what is there.
+            detectors: Names of OOD detectors; outputs then also hold what these learn from.
+            others: Fitted methods that ``cooked`` takes, see :func:`rp_lib.compute_outputs`.
         """
+        needs = needs_of(detectors)
         path = None if out is None else self._path(out / "outputs", method, seed, self.data.fingerprint)
-        there = None if path is None or fresh else _computed(path, self.data, method)
+        there = None if path is None or fresh else _computed(path, self.data, method, needs)
         if not distributed.any_process(there is None):
             return there
-        roles = ("test", "shift", *OOD_ROLES)
-        outputs = compute_outputs(method, self.data, seed=seed, store=self.store, roles=roles, progress=self.progress)
+        outputs = compute_outputs(
+            method, self.data, seed=seed, store=self.store, roles=roles_for(needs), others=others,
+            negatives=self.negatives if "negatives" in needs else None, progress=self.progress,
+        )  # fmt: skip
         if path is not None:
             save_outputs(path, outputs)
         return outputs
@@ -216,7 +236,8 @@ class Session:
             out: Folder, made if needed.
             methods: Names, see ``METHODS``.
             seeds: Of every trained method; zero-shot has none and runs once.
-            detectors: Names of OOD detectors that read outputs of the test and OOD images alone.
+            detectors: Names of OOD detectors, see :data:`rp_lib.DETECTORS`. ``cooked`` takes the settings of
+                ``linear-probe``, and trains one for each seed.
             keep_outputs: Also keep features and logits in ``outputs``, see :func:`rp_lib.load_outputs`.
             fresh: Train and evaluate again whatever is there.
             config: Written beside the records.
@@ -233,10 +254,7 @@ class Session:
         for name in methods:
             if name not in METHODS:
                 raise UnknownName("method", name, METHODS)
-        for name in detectors:
-            if needs := build_detector(name).needs:
-                needed = ", ".join(sorted(needs))
-                raise RPLibError(f"the detector {name!r} also needs {needed}: use rp_lib.evaluate for it")
+        needs_of(detectors)  # refuses an unknown one
         distributed.on_main(lambda: check_writable(out))  # now, not after hours of training
         with _alone(out):
             return self._compare(out, methods, seeds, detectors, keep_outputs, fresh, config)
@@ -305,8 +323,9 @@ class Session:
 
     def _made_by(self, name: str, seed: int, detectors: Sequence[str]) -> str:
         """SHA-256 (hex) over all that the records of a method and seed depend on."""
-        method = self._unfitted(name, seed, self.data.train)
-        return _digest(_identity(method.metadata()), self.data.fingerprint, list(detectors))
+        needed = [name, *(MEMBERS if "others" in needs_of(detectors) else ())]
+        methods = [_identity(self._unfitted(part, seed, self.data.train).metadata()) for part in needed]
+        return _digest(*methods, self.data.fingerprint, list(detectors))
 
     def _lacks_outputs(self, name: str, seed: int, out: Path) -> bool:
         path = self._path(out / "outputs", self._unfitted(name, seed, self.data.train), seed, self.data.fingerprint)
@@ -336,7 +355,11 @@ class Session:
             seconds_to_fit[f"{name} {seed}"] = round(time.monotonic() - started, 1) if trained else None
             settings[name] = {k: v for k, v in method.metadata()["settings"].items() if k != "seed"}
             started = time.monotonic()
-            outputs = self.outputs(method, seed, out if keep_outputs else None, fresh)
+            others = None
+            if "others" in needs_of(detectors):
+                probe = self.fit("linear-probe", seed, out=out)
+                others = {"zero-shot": self.build("zero-shot", seed), probe.name: probe}
+            outputs = self.outputs(method, seed, out if keep_outputs else None, fresh, detectors, others)
             rows += evaluate_outputs([outputs], detectors=detectors, metrics=RECORDED).to_dict("records")
             self._save_threshold(method, seed, out)
             seconds_to_evaluate[f"{name} {seed}"] = round(time.monotonic() - started, 1)
@@ -500,8 +523,8 @@ def _kept(path: Path, method: Method) -> Method | None:
     return kept if _identity(kept.metadata()) == _identity(method.metadata()) else None
 
 
-def _computed(path: Path, benchmark: Benchmark, method: Method) -> MethodOutputs | None:
-    """Outputs that an earlier run saved, if they are of the same method and data."""
+def _computed(path: Path, benchmark: Benchmark, method: Method, needs: Collection[str]) -> MethodOutputs | None:
+    """Outputs that an earlier run saved, if they are of the same method and data and hold what detectors need."""
     if not path.is_file():
         return None
     try:
@@ -509,4 +532,10 @@ def _computed(path: Path, benchmark: Benchmark, method: Method) -> MethodOutputs
     except RPLibError as error:
         log.warning("%s; computing again", error)
         return None
-    return there if _identity(there.about) == _identity(method.metadata()) else None
+    held = {
+        "train": there.of_role("train"),
+        "others": there.about["others"],
+        "negatives": there.about["negative_words"],
+    }
+    same = _identity(there.about) == _identity(method.metadata())
+    return there if same and all(held[need] for need in needs) else None

@@ -416,7 +416,11 @@ def test_a_picture_in_two_classes(world):
 
 def test_two_ood_sets_may_share(world, tmp_path):
     shutil.copytree(world["textures"], tmp_path / "again")
-    assert len(make(world, ood={"a": world["textures"], "b": tmp_path / "again"}).ood["b"]) == 4
+    both = {"a": world["textures"], "b": tmp_path / "again"}
+    with pytest.raises(RPLibError, match="'a' and 'b' of benchmark 'pets' hold the same images"):
+        make(world, ood=both)
+    next((tmp_path / "again").rglob("*.png")).unlink()
+    assert len(make(world, ood=both).ood["b"]) == 3
 
 
 def test_greyscale(world):

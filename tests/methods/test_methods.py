@@ -176,6 +176,9 @@ def test_bad_tasks(name: str, clip: FrozenCLIP, train_set: ImageSet, images: tor
     for classes in ((), ("cat", "cat")):
         with pytest.raises(RPLibError, match="class names must be distinct"):
             build_method(name, clip, classes, TEMPLATES)
+    for empty in ("", " ", None):
+        with pytest.raises(RPLibError, match="texts that are not empty"):
+            build_method(name, clip, ("cat", empty), TEMPLATES)
     with pytest.raises(RPLibError, match="at least one prompt template"):
         build_method(name, clip, CLASSES, ())
     for template in ("a photo", "{} {}", "a {{}}", "a {} {x}", "a {} }", "{0}", "{:>9}"):

@@ -5,15 +5,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rp_lib.run.report import details, load_records, save_records
+from rp_lib.run.report import details, load_records, save_records, table
 from rp_lib.utils.io import StorageError, load_table, save_table
 
 
 def test_round_trip_with_provenance(tmp_path):
-    table = pd.DataFrame({"method": ["a", "b"], "value": [0.125, 0.5]})
-    save_records(table, tmp_path / "out" / "records.csv", {"seeds": 3, "benchmark_sha256": "abc"})
+    records = pd.DataFrame({"method": ["a", "b"], "value": [0.125, 0.5]})
+    save_records(records, tmp_path / "out" / "records.csv", {"seeds": 3, "benchmark_sha256": "abc"})
     again, about = load_records(tmp_path / "out" / "records.csv")
-    pd.testing.assert_frame_equal(table, again)
+    pd.testing.assert_frame_equal(records, again)
     assert about["seeds"] == 3 and about["benchmark_sha256"] == "abc" and about["rows"] == 2
     assert about["environment"]["packages"]["torch"] and about["environment"]["python"]
 
@@ -26,7 +26,8 @@ def test_sets_and_methods_may_have_any_name(tmp_path, tiny_clip, tiny_benchmark)
     from rp_lib.evaluation import Run, evaluate, summarize
     from rp_lib.methods import ZeroShot
 
-    shifts = {n: dataclasses.replace(tiny_benchmark.shifts["emoji"], name=n) for n in EATEN}
+    shift = tiny_benchmark.shifts["emoji"]
+    shifts = {n: dataclasses.replace(shift, name=n, images=shift.images.roll(i, 3)) for i, n in enumerate(EATEN)}
     odd = dataclasses.replace(tiny_benchmark, shifts=shifts)
     method = ZeroShot(tiny_clip, odd.class_names, odd.templates)
     method.name = "none"
@@ -84,3 +85,15 @@ def test_details_are_percentages_of_every_set():
     rows = [("art", "zero-shot", "accuracy", 0.5), ("art", "rp", "accuracy", 0.625), ("food", "rp", "auroc", 0.75)]
     shown = details(pd.DataFrame(rows, columns=["set", "method", "metric", "value"])).splitlines()
     assert shown[-2].split() == ["art", "50.0", "62.5", "accuracy"] and shown[-1].split()[-2:] == ["75.0", "auroc"]
+
+
+def test_cells_of_the_table_stay_apart_and_fit_a_terminal():
+    name, sets = "reprogrammer-of-images", (("test", "accuracy"), ("mean of OOD sets", "auroc"))
+    rows = [(method, s, m, 1.0, 0.676, 1.0) for method in ("zero-shot", name) for s, m in sets]
+    summary = pd.DataFrame(rows, columns=["method", "set", "metric", "value", "low", "high"])
+    head, *lines = table(summary).splitlines()
+    cell = "100.0 [67.6, 100.0]"
+    assert [re.split(" {2,}", line.strip()) for line in lines] == [[m, cell, "-", cell, "-", "-"] for m in ("zero-shot", name)]
+    assert re.split(" {2,}", head.strip()) == ["method", "ID acc", "shift acc", "AUROC", "FPR95", "ECE"]
+    usual = table(summary.assign(method=["zero-shot"] * 2 + ["rrp"] * 2, value=0.9, low=0.85, high=0.95))
+    assert max(map(len, usual.splitlines())) <= 80

@@ -182,7 +182,6 @@ def test_a_value_out_of_range_is_refused_before_a_backbone_is_built(capsys, monk
         (["--config", "mini", "--set", "seeds"], "--set takes KEY=VALUE"),
         (["--config", "mini", "--set", "backbone.name="], "backbone.name is missing"),
         (["--config", "mini", "--set", "device=cuda:77"], "take auto or cpu"),
-        (["--config", "mini", "--methods", "rp", "--set", 'detectors=["knn"]', "--out", "out"], "also needs train"),
     ],
 )
 def test_a_wrong_command_line_exits_2(arguments, message, capsys, tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ from run_world import call, compare, names_of, only
 from rp_lib.config import AS_RELEASED, PAPER
 from rp_lib.evaluation import Run, evaluate
 from rp_lib.methods import METHODS, build_method, load_method
+from rp_lib.negative_labels import mine_negative_words
 from rp_lib.outputs import load_outputs
 from rp_lib.prediction import MethodThreshold
 from rp_lib.run.report import load_records
@@ -88,6 +89,31 @@ def test_records_are_those_of_evaluate(tiny_clip, tiny_benchmark, tmp_path):
         for frame in (evaluate(runs, tiny_benchmark, detectors=("msp", "max-logit")), story.records)
     )
     pd.testing.assert_frame_equal(expected, found)
+
+
+def test_detectors_that_learn_give_the_records_of_evaluate(tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
+    detectors, settings = ("msp", "mahalanobis", "knn", "neg-label", "cooked"), {"linear-probe": {"epochs": 2}}
+    words = mine_negative_words(tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates, ["stone", "glove"])
+    monkeypatch.setattr("rp_lib.run.session.mine_negative_words", lambda *task: words)
+    monkeypatch.setattr("rp_lib.evaluation.mine_negative_words", lambda *task: words)
+    options = {"seeds": (3,), "methods": ("linear-probe", "zero-shot"), "settings": settings, "keep_outputs": True}
+    assert not compare(tiny_clip, tiny_benchmark, tmp_path, **options).reused
+    # Outputs of before hold no training features, so they are computed again.
+    story = compare(tiny_clip, tiny_benchmark, tmp_path, **options, detectors=detectors)
+    assert not story.reused and set(story.records["detector"].dropna()) == set(detectors)
+    task = (tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates)
+    probe = build_method("linear-probe", *task, {"epochs": 2, "seed": 3}).fit(tiny_benchmark.train)
+    runs = [Run(probe, 3), Run(build_method("zero-shot", *task), 3)]
+    keys = ["method", "seed", "set", "metric", "detector"]
+    expected, found = (
+        frame.sort_values(keys, ignore_index=True)
+        for frame in (evaluate(runs, tiny_benchmark, detectors=detectors), story.records)
+    )
+    pd.testing.assert_frame_equal(expected, found)
+    # Other settings of the linear probe give other numbers of `cooked`.
+    only_zero = {**options, "methods": ("zero-shot",), "detectors": detectors}
+    assert compare(tiny_clip, tiny_benchmark, tmp_path, **only_zero).reused
+    assert not compare(tiny_clip, tiny_benchmark, tmp_path, **(only_zero | {"settings": {}})).reused
 
 
 def test_a_finished_method_is_not_kept_in_memory(tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
