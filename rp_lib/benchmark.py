@@ -23,7 +23,7 @@ from rp_lib.utils.preparation import Preparation
 if TYPE_CHECKING:
     import pandas as pd
 
-ROLES = ("train", "val", "test", "shift", "near-ood", "far-ood")
+ROLES = ("train", "val", "test", "shift", "control", "near-ood", "far-ood")
 OOD_ROLES = ("near-ood", "far-ood")
 
 
@@ -218,6 +218,8 @@ class Benchmark:
         test: ID images to evaluate on.
         shifts: By name, image sets of the same classes, drawn, coloured or stored differently.
         ood: By name, image sets that show none of the classes.
+        controls: By name, labelled sets beside the shifts that are no shift for the backbone at hand; no mean over
+            shifts has them.
 
     Raises:
         RPLibError: A class twice or without training images, a label out of range, a set in the wrong place or twice.
@@ -237,6 +239,7 @@ class Benchmark:
     test: ImageSet
     shifts: Mapping[str, ImageSet] = field(default_factory=dict)
     ood: Mapping[str, ImageSet] = field(default_factory=dict)
+    controls: Mapping[str, ImageSet] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         twice = sorted({name for name in self.class_names if self.class_names.count(name) > 1})
@@ -247,6 +250,7 @@ class Benchmark:
         places = [("train", self.train, ("train",)), ("val", self.val, ("val",)), ("test", self.test, ("test",))]
         places += [(name, images, ("shift",)) for name, images in self.shifts.items()]
         places += [(name, images, OOD_ROLES) for name, images in self.ood.items()]
+        places += [(name, images, ("control",)) for name, images in self.controls.items()]
         total = len(self.class_names)
         for place, images, roles in places:
             if images.role not in roles:
@@ -261,7 +265,8 @@ class Benchmark:
                 raise RPLibError(f"{images.name!r} is scored among classes up to {highest} but there are only {total}")
         for part in ("train", "val", "test"):
             object.__setattr__(self, part, self._named(getattr(self, part)))
-        object.__setattr__(self, "shifts", {name: self._named(images) for name, images in self.shifts.items()})
+        for part in ("shifts", "controls"):
+            object.__setattr__(self, part, {name: self._named(s) for name, s in getattr(self, part).items()})
         for parts in (self.shifts, self.ood):
             for (one, a), (two, b) in combinations(parts.items(), 2):
                 if len(a) and torch.equal(a.images[:1], b.images[:1]) and torch.equal(a.images, b.images):
@@ -289,8 +294,10 @@ class Benchmark:
 
     @property
     def sets(self) -> tuple[ImageSet, ...]:
-        """Every image set: train, val, test, shifts, OOD."""
-        return (self.train, self.val, self.test, *self.shifts.values(), *self.ood.values())
+        """Every image set: train, val, test, shifts, OOD, controls."""
+        return (
+            self.train, self.val, self.test, *self.shifts.values(), *self.ood.values(), *self.controls.values()
+        )  # fmt: skip
 
     @cached_property
     def fingerprint(self) -> str:
@@ -322,7 +329,7 @@ class Benchmark:
 
         Args:
             test: Test images to keep, at most.
-            other: Images to keep of each shifted and each OOD set, at most.
+            other: Images to keep of each shifted, OOD and control set, at most.
         """
         kept = self.test.subsample(test)
 
@@ -336,6 +343,7 @@ class Benchmark:
             test=kept,
             shifts={name: fewer(images) for name, images in self.shifts.items()},
             ood={name: fewer(images) for name, images in self.ood.items()},
+            controls={name: fewer(images) for name, images in self.controls.items()},
         )
 
 

@@ -260,12 +260,14 @@ def build_parser() -> argparse.ArgumentParser:
     _backbone_options(info)
 
     look = add(
-        "search", _search, "Choose hyper-parameters on ID validation data, the same number of trials for every method."
+        "search",
+        _search,
+        "Choose hyper-parameters by cross-validation on ID data, with equal chances for every method.",
     )
     look.add_argument(
         "--out", type=Path, default=Path("results/search.csv"), help="table of all trials; finished ones are kept"
     )
-    look.add_argument("--trials", type=int, default=12, help="trials per method")
+    look.add_argument("--trials", type=int, default=8, help="per method; those that train on features get more")
     look.add_argument("--seed", type=int, default=0, help="seed of the draw from the grids")
     look.add_argument("--methods", default="", help="comma-separated method names; default: every method with a grid")
     _backbone_options(look)
@@ -324,15 +326,15 @@ def _info(args: argparse.Namespace) -> None:
 
 
 def _search(args: argparse.Namespace) -> None:
-    from rp_lib.run.search import SPACES, search, winners
+    from rp_lib.run.search import SPACES, choose, search
 
     names = tuple(split_names(args.methods)) or tuple(SPACES)
     clip, benchmark = _load(args)
     found = search(
         clip, benchmark, args.out, trials=args.trials, seed=args.seed, methods=names, precision=args.precision
     )
-    print(found.to_string(index=False))
-    for name, settings in winners(found).items():
+    print(f"{len(found)} runs in {args.out}; of each method the trial to take:")
+    for name, settings in choose(found).items():
         print(f"{name}: {settings}")
 
 
@@ -359,6 +361,7 @@ _WORST = (4, 5, 3, 6, 2)
 
 
 # ``rp-lib predict`` and ``rp-lib threshold``: a trained method in use.
+
 
 def add_predict_commands(commands: argparse._SubParsersAction) -> None:
     """Add ``predict`` and ``threshold`` to the commands of ``rp-lib``."""

@@ -37,7 +37,9 @@ class RPConfig:
     loss: str = "cross-entropy"  # ["focal"]
     text_rows: str = "seen"  # train the token rows of words in the prompts ["all": the whole table, with decay]
     coupled_decay: bool = False  # AdamW's decoupled weight decay [True: L2 inside Adam, on the border]
-    border_init: str = "normal"  # N(0, 1) ["normal"]; also "zeros", "grey", "white"
+    # The paper draws W from N(0, 1) ["normal"]: of a border that surrounds the image, half is clamped to 0 then and
+    # never moves. Our choice is "grey", all of which can train; also "zeros", "white".
+    border_init: str = "grey"
     train_resolution: float | None = None  # pictures fill the window [64 / 224]
     eval_resolution: float | None = None  # [128 / 224]
     convention: str = "id-positive"  # of FPR95, see rp_lib.metrics ["authors"]
@@ -93,7 +95,8 @@ def check_alpha(alpha: float) -> float:
 PAPER = RPConfig()
 AS_RELEASED = PAPER.changed(
     placement="overlay", renormalize_residual=False, objective="contrastive-identity", loss="focal", text_rows="all",
-    coupled_decay=True, train_resolution=64 / 224, eval_resolution=128 / 224, convention="authors", image_decay=0.1,
+    coupled_decay=True, border_init="normal", train_resolution=64 / 224, eval_resolution=128 / 224,
+    convention="authors", image_decay=0.1,
     text_decay=0.1,
 )  # fmt: skip
 PRESETS = {"paper": PAPER, "as_released": AS_RELEASED}

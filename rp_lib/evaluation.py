@@ -47,14 +47,14 @@ Row = dict[str, Any]
 
 
 def accuracy_rows(outputs: MethodOutputs, n_resamples: int = OOD_RESAMPLES) -> list[Row]:
-    """Measure accuracy and calibration error of the test set and of every shift, and the mean accuracy over shifts.
+    """Measure accuracy and calibration error of all labelled sets, and the mean accuracy over shifts.
 
     ``ece`` is free of the bias of binning, ``ece floor`` what a calibrated model would show of the plain error; see
     :func:`rp_lib.stats.calibration_error`.
     """
     rows: list[Row] = []
     seed, shifted = outputs.seed, []
-    for data in (outputs.test, *outputs.shifts.values()):
+    for data in (outputs.test, *outputs.shifts.values(), *outputs.controls.values()):
         correct = (data.reported.argmax(1) == data.labels).numpy()
         gaps = calibration_gaps(data.reported.double().softmax(1).numpy(), data.labels.numpy())
         ece, floor = calibration_error(*gaps, _draw_pictures(data, n_resamples, seed))

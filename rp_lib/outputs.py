@@ -184,6 +184,11 @@ class MethodOutputs:
         return self.of_role("shift")
 
     @property
+    def controls(self) -> dict[str, Outputs]:
+        """The labelled sets beside the shifts that are none, by name."""
+        return self.of_role("control")
+
+    @property
     def ood(self) -> dict[str, Outputs]:
         """The OOD sets, by name."""
         return self.of_role(*OOD_ROLES)
@@ -262,7 +267,6 @@ def check_comparable(outputs: Collection[MethodOutputs]) -> None:
     """Raise ``RPLibError`` unless all outputs are of the same benchmark."""
     if len({o.about["benchmark_sha256"] for o in outputs}) > 1:
         raise RPLibError("these outputs are of different benchmarks or versions of one; compute them on the same")
-
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from rp_lib.utils.errors import RPLibError, UnknownName
 LEDGER = {
     "placement": "overlay", "renormalize_residual": False, "objective": "contrastive-identity", "loss": "focal",
     "text_rows": "all", "coupled_decay": True, "train_resolution": 64 / 224, "eval_resolution": 128 / 224, "convention": "authors",
-    "image_decay": 0.1, "text_decay": 0.1,
+    "image_decay": 0.1, "text_decay": 0.1, "border_init": "normal",
 }  # fmt: skip
 
 
@@ -24,7 +24,7 @@ def test_presets_differ_in_the_ledger_only():
         128,
         500,
     )
-    assert round(PAPER.padding * 224) == 16 and PAPER.alpha == 0.4 and PAPER.border_init == "normal"
+    assert round(PAPER.padding * 224) == 16 and PAPER.alpha == 0.4 and PAPER.border_init == "grey"
 
 
 def test_changed():

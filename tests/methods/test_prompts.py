@@ -26,7 +26,7 @@ from rp_lib.methods import (
     build_method,
     load_method,
 )
-from rp_lib.run.search import SPACES, draw_trials, search, settings_of, winners
+from rp_lib.run.search import SPACES, choose, draw_trials, near_ties, search, settings_of, trials_of
 from rp_lib.towers import (
     embed,
     encode_embedded,
@@ -181,7 +181,9 @@ def test_coop_from_words_starts_as_zero_shot(n, class_specific, clip, zero, imag
 def test_coop_with_a_rate_of_zero_stays_where_it_starts(start, clip, zero, train_set, val_set, images):
     coop, untrained = (make("coop", clip, lr=0.0, start=start, n_context=4) for _ in range(2))
     coop.fit(train_set, val_set)
-    assert len(coop.history.losses) == 6 and torch.equal(coop.state_dict()["context"], untrained.state_dict()["context"])
+    assert len(coop.history.losses) == 6 and torch.equal(
+        coop.state_dict()["context"], untrained.state_dict()["context"]
+    )
     if start == "words":
         assert gap(coop.logits(images), zero.logits(images)) < 1e-4
         assert coop.history.accuracies == [pytest.approx(zero.accuracy(val_set))] * 2
@@ -483,13 +485,16 @@ def test_search_goes_from_grid_to_winner(name: str, tiny_clip, tiny_benchmark, t
     epochs = {"epochs": (1, 2)} | ({"n_context": (2, 3, 4, 5, 6, 7)} if name == "coop" else {})
     monkeypatch.setitem(SPACES, name, SPACES[name] | epochs)
     table = search(tiny_clip, tiny_benchmark, tmp_path / "s.csv", trials=2, methods=(name,), progress=False)
-    best = draw_trials(name, 2, 0)[int(table["val_accuracy"].to_numpy().argmax())]
-    chosen = winners(table)
+    chosen = choose(table)
+    first = near_ties(trials_of(name, table)).iloc[0]
+    best = {key: first[key] for key in SPACES[name]}
     assert chosen == {name: best}
     method = build_method(name, tiny_clip, CLASSES, TEMPLATES, settings_of(name, chosen[name]))
     said = method.metadata()["settings"]
     said = said.get("config", said)
+    border = best.pop("border", None)
     assert {key: said[key] for key in best} == best
+    assert border in (None, f"{said.get('placement')} from {said.get('border_init')}")
     if name.startswith("rp-"):
         assert said["use_image_program"] == (name == "rp-image") != said["use_text_program"]
         assert ("image_lr" in best) == (name == "rp-image") != ("text_lr" in best)

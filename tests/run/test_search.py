@@ -1,5 +1,6 @@
 import pandas as pd
 import pytest
+import torch
 
 from rp_lib.config import PAPER
 from rp_lib.evaluation import ALPHAS, choose_alpha
@@ -14,36 +15,169 @@ from rp_lib.methods import (
     WiSEFT,
     build_method,
 )
-from rp_lib.run.search import SPACES, draw_trials, read_trials, search, settings_of, tuned_settings, winners
+from rp_lib.run.search import (
+    CHEAP,
+    FOLDS,
+    REPETITIONS,
+    SPACES,
+    WIDENINGS,
+    choose,
+    draw_trials,
+    folds_of,
+    near_ties,
+    read_runs,
+    search,
+    settings_of,
+    trials_of,
+    tuned_settings,
+    winners,
+)
 from rp_lib.utils.errors import RPLibError, UnknownName
 
+RUNS = FOLDS * REPETITIONS
+ONE = {"methods": ("linear-probe",), "progress": False}
 
-def test_trials_are_distinct_seeded_and_inside_the_grid():
+
+@pytest.fixture
+def small(monkeypatch):
+    """Two trials of a second each."""
+    grid = {"lr": (1e-2, 1e-1), "epochs": (2, 4), "batch_size": (8,), "weight_decay": (0.0,)}
+    monkeypatch.setitem(SPACES, "linear-probe", grid)
+    monkeypatch.setattr("rp_lib.run.search.CHEAP", ())
+    return grid
+
+
+def test_trials_are_distinct_seeded_and_give_every_value_the_same_chance():
     for name, space in SPACES.items():
         trials = draw_trials(name, 8, seed=3)
         assert trials == draw_trials(name, 8, seed=3) != draw_trials(name, 8, seed=4)
-        assert trials == draw_trials(name, 12, seed=3)[:8]
         assert all(trials.count(t) == 1 for t in trials)
-        assert all(t[key] in space[key] for t in trials for key in space)
+        for key, values in space.items():
+            counts = [sum(t[key] == value for t in trials) for value in values]
+            assert sum(counts) == 8 and (max(counts) - min(counts) <= 1 or name == "tip-adapter")
     with pytest.raises(UnknownName, match="fine-tune"):
         draw_trials("finetune", 2, 0)
     with pytest.raises(RPLibError, match="number of trials"):
         draw_trials("rp", 0, 0)
+    every = draw_trials("tip-adapter", 30, 0)
+    assert len({tuple(t.items()) for t in every}) == 30 and set(CHEAP) <= set(SPACES)
 
 
-def test_search_uses_validation_data_only_and_resumes(tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
-    seen = []
-    get = FeatureStore.get
+def test_no_group_is_in_two_folds_and_each_class_can_be_learned(tiny_benchmark):
+    pool = tiny_benchmark.train
+    first, second = folds_of(pool, 1), folds_of(pool, 2)
+    for masks in (first, second):
+        assert torch.stack(masks).sum(0).eq(1).all()
+        groups = [set(pool.groups[held].tolist()) for held in masks]
+        assert not groups[0] & groups[1] and not groups[0] & groups[2] and not groups[1] & groups[2]
+        assert all(len(pool.labels[~held].unique()) == len(pool.labels.unique()) for held in masks)
+    assert not torch.equal(torch.stack(first), torch.stack(second))
+    with pytest.raises(RPLibError, match="at least 3 groups"):
+        folds_of(pool.subset([0, 1, 2, 3]), 1)
+    alone = pool.subset(pool.labels.ne(0) | pool.groups.eq(pool.groups[pool.labels.eq(0)][0]))
+    with pytest.raises(RPLibError, match="without a picture to learn from"):
+        folds_of(alone, 1)
+
+
+def test_search_never_judges_on_what_it_trains_on_and_resumes(tiny_clip, tiny_benchmark, tmp_path, monkeypatch, small):
+    from rp_lib.methods import LinearProbe, Method
+
+    trained, judged = [], []
+    fit, scores = LinearProbe.fit, Method.scores
     monkeypatch.setattr(
-        FeatureStore, "get", lambda self, e, data, progress=None: seen.append(data.role) or get(self, e, data)
+        LinearProbe, "fit", lambda self, data, *a, **k: trained.append(data) or fit(self, data, *a, **k)
     )
-    out = tmp_path / "search.csv"
-    first = search(tiny_clip, tiny_benchmark, out, trials=2, methods=("linear-probe",), progress=False)
-    assert set(seen) <= {"train", "val"} and len(first) == 2
-    kept = out.read_text()
-    again = search(tiny_clip, tiny_benchmark, out, trials=3, methods=("linear-probe",), progress=False)
-    assert len(again) == 3 and out.read_text().startswith(kept[:40])
-    assert list(again["trial"]) == [0, 1, 2] and again["val_accuracy"][:2].tolist() == first["val_accuracy"].tolist()
+    monkeypatch.setattr(
+        Method, "scores", lambda self, data, store=None: judged.append(data) or scores(self, data, store)
+    )
+    out = tmp_path / "runs.csv"
+    first = search(tiny_clip, tiny_benchmark, out, trials=2, **ONE)
+    judged = judged[RUNS:]  # after zero-shot's
+    assert len(trained) == len(judged) >= 2 * RUNS
+    for train, held in zip(trained, judged, strict=True):
+        assert len(train) + len(held) == len(tiny_benchmark.train) + len(tiny_benchmark.val)
+        assert not set(train.groups.tolist()) & set(held.groups.tolist())
+    made = len(trained)
+    again = search(tiny_clip, tiny_benchmark, out, trials=2, **ONE)
+    assert len(trained) == made
+    pd.testing.assert_frame_equal(again, first, check_dtype=False)
+    other = search(tiny_clip, tiny_benchmark, out, trials=2, seed=1, **ONE)
+    assert set(other["search_seed"]) == {1}  # another search begins anew
+
+
+def made_up(accuracies, moved=None, n=100):
+    """Runs of trials with an accuracy per fold and repetition."""
+    rows = [
+        {"method": "linear-probe", "lr": 10.0**-i, "epochs": 25, "batch_size": 64, "weight_decay": 0.0, "n": n,
+         "repetition": r // FOLDS, "fold": r % FOLDS, "accuracy": a, "moved": (moved or [0.1] * 9)[i], "seconds": 1.0}
+        for i, runs in enumerate(accuracies) for r, a in enumerate(runs)
+    ]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_the_best_trial_is_taken_and_of_those_less_than_a_picture_behind_the_nearest_to_zero_shot():
+    best, close, behind = [0.7, 0.8, 0.9, 0.7, 0.8, 0.9], [0.7, 0.8, 0.9, 0.7, 0.8, 0.89], [0.69] * 6
+    ties = near_ties(trials_of("linear-probe", made_up([close, best, behind])))
+    assert list(ties.index)[:2] == [0, 1]
+    ties = near_ties(trials_of("linear-probe", made_up([close, best, behind], [0.5, 0.2, 0.0])))
+    assert ties.index[0] == 1  # nearer, of two that are a picture apart at most
+    ties = near_ties(trials_of("linear-probe", made_up([close, best, behind], [0.2, 0.5, 0.0])))
+    assert ties.index[0] == 0
+    ties = near_ties(trials_of("linear-probe", made_up([close, best, behind], [0.2, 0.5, 0.0], n=10_000)))
+    assert ties.index[0] == 1  # a hundred pictures behind, so the best is taken
+    # By hand: leads .01, .11, .21 twice; mean .11, standard deviation .08944; factor 1/6 + 1/2.
+    row = near_ties(
+        trials_of("linear-probe", made_up([best, [a - b for a, b in zip(best, (0.01, 0.11, 0.21) * 2, strict=True)]]))
+    )
+    assert len(row) == 1  # .11 is more than the error, .073
+    lead = [0.0, 0.05, 0.10, 0.0, 0.05, 0.10]
+    tied = near_ties(trials_of("linear-probe", made_up([best, [a - b for a, b in zip(best, lead, strict=True)]])))
+    assert len(tied) == 1 and tied["behind"].iloc[0] == 0  # .05 is more than the error, .0365
+    wide = [-0.1, 0.05, 0.20, -0.1, 0.05, 0.20]
+    tied = near_ties(trials_of("linear-probe", made_up([best, [a - b for a, b in zip(best, wide, strict=True)]])))
+    assert tied["error"].iloc[1] == pytest.approx(0.134164 * (1 / 6 + 1 / 2) ** 0.5, rel=1e-4) and len(tied) == 2
+    with pytest.raises(RPLibError, match="same folds"):
+        near_ties(trials_of("linear-probe", made_up([best, close]).iloc[:-1]))
+
+
+def test_a_best_trial_on_the_edge_widens_the_grid(tiny_clip, tiny_benchmark, tmp_path, monkeypatch, small):
+    monkeypatch.setitem(SPACES, "linear-probe", {**small, "lr": (1e-6, 1e-5), "epochs": (2,)})  # too low to learn
+    table = search(tiny_clip, tiny_benchmark, tmp_path / "runs.csv", trials=2, **ONE)
+    rates = list(dict.fromkeys(table["lr"]))
+    assert set(rates[:2]) == {1e-6, 1e-5} and 2 < len(rates) <= 2 + WIDENINGS
+    assert all(rate in (1e-7, 1e-8, 1e-9, 1e-4, 1e-3, 1e-2) for rate in rates[2:])
+
+
+def test_mixtures_are_searched_over_alpha_with_the_trial_of_their_base(
+    tiny_clip, tiny_benchmark, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("rp_lib.run.search.ALPHAS", (0.0, 1.0))
+    monkeypatch.setitem(SPACES, "fine-tune", {"lr": (1e-4,), "epochs": (1,), "batch_size": (8,)})
+    out = tmp_path / "runs.csv"
+    table = search(tiny_clip, tiny_benchmark, out, trials=1, methods=("fine-tune",), progress=False)
+    assert table["method"].value_counts().to_dict() == {
+        "fine-tune": RUNS,
+        **dict.fromkeys(("wise-ft", "logit-ensemble"), 2 * RUNS),
+    }
+    plain = table[table["method"] == "fine-tune"].sort_values(["repetition", "fold"])
+    for name in ("wise-ft", "logit-ensemble"):
+        mixed = table[table["method"] == name].sort_values(["repetition", "fold"])
+        assert (mixed[mixed["alpha"] == 1]["moved"] < 1e-5).all()  # all zero-shot
+        base = mixed[mixed["alpha"] == 0]  # all fine-tuned
+        assert base["accuracy"].tolist() == plain["accuracy"].tolist() and (base["moved"] > 0).all()
+    chosen = choose(pd.DataFrame(read_runs(out)))
+    assert set(chosen) == {"fine-tune", "wise-ft", "logit-ensemble"}
+    for name in ("wise-ft", "logit-ensemble"):
+        assert {k: v for k, v in chosen[name].items() if k != "alpha"} == chosen["fine-tune"]
+        method = build_method(
+            name, tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates, settings_of(name, chosen[name])
+        )
+        assert method.alpha == chosen[name]["alpha"] and method.fine_tuned.lr == 1e-4
+
+
+def test_a_border_is_a_placement_and_a_start():
+    config = settings_of("rp", {"border": "overlay from zeros", "image_lr": 0.01, "epochs": 6})["config"]
+    assert (config.placement, config.border_init, config.image_lr, config.epochs) == ("overlay", "zeros", 0.01, 6)
 
 
 def test_winner_is_the_best_and_the_first_of_equals():
@@ -94,27 +228,6 @@ def test_sweep_over_weights_leaves_no_model_behind(tiny_clip, tiny_benchmark, mo
         choose_alpha(tuned, tiny_benchmark, store, "wiseft")
 
 
-def test_search_records_the_alphas_of_all_mixtures(tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
-    monkeypatch.setattr("rp_lib.evaluation.ALPHAS", (0.0, 1.0))
-    monkeypatch.setitem(SPACES, "fine-tune", {"lr": (1e-4,), "epochs": (1,), "batch_size": (8,)})
-    out = tmp_path / "search.csv"
-    options = {"trials": 1, "methods": ("fine-tune",), "progress": False}
-    table = search(tiny_clip, tiny_benchmark, out, **options)
-    chosen = winners(pd.DataFrame(read_trials(out)))
-    assert set(chosen) == {"fine-tune", "wise-ft", "logit-ensemble"}
-    for name in ("wise-ft", "logit-ensemble"):
-        assert chosen[name] == {**chosen["fine-tune"], "alpha": float(table[f"alpha_{name}"][0])}
-        method = build_method(
-            name, tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates, settings_of(name, chosen[name])
-        )
-        assert method.alpha == chosen[name]["alpha"] and method.fine_tuned.lr == 1e-4
-    # A table from before a mixture was there is read, and its trials are run again.
-    pd.read_csv(out).drop(columns="alpha_wise-ft").assign(seconds=-1.0).to_csv(out, index=False)
-    assert set(winners(pd.DataFrame(read_trials(out)))) == {"fine-tune", "logit-ensemble"}
-    again = search(tiny_clip, tiny_benchmark, out, **options)
-    assert again["seconds"][0] >= 0 and again["alpha_wise-ft"][0] == table["alpha_wise-ft"][0]
-
-
 def test_grids_fit_their_methods(tiny_clip, tiny_benchmark):
     """Every drawn setting is one that the method takes and gives back."""
     task = (tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates)
@@ -126,17 +239,6 @@ def test_grids_fit_their_methods(tiny_clip, tiny_benchmark):
     assert set(BASES) <= set(METHODS) and not set(BASES) & set(SPACES)
 
 
-def test_another_seed_backbone_or_data_is_searched_anew(tiny_clip, tiny_benchmark, tmp_path):
-    out = tmp_path / "search.csv"
-    options = {"trials": 1, "methods": ("linear-probe",), "progress": False}
-    first = search(tiny_clip, tiny_benchmark, out, **options)
-    kept = search(tiny_clip, tiny_benchmark, out, **options)
-    assert kept["seconds"].tolist() == first["seconds"].tolist() and len(kept) == 1
-    other = search(tiny_clip, tiny_benchmark, out, seed=1, **options)
-    assert len(other) == 1 and other["search_seed"].tolist() == [1]
-    assert other["lr"].tolist() == [draw_trials("linear-probe", 1, 1)[0]["lr"]]
-
-
 @pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "method,trial,val_accuracy\nrp,x,y\n"])
 def test_damaged_table_of_trials_says_so(tmp_path, content):
     from rp_lib.utils.io import StorageError
@@ -146,13 +248,16 @@ def test_damaged_table_of_trials_says_so(tmp_path, content):
         tuned_settings(tmp_path / "search.csv")
 
 
-def test_searching_one_method_keeps_the_trials_of_others(tiny_clip, tiny_benchmark, tmp_path):
-    options = {"seed": 0, "precision": "float32", "progress": False}
-    search(tiny_clip, tiny_benchmark, tmp_path / "s.csv", trials=3, methods=("linear-probe",), **options)
-    before = pd.read_csv(tmp_path / "s.csv")
-    search(tiny_clip, tiny_benchmark, tmp_path / "s.csv", trials=1, methods=("rp-text",), **options)
-    search(tiny_clip, tiny_benchmark, tmp_path / "s.csv", trials=2, methods=("linear-probe",), **options)
-    after = pd.read_csv(tmp_path / "s.csv")
-    assert after.groupby("method").size().to_dict() == {"linear-probe": 3, "rp-text": 1}
-    kept = after[after["method"] == "linear-probe"]
-    pd.testing.assert_frame_equal(kept[before.columns].reset_index(drop=True), before, check_dtype=False)
+def test_searching_one_method_keeps_the_runs_of_others(tiny_clip, tiny_benchmark, tmp_path, small, monkeypatch):
+    monkeypatch.setitem(SPACES, "zs-lp", {**small, "epochs": (1,)})
+    out = tmp_path / "runs.csv"
+    before = search(tiny_clip, tiny_benchmark, out, trials=1, **ONE)
+    after = search(tiny_clip, tiny_benchmark, out, trials=1, methods=("zs-lp",), progress=False)
+    kept = after[after["method"] == "linear-probe"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept[before.columns], before, check_dtype=False)
+    assert {"linear-probe", "zs-lp"} == set(after["method"])
+    (tmp_path / "damaged.csv").write_text("method,repetition\nrp,x\n")
+    from rp_lib.utils.io import StorageError
+
+    with pytest.raises(StorageError, match="no table of runs"):
+        search(tiny_clip, tiny_benchmark, tmp_path / "damaged.csv", trials=1, **ONE)

@@ -45,6 +45,7 @@ def at_resolution(benchmark: Benchmark, side: int) -> Benchmark:
         test=taken_at(benchmark.test, side),
         shifts={name: taken_at(s, side) for name, s in benchmark.shifts.items()},
         ood={name: taken_at(s, side) for name, s in benchmark.ood.items()},
+        controls={},
     )
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from rp_course.experiments.base import Drawing, Experiment, Verdict, difference, pick, row, shrinks
 from rp_course.experiments.figures import listed, named, percent, tidy
 from rp_course.experiments.grid import Condition, Entry, run_grid
-from rp_course.experiments.world import World
+from rp_course.experiments.world import World, published_settings
 from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
 from rp_lib.figures import STYLE
 from rp_lib.run.config import read_config
@@ -46,7 +46,7 @@ def published() -> dict[str, Entry]:
     """The methods with every setting as published, but CoOp with as many context tokens as fit, at most the 16."""
     settings = read_config(PAPER_RUN).settings()
     settings["coop"].pop("n_context")  # beside the mini CLIP's class names 12 fit
-    return {name: Entry(name, settings[name]) for name in RATES if name in settings}
+    return {name: Entry(name, settings[name] | published_settings(name)) for name in RATES if name in settings}
 
 
 def measure(world: World, parts: Path) -> pd.DataFrame:

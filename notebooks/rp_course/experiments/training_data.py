@@ -91,7 +91,7 @@ def of_classes(benchmark: Benchmark, kept: Sequence[int]) -> Benchmark:
     return replace(
         benchmark, class_names=tuple(benchmark.class_names[i] for i in kept), train=fewer(benchmark.train),
         val=fewer(benchmark.val), test=fewer(benchmark.test),
-        shifts={name: fewer(images) for name, images in benchmark.shifts.items()},
+        shifts={name: fewer(images) for name, images in benchmark.shifts.items()}, controls={},
     )  # fmt: skip
 
 

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
+from rp_lib.config import PAPER
 from rp_lib.features import FeatureStore
-from rp_lib.methods import Method
+from rp_lib.methods import METHODS, Method, Reprogrammer, ResidualReprogrammer
 from rp_lib.mini import load_clip
 from rp_lib.outputs import MethodOutputs, compute_outputs
 from rp_lib.run.session import Session
@@ -24,6 +25,12 @@ from rp_lib.utils.errors import RPLibError
 
 # Pictures of each set that experiments are judged on; derived sets follow the test pictures that are kept.
 TEST_PICTURES, OTHER_PICTURES = 800, 400
+
+
+def published_settings(name: str) -> dict[str, Any]:
+    """Every setting of a method as its authors published it."""
+    programmed = issubclass(METHODS[name], (Reprogrammer, ResidualReprogrammer))
+    return {"config": PAPER.changed(border_init="normal")} if programmed else {}
 
 
 @dataclass
@@ -56,6 +63,16 @@ class World:
         self._stores: dict[str, FeatureStore] = {}
         self._shipped: dict[str, FrozenCLIP] = {}
         self._fits: dict[tuple[Any, ...], Method] = {}
+
+    def published(self) -> World:
+        """The same world with every method at its published settings.
+
+        They are the defaults of its class, but for the border, whose published start is N(0, 1).
+        """
+        settings = {name: published_settings(name) for name in self.settings}
+        other = replace(self, settings=settings)
+        other._stores, other._shipped, other._fits = self._stores, self._shipped, self._fits
+        return other
 
     @functools.cached_property
     def judged(self) -> Benchmark:

@@ -1,0 +1,79 @@
+"""Shifts of drawings: seeded, of the right size, and each of them costs zero-shot what a shift must cost."""
+
+import pytest
+import torch
+
+from rp_lib.methods import ZeroShot
+from rp_lib.mini import load_benchmark, load_clip
+from rp_lib.mini.benchmark import LOSS_OF_A_SHIFT, REAL_SHIFTS, SHIFTED_IMAGES
+from rp_lib.mini.shifts import SHIFTS, shift
+from rp_lib.utils.errors import RPLibError, UnknownName
+
+
+@pytest.fixture(scope="module")
+def edition_2():
+    return load_benchmark(edition=2)
+
+
+@pytest.mark.parametrize("name", SHIFTS)
+def test_shifts_are_seeded_and_leave_their_input(name):
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    before = images.clone()
+    found = shift(images, name, seed=1)
+    assert found.dtype == torch.uint8 and found.shape == images.shape and torch.equal(images, before)
+    assert torch.equal(found, shift(images, name, seed=1)) and not torch.equal(found, shift(images, name, seed=2))
+    assert not torch.equal(found, images) and shift(images[:0], name).shape == (0, 3, 32, 32)
+
+
+def test_clutter_is_the_darker_of_a_picture_and_a_paler_other():
+    white, black = torch.full((1, 3, 8, 8), 255, dtype=torch.uint8), torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    found = shift(torch.cat([white, black]), "cluttered")
+    assert (found[0] == round(255 * 0.65)).all() and (found[1] == 0).all()
+
+
+def test_a_sixth_is_hidden():
+    found = shift(torch.zeros(40, 3, 64, 64, dtype=torch.uint8), "hidden")
+    assert (found == 128).float().mean((1, 2, 3)).tolist() == pytest.approx([(26 / 64) ** 2] * 40)
+    assert len({tuple(picture.nonzero()[0].tolist()) for picture in found}) > 20  # at another place each
+
+
+@pytest.mark.parametrize("name", ["tilted", "wobbly"])
+def test_paper_stays_white_and_ink_stays_inside(name):
+    white = torch.full((6, 3, 48, 48), 255, dtype=torch.uint8)
+    assert (shift(white, name) == 255).all()
+    dot = white.clone()
+    dot[:, :, 20:28, 20:28] = 0
+    moved = 255 - shift(dot, name).float()
+    share = moved.sum((1, 2, 3)) / (255 * 3 * 64)
+    assert ((share > 0.2) & (share < 3)).all()
+    if name == "tilted":  # corners move inwards, so nothing grows
+        assert (share < 1.1).all()
+
+
+def test_bad_input_is_refused():
+    with pytest.raises(UnknownName, match="wobbly"):
+        shift(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "wobly")
+    with pytest.raises(RPLibError, match="uint8 images of shape"):
+        shift(torch.zeros(1, 3, 8, 9, dtype=torch.uint8), "hidden")
+    with pytest.raises(RPLibError, match="editions 1 and 2"):
+        load_benchmark(edition=3)
+
+
+def test_every_shift_of_edition_2_costs_zero_shot_five_points_and_no_control_does(edition_2):
+    method = ZeroShot(load_clip(), edition_2.class_names, edition_2.templates)
+    top = method.accuracy(edition_2.test)
+    lost = {name: top - method.accuracy(images) for name, images in edition_2.shifts.items()}
+    assert set(lost) == {*REAL_SHIFTS, *SHIFTS} and min(lost.values()) >= LOSS_OF_A_SHIFT
+    kept = {n: top - method.accuracy(s.subsample(400)) for n, s in edition_2.controls.items() if n != "dark"}
+    assert max(kept.values()) < LOSS_OF_A_SHIFT
+
+
+def test_editions_share_what_is_trained_and_tested_on(edition_2):
+    first = load_benchmark()
+    for part in ("train", "val", "test"):
+        assert getattr(first, part).fingerprint == getattr(edition_2, part).fingerprint
+    assert set(first.shifts) == set(edition_2.controls) | set(REAL_SHIFTS) and not first.controls
+    assert {images.role for images in edition_2.controls.values()} == {"control"}
+    few = edition_2.subsample(800, 400)  # derived sets keep all of their pictures
+    assert {len(few.shifts[name]) for name in SHIFTS} == {SHIFTED_IMAGES}
+    assert set(edition_2.shifts["hidden"].sources.tolist()) <= set(edition_2.test.sources.tolist())
