@@ -12,7 +12,6 @@ from rp_course.experiments.base import direction
 from scipy.stats import norm
 from sklearn.metrics import recall_score, roc_auc_score
 from sklearn.neighbors import NearestNeighbors
-from torch.utils.flop_counter import FlopCounterMode
 
 from rp_lib.metrics import ood_metrics
 from rp_lib.programs import ImageProgram
@@ -106,17 +105,6 @@ def paired_interval(first, second, draws):
     return float(gap.mean()), *(float(np.percentile(means, q)) for q in (2.5, 97.5))
 
 
-def stack_flops(widths, trained):
-    layers = torch.nn.Sequential(*(torch.nn.Linear(a, b, bias=False) for a, b in itertools.pairwise(widths)))
-    layers.requires_grad_(trained == "weights")
-    x = torch.ones(1, widths[0], requires_grad=trained == "input")
-    with FlopCounterMode(display=False) as counter:
-        out = layers(x).sum()
-        if out.requires_grad:
-            out.backward()
-    return counter.get_total_flops()
-
-
 def expected_distinct(batch, classes):
     """Draw by draw: the chance of each number of distinct classes so far."""
     chance = np.eye(classes + 1)[0]
@@ -163,7 +151,6 @@ INDEPENDENT = {
     "map_labels": map_labels,
     "linear_cka": linear_cka,
     "neighbour_purity": neighbour_purity,
-    "stack_flops": stack_flops,
     "expected_distinct": expected_distinct,
     "whole_batch_gradient": lambda g, n: torch.tensor(np.average(torch.stack(g).numpy(), axis=0, weights=n)).to(g[0].dtype),
     "leaked": lambda train, test: [i for i, b in enumerate(test) if any(torch.equal(a, b) for a in train)],

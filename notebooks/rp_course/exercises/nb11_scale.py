@@ -2,54 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
 from rp_course.exercise import Case, Exercise, Mistake
-
-
-def stack_flops(widths: list[int], trained: str) -> int:
-    """FLOPs of one step, for one input, of linear layers one behind the other (two per multiply-add)."""
-    layers = [2 * wide_in * wide_out for wide_in, wide_out in itertools.pairwise(widths)]
-    forward = sum(layers)
-    if trained == "nothing":
-        return forward
-    if trained == "input":
-        return 2 * forward
-    return 3 * forward - layers[0]
-
-
-def _one_per_multiply_add(widths, trained):
-    return stack_flops(widths, trained) // 2
-
-
-def _frozen_is_free(widths, trained):
-    return stack_flops(widths, "nothing" if trained == "input" else trained)
-
-
-def _gradient_of_the_input_too(widths, trained):
-    return stack_flops(widths, trained) + (2 * widths[0] * widths[1] if trained == "weights" else 0)
-
-
-def _weight_gradients_alone(widths, trained):
-    return (2 if trained != "nothing" else 1) * stack_flops(widths, "nothing")
-
-
-def _first_layer_alone(widths, trained):
-    first = 2 * widths[0] * widths[1]
-    return stack_flops(widths, "nothing") + first if trained == "input" else stack_flops(widths, trained)
-
-
-def _stack_cases() -> tuple[Case, ...]:
-    return (
-        Case("three layers, nothing is trained", ([8, 16, 16, 4], "nothing")),
-        Case("three layers, the input is trained", ([8, 16, 16, 4], "input")),
-        Case("three layers, the weights are trained", ([8, 16, 16, 4], "weights")),
-        Case("one layer, the weights are trained", ([10, 5], "weights")),
-        Case("five layers, the input is trained", ([3, 7, 7, 7, 7, 2], "input")),
-    )
 
 
 def expected_distinct(batch: int, classes: int) -> float:
@@ -118,42 +74,6 @@ def _gradient_cases() -> tuple[Case, ...]:
 
 
 EXERCISES = (
-    Exercise(
-        reference=stack_flops,
-        minutes=7,
-        cases=_stack_cases,
-        hints=(
-            "A layer from a to b numbers is a product with an (a, b) matrix: a * b multiply-adds, so 2 * a * b FLOPs.",
-            "Backward, a layer can compute two things, each as dear as forward: the gradient of its input and of its "
-            "weights. To train the input, every layer computes the first. To train the weights, every layer computes "
-            "the second, and the first wherever a layer in front of it waits for it.",
-            "layers = [2 * a * b ...]; nothing: sum(layers); input: 2 * sum(layers); weights: 3 * sum(layers) - "
-            "layers[0], since nobody waits for the gradient of the first layer's input.",
-        ),
-        mistakes=(
-            Mistake(_one_per_multiply_add, "a multiply-add counts as two FLOPs, one multiplication and one addition"),
-            Mistake(
-                _frozen_is_free,
-                "frozen layers compute no gradient of their weights, but the input's gradient still passes through "
-                "every one of them",
-            ),
-            Mistake(
-                _gradient_of_the_input_too,
-                "when the weights are trained, nobody waits for the gradient of the first layer's input: leave it out",
-            ),
-            Mistake(
-                _weight_gradients_alone,
-                "to train weights, a layer needs the gradient of its output, which the layer behind it computes: two "
-                "products a layer in the backward pass, not one",
-            ),
-            Mistake(
-                _first_layer_alone,
-                "the input stands in front of the first layer, so its gradient comes through all layers, not through "
-                "the first alone",
-            ),
-        ),
-        tolerance=1e-9,
-    ),
     Exercise(
         reference=expected_distinct,
         minutes=5,
