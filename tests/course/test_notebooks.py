@@ -448,7 +448,7 @@ def test_setup_says_when_a_restart_is_needed(colab, capsys):
 
 def test_setup_says_why_pip_failed(colab):
     colab.code = 1
-    with pytest.raises(AssertionError, match=r"v1\.2\.3\.zip; is it there\?\n.*ResolutionImpossible"):
+    with pytest.raises(AssertionError, match=r"v1\.2\.3\.zip\. .*heads/main in place of tags/v1\.2\.3.*\n.*Impossible"):
         run_setup()
 
 

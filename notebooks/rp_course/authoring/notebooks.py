@@ -38,7 +38,8 @@ if "google.colab" in sys.modules:
     release = "rp-lib[course] @ {repository}/archive/refs/tags/{release}.zip"
     pip = [sys.executable, "-m", "pip", "install", "-q", *keep, release]
     done = subprocess.run(pip, capture_output=True, text=True)
-    assert not done.returncode, f"pip could not install {{release}}; is it there?\\n{{done.stderr}}"
+    hint = "If it is not there, write heads/main in place of tags/{release} and run this again."
+    assert not done.returncode, f"pip could not install {{release}}. {{hint}}\\n{{done.stderr}}"
     stale = [name for name in used if version(name) != used[name]]
     restart = f"Now choose Runtime > Restart session, then go on: {{stale}} were replaced."
     print(restart if stale else "Ready.")"""
