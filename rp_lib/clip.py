@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.backbones import SCHEMAS, load_backbone
-from rp_lib.towers import encode_tokens
+from rp_lib.towers import encode_image, encode_tokens
 from rp_lib.utils import distributed
 from rp_lib.utils.device import compile_in_place, computing, evaluating
 from rp_lib.utils.errors import RPLibError
@@ -99,6 +99,8 @@ class FrozenCLIP:
     Attributes:
         preparation: How pictures of any size become its input; pass it as ``size`` of :func:`rp_lib.from_folders`.
         logit_scale: The factor on cosine similarities, a float (100 for OpenAI's models).
+        logit_bias: What models that were trained with the sigmoid loss, such as SigLIP, add to the product before the
+            sigmoid, a float; None for others. No softmax and no rank depends on it.
         embed_dim: Length d of the features.
 
     Example:
@@ -138,6 +140,8 @@ class FrozenCLIP:
         self._mean = torch.tensor(mean, device=self.device).view(1, 3, 1, 1)
         self._std = torch.tensor(std, device=self.device).view(1, 3, 1, 1)
         self.logit_scale = _factor(model.logit_scale.detach(), name)
+        bias = getattr(model, "logit_bias", None)
+        self.logit_bias = None if bias is None else float(bias.detach())
         with torch.no_grad():
             probe = self.encode_tokens(self.tokenize(["a"]))
         if not bool(torch.isfinite(probe).all()):
@@ -217,9 +221,10 @@ class FrozenCLIP:
         prompts = [t.format(c) for c in class_names for t in templates]
         tokens = self.tokenize(prompts).cpu()
         length = tokens.shape[1]
+        padding = self.tokenize([""])[0, -1].item()  # 0 in CLIP's tokenizers, 1 in T5's
         # A row that is full was cut, unless the tokenizer can say that the prompt just fits.
         count = getattr(self.tokenizer, "encode", None)
-        full = (tokens != 0).all(1).nonzero()[:, 0].tolist()
+        full = (tokens != padding).all(1).nonzero()[:, 0].tolist()
         cut = [prompts[i] for i in full if count is None or len(count(prompts[i])) + 2 > length]
         if cut:
             log.warning(
@@ -269,7 +274,7 @@ class FrozenCLIP:
     def encode_pixels(self, images: Tensor) -> Tensor:
         """Encode float images (n, 3, H, H) in [0, 1] as unit features, float32 (n, d); gradients reach the pixels."""
         with computing(self.device):
-            return F.normalize(self.model.visual(self.normalize(images)).float(), dim=-1)
+            return F.normalize(encode_image(self.model.visual, self.normalize(images)).float(), dim=-1)
 
     def prepare(self, images: Tensor) -> Tensor:
         """Bring uint8 or float images (n, 3, h, w) to float32 (n, 3, H, H) in [0, 1] on this model's device."""

@@ -12,13 +12,17 @@ from torch import Tensor
 
 from rp_lib.utils.errors import UnknownName
 
-OBJECTIVES = ("class", "contrastive", "contrastive-identity")
+OBJECTIVES = ("class", "contrastive", "contrastive-identity", "sigmoid")
 LOSSES = ("cross-entropy", "focal")
 FOCAL_ALPHA, FOCAL_GAMMA = 0.8, 4.0
 
 
 def reprogramming_loss(
-    logits: Tensor, labels: Tensor, objective: str = "contrastive", loss: str = "cross-entropy"
+    logits: Tensor,
+    labels: Tensor,
+    objective: str = "contrastive",
+    loss: str = "cross-entropy",
+    bias: float = 0.0,
 ) -> Tensor:
     """Return the loss of a batch of n images against the prompts of all C classes.
 
@@ -32,7 +36,10 @@ def reprogramming_loss(
             ``"contrastive-identity"``: the same, but image i's only positive is its own copy of the prompt. What the
             released code computes. With cross-entropy this is ``"contrastive"`` plus a constant; with the focal loss
             it is not, because (1 - p) never falls to 0.
+            ``"sigmoid"``: each image with each of the C prompts as a decision of its own, their losses added: what
+            SigLIP was trained with (Zhai et al. 2023, arXiv 2303.15343), over classes in place of texts.
         loss: ``"cross-entropy"`` or ``"focal"`` (Lin et al. 2017, arXiv 1708.02002).
+        bias: Added to the logits of ``"sigmoid"``, CLIP's own logit bias; no other objective depends on it.
 
     Returns:
         A float32 scalar.
@@ -47,6 +54,9 @@ def reprogramming_loss(
     images = torch.arange(len(labels), device=labels.device)
     if objective == "class":
         return _mean_loss(logits.log_softmax(dim=1)[images, labels], loss)
+    if objective == "sigmoid":
+        sign = 2 * F.one_hot(labels, logits.shape[1]) - 1  # (n, C): 1 for the image's own class, -1 for others
+        return logits.shape[1] * _mean_loss(F.logsigmoid(sign * (logits + bias)), loss)
 
     # n_c = images of class c in the batch, so prompt c is present n_c times.
     log_count = torch.bincount(labels, minlength=logits.shape[1]).float().log()  # (C,), -inf for absent classes

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from rp_lib.clip import FrozenCLIP
-from rp_lib.towers import text_part
+from rp_lib.towers import TextTower
 from rp_lib.utils.errors import RPLibError
 
 FRACTION, QUANTILE = 0.15, 0.95  # of the candidates that are kept; of a word's similarities
@@ -64,7 +64,7 @@ def vocabulary_words(clip: FrozenCLIP) -> list[str]:
     encoder = getattr(clip.tokenizer, "encoder", None)
     if not isinstance(encoder, dict):
         raise RPLibError("this backbone's tokenizer shows no vocabulary: give your own list of words")
-    table = text_part(clip.model).token_embedding.weight.double()
+    table = TextTower(clip.model).embedding.weight.double()
     # Equal rows have equal projections; unequal rows practically never do.
     direction = torch.randn(table.shape[1], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     _, inverse, counts = (table @ direction.to(table.device)).unique(return_inverse=True, return_counts=True)

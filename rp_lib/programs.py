@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.clip import FrozenCLIP, resize
-from rp_lib.towers import cut_padding, encode_embedded, end_positions, text_part
+from rp_lib.towers import TextTower
 from rp_lib.utils.device import computing
 from rp_lib.utils.errors import RPLibError, UnknownName
 
@@ -128,7 +128,7 @@ def _initial_border(init: str, size: int, seed: int) -> Tensor:
 
 
 class TextProgram(nn.Module):
-    """Train token rows and a position bias in front of the frozen text transformer.
+    """Train token rows and a position bias in front of the frozen text transformer, whatever its kind.
 
     Args:
         clip: The frozen backbone.
@@ -163,40 +163,40 @@ class TextProgram(nn.Module):
             raise UnknownName("choice of text rows", rows, TEXT_ROWS)
         self._clip = [clip]  # in a list: the frozen model is not a submodule of its program
         self.shape = (len(class_names), len(templates))
-        part = text_part(clip.model)
-        tokens = cut_padding(clip.tokenize([t.format(c) for c in class_names for t in templates]))  # (C * T, length)
+        tower = TextTower(clip.model)
+        tokens = tower.cut(clip.tokenize([t.format(c) for c in class_names for t in templates]))  # (C * T, length)
         self.register_buffer("tokens", tokens, persistent=False)
-        table = part.token_embedding.weight
         if rows == "all":
-            ids = torch.arange(len(table), device=table.device)
+            ids = torch.arange(tower.embedding.num_embeddings, device=clip.device)
         else:
             marks = clip.tokenize([""])[0].unique()  # start, end and padding
             ids = tokens.unique()
             ids = ids[~torch.isin(ids, marks)]
         self.register_buffer("token_ids", ids)
-        self.Theta = nn.Parameter(table[ids].detach().float().clone())
-        self.b = nn.Parameter(part.positional_embedding[: tokens.shape[1]].detach().float().clone())
+        self.Theta = nn.Parameter(tower.embedding(ids).detach().float().clone())
+        self.b = nn.Parameter(tower.positions(tokens.shape[1]).detach().float().clone())
         self.to(clip.device)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Apply Phi: int tokens (n, length) -> float (n, length, width), what the frozen transformer reads."""
-        part = text_part(self._clip[0].model)
+        tower = TextTower(self._clip[0].model)
         # Theta[s]: the trained row of a token that has one, CLIP's own row of any other.
         where = torch.searchsorted(self.token_ids, tokens.contiguous()).clamp(max=len(self.token_ids) - 1)
         trained = (self.token_ids[where] == tokens)[..., None]  # (n, length, 1)
-        rows = torch.where(trained, self.Theta[where], part.token_embedding(tokens).float())  # (n, length, width)
+        rows = torch.where(trained, self.Theta[where], tower.embedding(tokens).float())  # (n, length, width)
         # b: positions behind the longest class prompt keep CLIP's own positional embedding.
         length = tokens.shape[1]
         bias = self.b[:length]  # (length, width)
         if length > len(self.b):
-            bias = torch.cat([bias, part.positional_embedding[len(self.b) : length].float()])
+            bias = torch.cat([bias, tower.positions(length)[len(self.b) :].float()])
         return rows + bias  # Phi(s) = Theta[s] + b
 
     def encode(self, tokens: Tensor) -> Tensor:
         """Encode int tokens (n, length) through the program as features of unit length, float32 (n, d)."""
-        tokens = cut_padding(tokens)
+        tower = TextTower(self._clip[0].model)
+        tokens = tower.cut(tokens)
         with computing(self._clip[0].device):
-            features = encode_embedded(self._clip[0].model, self(tokens), end_positions(tokens))
+            features = tower.encode(self(tokens), tokens)
         return F.normalize(features.float(), dim=-1)
 
     def class_embeddings(self, classes: Tensor | None = None) -> Tensor:

@@ -17,22 +17,97 @@ from torch import Tensor, nn
 from rp_lib.utils.errors import RPLibError
 
 
+class TextTower:
+    """Any text tower of open_clip, run from token embeddings.
+
+    A causal tower that is read at its end mark gets texts without their padding. Every other one, such as SigLIP's,
+    sees its padding or reads behind it: it runs as open_clip runs it, at full length, and a hook on its token table
+    puts the embeddings in.
+
+    Args:
+        model: As open_clip builds it.
+
+    Attributes:
+        embedding: The token table, an ``nn.Embedding`` or a relative of it.
+        pool: Where the feature is read, in open_clip's words: ``"argmax"`` is at the largest token id.
+        end_id: Id of the end mark, if ``pool`` is ``"eos"``.
+        cuts: Whether padding behind the end mark can be cut.
+
+    Raises:
+        RPLibError: The tower shows no token table.
+
+    Example:
+        >>> from rp_lib import mini
+        >>> clip = mini.load_clip()
+        >>> TextTower(clip.model).cut(clip.tokenize(["cat", "fire engine"])).shape  # marks included
+        torch.Size([2, 4])
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        part: Any = getattr(model, "text", model)
+        embedding = getattr(part, "token_embedding", None)
+        if embedding is None and hasattr(getattr(part, "transformer", None), "get_input_embeddings"):  # Hugging Face's
+            embedding = part.transformer.get_input_embeddings()
+        if embedding is None:
+            raise RPLibError(
+                f"this text tower ({type(part).__name__}) has no token_embedding; text programs need a tower of "
+                "open_clip or Hugging Face, such as those of the ViT-B-32, ViT-B-16-SigLIP or RN50 models"
+            )
+        self.model, self.part, self.embedding = model, part, embedding
+        self.pool, self.end_id = _pooling(part)
+        causal = getattr(part, "attn_mask", None) is not None
+        self.cuts = causal and self.pool in ("argmax", "eos") and getattr(part, "cls_emb", None) is None
+
+    def positions(self, length: int) -> Tensor:
+        """Return the tower's own positional embedding, float (length, width); 0 where it is added inside the tower."""
+        own = getattr(self.part, "positional_embedding", None)
+        return self.embedding.weight.new_zeros(length, self.embedding.weight.shape[1]) if own is None else own[:length]
+
+    def cut(self, tokens: Tensor) -> Tensor:
+        """Drop the columns that no text needs: int (n, length) -> int (n, longest)."""
+        return tokens[:, : int(self._ends(tokens).max()) + 1] if self.cuts else tokens
+
+    def encode(self, embedded: Tensor, tokens: Tensor) -> Tensor:
+        """Encode texts from token embeddings.
+
+        Args:
+            embedded: Token embeddings plus positions, float, shape (n, length, width).
+            tokens: What they stand for, int, shape (n, length); it says where marks and padding are.
+
+        Returns:
+            Features, float, shape (n, d), not normalized.
+        """
+        if self.cuts:
+            return encode_embedded(self.model, embedded, self._ends(tokens))
+        rows = embedded - self.positions(embedded.shape[1])  # the tower adds its positions itself
+        with self.embedding.register_forward_hook(lambda *_: rows):
+            return self.model.encode_text(tokens, normalize=False)
+
+    def _ends(self, tokens: Tensor) -> Tensor:
+        return end_positions(tokens if self.pool == "argmax" else (tokens == self.end_id).int())
+
+
+def _pooling(part: Any) -> tuple[str, int | None]:
+    """Return where a text tower reads its feature, in open_clip's words, and the id of its end mark."""
+    pool = getattr(part, "text_pool_type", getattr(part, "pool_type", "argmax"))
+    return pool, getattr(part, "text_eos_id", getattr(part, "eos_id", None))
+
+
 def text_part(model: nn.Module) -> Any:
     """Find the module that owns the token table: ``model.text`` of open_clip's CustomTextCLIP, else the model.
 
     Raises:
         RPLibError: The tower is no causal transformer that reads its feature at the end mark.
     """
-    part = getattr(model, "text", model)
+    part: Any = getattr(model, "text", model)
     needed = ("token_embedding", "positional_embedding", "transformer", "ln_final", "attn_mask")
     missing = [name for name in needed if getattr(part, name, None) is None]
     if missing:
         raise RPLibError(
-            f"this text tower ({type(part).__name__}) has no {', '.join(missing)}; text programs need one of "
+            f"this text tower ({type(part).__name__}) has no {', '.join(missing)}; prompts inside it need one of "
             "open_clip's causal text transformers, such as those of the ViT-B-32, ViT-L-14 or RN50 models"
         )
-    pool = getattr(part, "text_pool_type", getattr(part, "pool_type", "argmax"))
-    end_id = getattr(part, "text_eos_id", getattr(part, "eos_id", None))
+    pool, end_id = _pooling(part)
     at_end = pool == "argmax" or (pool == "eos" and end_id == part.token_embedding.num_embeddings - 1)
     if not at_end or getattr(part, "cls_emb", None) is not None:  # CoCa reads an extra token behind the text
         raise RPLibError(
@@ -71,7 +146,7 @@ def encode_embedded(
     Returns:
         Features, float, shape (n, d), not normalized.
     """
-    part = text_part(model)
+    part: Any = getattr(model, "text", model)
     length = embedded.shape[1]
     x = embedded.to(part.transformer.get_cast_dtype())
     x = (run or part.transformer)(x, attn_mask=part.attn_mask[:length, :length])  # (n, length, width)
@@ -84,8 +159,15 @@ def encode_embedded(
 
 def encode_tokens(model: nn.Module, tokens: Tensor) -> Tensor:
     """Encode int tokens (n, length), cut as far as is exact: float (n, d), not normalized."""
-    tokens = cut_padding(tokens)
-    return encode_embedded(model, embed(model, tokens), end_positions(tokens))
+    tower = TextTower(model)
+    tokens = tower.cut(tokens)
+    return tower.encode(tower.embedding(tokens) + tower.positions(tokens.shape[1]), tokens)
+
+
+def encode_image(visual: Callable[[Tensor], Any], pixels: Tensor) -> Tensor:
+    """Run an image tower on normalized float (n, 3, H, H): float (n, d). What CoCa's returns next to it is dropped."""
+    features = visual(pixels)
+    return features[0] if isinstance(features, tuple) else features
 
 
 def vision_part(model: nn.Module) -> Any:

@@ -281,3 +281,20 @@ def test_one_training_picture_a_class_is_too_few_for_a_covariance(name):
     train = make(2, seed=3, labels=torch.tensor([0, 1]))
     with pytest.raises(RPLibError, match=r"covariance .* is singular|no covariance can be fitted"):
         build_detector(name).fit(train)
+
+
+def test_what_detectors_say_of_logits_of_sigmoids():
+    test, bias = make(spread=0.6, seed=4), -10.0
+    z = test.logits.double()
+    score = {name: build_detector(name).score(test) for name in LOGIT_DETECTORS}
+    moved = make(spread=0.6, seed=4, logits=test.logits + bias)
+    for name in ("msp", "entropy", "gen"):  # the bias is nothing to a softmax
+        assert np.allclose(build_detector(name).score(moved), score[name], rtol=1e-4), name
+    largest = torch.sigmoid(z + bias).amax(1)
+    assert stats.spearmanr(score["max-logit"], largest)[0] == pytest.approx(1)
+    joint = F.softplus(z / 4 + bias).sum(1)  # JointEnergy, where probabilities are small
+    small = make(spread=0.6, seed=4, logits=test.logits / 4)
+    assert stats.spearmanr(build_detector("energy").score(small), joint)[0] > 0.999
+    # No class fits the first image, two fit the second: the softmax does not see it.
+    two = make(2, logits=torch.tensor([[-5.0, -5.0, -30, -30, -30], [5.0, 5.0, -20, -20, -20]]))
+    assert np.ptp(build_detector("msp").score(two)) < 1e-6 and np.ptp(build_detector("max-logit").score(two)) == 10

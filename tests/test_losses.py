@@ -75,6 +75,18 @@ def test_identity_targets_differ_by_a_constant_with_cross_entropy(labels: list[i
     assert differences == pytest.approx([float(counts.log().mean())] * 2, abs=1e-4)
 
 
+def test_sigmoid_is_siglips_own_loss():
+    from open_clip.loss import SigLipLoss
+
+    features, texts = F.normalize(torch.randn(2, C, 8, generator=torch.Generator().manual_seed(0)), dim=2)
+    theirs = SigLipLoss()(features, texts, torch.tensor(7.0), torch.tensor(-3.0))  # image i belongs to text i
+    ours = reprogramming_loss(7 * features @ texts.T, torch.arange(C), "sigmoid", bias=-3.0)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-5)
+    p = torch.sigmoid(torch.where(F.one_hot(LABELS, C).bool(), 1, -1) * (logits() - 2))
+    focal = reprogramming_loss(logits(), LABELS, "sigmoid", "focal", bias=-2.0)
+    assert torch.allclose(focal, (0.8 * (1 - p) ** 4 * -p.log()).sum(1).mean())
+
+
 def test_focal_is_not_benign():
     x = logits()
     one, two = (reprogramming_loss(x, LABELS, kind, "focal") for kind in ("contrastive", "contrastive-identity"))

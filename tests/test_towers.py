@@ -1,11 +1,11 @@
 import pytest
 import torch
 from conftest import CONTEXT, make_model
-from open_clip.model import CustomTextCLIP
+from open_clip.model import CLIP, CustomTextCLIP
 from open_clip.tokenizer import SimpleTokenizer
 from torch import nn
 
-from rp_lib.towers import cut_padding, embed, encode_tokens, end_positions, text_part
+from rp_lib.towers import TextTower, cut_padding, embed, encode_tokens, end_positions, text_part
 from rp_lib.utils.errors import RPLibError
 
 TEXTS = ["a cat", "a photo of a fire engine, parked.", "", "cup", "one " * 40]
@@ -36,6 +36,44 @@ def test_equals_open_clip_at_full_length(build, rows, tokens: torch.Tensor):
         assert (ours[0] - ours[1]).abs().max() > 1e-2
 
 
+OTHER_TOWERS = {
+    "siglip": {"no_causal_mask": True, "pool_type": "last", "proj_bias": True},
+    "mobileclip": {"no_causal_mask": True},
+    "first": {"no_causal_mask": True, "pool_type": "first"},
+    "eos-2": {"pool_type": "eos", "eos_id": 2},
+    "class-token": {"embed_cls": True},
+}
+
+
+@pytest.mark.parametrize("build", [CLIP, CustomTextCLIP])
+@pytest.mark.parametrize("name", OTHER_TOWERS)
+def test_other_towers_equal_open_clip(name: str, build: type, tokens: torch.Tensor):
+    if name == "class-token" and build is CLIP:
+        pytest.skip("open_clip's CLIP has no place for a class token")
+    if name == "eos-2":
+        tokens = torch.where(tokens == 49407, 2, tokens)
+    torch.manual_seed(0)
+    model = build(32, VISION, TEXT | OTHER_TOWERS[name]).eval()
+    tower = TextTower(model)
+    assert tower.cuts is (name == "eos-2")
+    rows = tokens[:4]
+    assert tower.cut(rows).shape == (4, 11 if tower.cuts else CONTEXT)
+    with torch.no_grad():
+        ours, theirs = encode_tokens(model, rows), model.encode_text(rows)
+        assert (ours - theirs).abs().max() < 1e-5 and (ours[0] - ours[1]).abs().max() > 1e-2
+    # The embeddings that are put in are the ones that count, and a gradient reaches all that the tower sees.
+    embedded = (tower.embedding(tower.cut(rows)) + tower.positions(tower.cut(rows).shape[1])).detach()
+    embedded = (2 * embedded).requires_grad_()
+    moved = tower.encode(embedded, tower.cut(rows))
+    moved[0].square().sum().backward()
+    assert (moved - theirs).abs().max() > 1e-2
+    seen = embedded.grad[0].any(dim=1).tolist()  # of start, "a", "cat", end and padding
+    # The mask of CoCa's class token is shifted by one place: of the padding it sees the first.
+    padding = {"eos-2": 0, "class-token": 1}.get(name, CONTEXT - 4)
+    assert seen[:4] == [True] * 4 and sum(seen[4:]) == padding and all(seen[4 : 4 + padding])
+    assert not model.get_submodule("text" if build is CustomTextCLIP else "").token_embedding._forward_hooks
+
+
 def test_cut(tokens: torch.Tensor):
     assert end_positions(tokens).tolist() == [3, 10, 1, 2, CONTEXT - 1]
     assert cut_padding(tokens[:4]).shape == (4, 11)
@@ -45,8 +83,9 @@ def test_cut(tokens: torch.Tensor):
 
 
 def test_towers_that_do_not_fit():
-    with pytest.raises(RPLibError, match=r"has no token_embedding.*ViT-B-32"):
-        text_part(nn.Linear(2, 2))
+    for find in (text_part, TextTower):
+        with pytest.raises(RPLibError, match=r"has no token_embedding.*ViT-B-32"):
+            find(nn.Linear(2, 2))
     with pytest.raises(RPLibError, match="attn_mask"):
         text_part(custom(no_causal_mask=True))
     for options in ({"pool_type": "last"}, {"pool_type": "eos", "eos_id": 2}, {"embed_cls": True}):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rp_lib.clip import FrozenCLIP
 from rp_lib.features import Encoder
 from rp_lib.methods.base import Method
+from rp_lib.towers import encode_image
 from rp_lib.trainer import Group, Schedule
 from rp_lib.utils.device import computing, in_float32
 from rp_lib.utils.distributed import gather
@@ -96,7 +97,7 @@ class FineTune(Method):
         """Unit float32 (n, d) features of uint8 or float images by a tower of this backbone's kind."""
         pixels = self.clip.normalize(self.clip.prepare(images))
         with computing(self.clip.device):
-            return F.normalize(tower(pixels).float(), dim=-1)
+            return F.normalize(encode_image(tower, pixels).float(), dim=-1)
 
     def head(self, features: Tensor) -> Tensor:
         """The tuned head's logits."""

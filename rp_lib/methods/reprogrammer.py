@@ -43,6 +43,11 @@ class Reprogrammer(Method):
         precision: str = "auto",
     ) -> None:
         super().__init__(clip, class_names, templates)
+        if config.objective == "sigmoid" and clip.logit_bias is None:
+            raise RPLibError(
+                f"{clip.name} was not trained with the sigmoid loss and has no logit bias: take another objective, or "
+                "a backbone such as SigLIP"
+            )
         self.config, self.seed, self.precision = config, seed, precision
         size = clip.image_size
         self.image_program = ImageProgram(
@@ -88,12 +93,12 @@ class Reprogrammer(Method):
             prompts = self._frozen_prompts  # (C, d)
         else:
             classes = torch.arange(len(self.class_names), device=self.device)
-            if c.objective != "class":  # prompts of classes that the batch lacks count nothing: they are not encoded
+            if c.objective.startswith("contrastive"):  # prompts of classes that the batch lacks count nothing
                 classes, labels = labels.unique(return_inverse=True)
             prompts = shared(self.text_program.class_embeddings, classes)  # (classes of the batch, d)
         with in_float32(self.device):
             logits = self.clip.logit_scale * features.float() @ prompts.float().T
-            return reprogramming_loss(logits, labels, c.objective, c.loss)
+            return reprogramming_loss(logits, labels, c.objective, c.loss, self.clip.logit_bias or 0.0)
 
     def set_training(self, on: bool) -> None:
         """Take the resolution of training or of evaluation, and drop the prompts as they were encoded before."""

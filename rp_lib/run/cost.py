@@ -38,7 +38,7 @@ from rp_lib.methods.base import Mixture
 from rp_lib.run import FULL_IDS
 from rp_lib.run.config import RunConfig
 from rp_lib.run.opening import RANDOM, check_data, placed, published_sets
-from rp_lib.towers import encode_embedded, text_part
+from rp_lib.towers import TextTower, encode_image
 from rp_lib.trainer import batches
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.preparation import Preparation
@@ -91,7 +91,7 @@ class _FusedAttention(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func in (F.multi_head_attention_forward, F.scaled_dot_product_attention):
-            with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]):  # the second for a trained bias
                 return func(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
@@ -165,7 +165,7 @@ class _Weightless(FrozenCLIP):
         self.device, self.channels_last, self.compiled = torch.device("cpu"), False, False
         self.model, self.tokenizer, self.name, self.image_size = model, tokenizer, name, size
         self.preparation, self.source = Preparation(size), None
-        self.logit_scale, self._known_prompts = 100.0, set()
+        self.logit_scale, self.logit_bias, self._known_prompts = 100.0, 0.0, set()
         self._mean = self._std = torch.zeros(1, 3, 1, 1)
         with torch.no_grad():
             self.embed_dim = self.encode_tokens(self.tokenize(["a"])).shape[1]
@@ -179,7 +179,7 @@ class TowerCosts:
 
     Attributes:
         clip: The backbone without weights.
-        context_length: Positions of the text tower.
+        context_length: Tokens of a text that is not cut, marks included.
 
     Example:
         >>> from rp_lib import mini
@@ -193,8 +193,8 @@ class TowerCosts:
 
     @staticmethod
     @functools.cache
-    def open_clip(name: str) -> TowerCosts:
-        """Build those of an open_clip architecture; nothing is downloaded, no memory is taken."""
+    def open_clip(name: str, tokenizer: Callable[[Sequence[str]], Tensor] | None = None) -> TowerCosts:
+        """Build those of an open_clip architecture, with its own tokenizer or another; no memory is taken."""
         import open_clip
 
         if name not in open_clip.list_models():
@@ -208,7 +208,7 @@ class TowerCosts:
             root.removeFilter(_expected)
         size = model.visual.image_size
         costs = TowerCosts.__new__(TowerCosts)
-        tokenizer = open_clip.get_tokenizer(name)
+        tokenizer = tokenizer or open_clip.get_tokenizer(name)
         costs._build(model, tokenizer, name, size[0] if isinstance(size, tuple | list) else size)
         return costs
 
@@ -219,7 +219,7 @@ class TowerCosts:
         with _shapes():
             self.clip: FrozenCLIP = _Weightless(model, tokenizer, name, size)
         self.name, self.image_size = name, size
-        self.context_length = len(text_part(model).positional_embedding)
+        self.context_length = self.clip.tokenize(["a"]).shape[1]
         self._pass = functools.cache(self._measure)
 
     @property
@@ -239,8 +239,9 @@ class TowerCosts:
         """
         if not 1 <= length <= self.context_length:
             raise RPLibError(f"the text tower of {self.name} has {self.context_length} positions, not {length}")
-        width = text_part(self.clip.model).token_embedding.weight.shape[1]
-        return self._pass("text", gradient, (batch, length, width), bfloat16)
+        tower = TextTower(self.clip.model)
+        length = length if tower.cuts else self.context_length  # other towers read their padding
+        return self._pass("text", gradient, (batch, length, tower.embedding.weight.shape[1]), bfloat16)
 
     def _measure(self, tower: str, gradient: str, shape: tuple[int, ...], bfloat16: bool) -> Pass:
         if gradient not in GRADIENTS:
@@ -248,9 +249,10 @@ class TowerCosts:
         with _shapes(), torch.set_grad_enabled(gradient != "none"):
             model = copy.deepcopy(self.clip.model).requires_grad_(gradient == "weights")
             x = torch.zeros(shape).requires_grad_(gradient == "input")
-            end = torch.zeros(shape[0], dtype=torch.int64)
-            run = (lambda: model.visual(x)) if tower == "visual" else (lambda: encode_embedded(model, x, end))
-            return _measure(run, model.parameters(), bfloat16)
+            if tower == "visual":
+                return _measure(lambda: encode_image(model.visual, x), model.parameters(), bfloat16)
+            tokens = torch.zeros(shape[:2], dtype=torch.int64)
+            return _measure(lambda: TextTower(model).encode(x, tokens), model.parameters(), bfloat16)
 
 
 def _expected(record: logging.LogRecord) -> bool:
