@@ -29,7 +29,7 @@ _HOME = {
         "TipAdapter", "TipAdapterF", "WiSEFT", "ZeroShot", "ZeroShotProbe", "build_method", "load_method",
     ),
     "outputs": ("compute_outputs", "load_outputs", "save_outputs"),
-    "prediction": ("MethodThreshold", "fit_threshold", "predict"),
+    "prediction": ("MethodThreshold", "export", "fit_threshold", "predict"),
     "utils.errors": ("RPLibError",),
 }  # fmt: skip
 _MODULE = {name: module for module, names in _HOME.items() for name in names}

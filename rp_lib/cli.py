@@ -360,11 +360,11 @@ When several data sets fail, the first of 4, 5, 3, 6, 2 that occurred.
 _WORST = (4, 5, 3, 6, 2)
 
 
-# ``rp-lib predict`` and ``rp-lib threshold``: a trained method in use.
+# ``rp-lib predict``, ``threshold`` and ``export``: a trained method in use.
 
 
 def add_predict_commands(commands: argparse._SubParsersAction) -> None:
-    """Add ``predict`` and ``threshold`` to the commands of ``rp-lib``."""
+    """Add ``predict``, ``threshold`` and ``export`` to the commands of ``rp-lib``."""
     text = "Say what pictures show, with a trained method: class, probability, OOD score and whether it is accepted."
     predict = commands.add_parser("predict", help=text, description=text)
     predict.add_argument("--threshold", type=Path, help="file of `rp-lib threshold`; decides what is accepted")
@@ -377,12 +377,18 @@ def add_predict_commands(commands: argparse._SubParsersAction) -> None:
     threshold.add_argument("--detector", default="msp", help="OOD detector that scores (default: msp)")
     threshold.add_argument("--out", type=Path, required=True, help="file to write")
     threshold.set_defaults(run=_threshold)
-    for parser in (predict, threshold):
+    text = "Write a trained method as a program of torch.export, which is served without rp_lib."
+    program = commands.add_parser("export", help=text, description=text)
+    program.set_defaults(run=_export, device="cpu")
+    for parser in (predict, threshold, program):
         parser.add_argument("method", type=Path, help="file of a trained method, of the folder trained")
+    program.add_argument("out", type=Path, help="file to write, such as method.pt2")
+    for parser in (predict, threshold):
         parser.add_argument("pictures", nargs="+", type=Path, help="picture files, and folders with pictures")
+        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
+    for parser in (predict, threshold, program):
         parser.add_argument("--backbone", help="if the file does not name it: mini, or an open_clip model")
         parser.add_argument("--pretrained", help="tag or local file of its weights")
-        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
 
 
 def _loaded(args: argparse.Namespace) -> Method:
@@ -419,6 +425,17 @@ def _threshold(args: argparse.Namespace) -> None:
     gate = fit_threshold(_loaded(args), pictures, tpr=args.tpr, detector=args.detector)
     gate.save(args.out)
     print(f"{args.out}: {gate.detector} >= {gate.threshold.value:.6g} accepts {args.tpr:.0%} of {gate.data}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from rp_lib.prediction import export
+
+    method = _loaded(args)
+    difference, side = export(method, args.out), method.preparation.size
+    print(
+        f"{args.out}: uint8 pictures (n, 3, {side}, {side}) -> logits (n, {len(method.class_names)}), which differ "
+        f"from the method's by at most {difference:.1g}; load it with torch.export.load"
+    )
 
 
 def add_data_command(commands: argparse._SubParsersAction) -> None:

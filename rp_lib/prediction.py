@@ -1,8 +1,9 @@
-"""Put a trained method to use: class, probability, OOD score and the decision of a threshold, for new pictures."""
+"""Put a trained method to use: class, probability, OOD score and decision for new pictures; a program to serve."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from rp_lib.data.pixel_cache import BrokenImage, BrokenImages, decode, quiet_pil
 from rp_lib.detectors import Threshold, build_detector
 from rp_lib.methods import Method
 from rp_lib.outputs import Outputs, head_of
+from rp_lib.utils.device import evaluating
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import StorageError, write_atomically
 from rp_lib.utils.preparation import Preparation
@@ -156,6 +158,61 @@ def predict(
             answer = ("", float("nan"), float("nan"), None) if i in broken else next(found)
             rows.append(dict(zip(COLUMNS, (name, *answer, broken.get(i, "")), strict=True)))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+class _Program(torch.nn.Module):
+    def __init__(self, method: Method) -> None:
+        super().__init__()
+        self._method = method
+
+    def forward(self, images: Tensor) -> Tensor:
+        method = self._method
+        return method.head(method.mix_features(*(encoder.encode(images) for encoder in method.encoders)))
+
+
+@torch.no_grad()
+@evaluating()
+def export(method: Method, path: Path | str) -> float:
+    """Write a method as a program of ``torch.export``, which is served without rp_lib.
+
+    ``torch.export.load(path).module()`` takes uint8 pictures (n, 3, size, size), cut as ``preparation`` says, and gives
+    float32 logits (n, C), whose softmax is the probability of :func:`predict`. The program's file ``about.json`` has
+    the metadata of the method, with ``class_names`` and ``preparation``.
+
+    Args:
+        method: A fitted method, on the CPU.
+        path: Ends in ``.pt2``.
+
+    Returns:
+        The largest difference between the logits of the written program and of the method, on random pictures.
+
+    Raises:
+        RPLibError: The method is not fitted or not on the CPU, ``torch.export`` cannot follow it, or the program says
+            something else than the method; nothing is written then.
+        StorageError: The file cannot be written.
+    """
+    _check_fitted(method)
+    if method.device.type != "cpu":
+        raise RPLibError("a program is written on the CPU: load the method with load_method(path)")
+    if Path(path).suffix != ".pt2":
+        raise RPLibError(f"programs of torch.export end in .pt2, {path} does not")
+    shape, draw = (3, 3, method.preparation.size, method.preparation.size), torch.Generator().manual_seed(0)
+    images, file = torch.randint(256, shape, generator=draw, dtype=torch.uint8), io.BytesIO()
+    expected = method.logits(images)  # also encodes the class prompts, which are constants of the program
+    batch = ({0: torch.export.Dim("n")},)
+    try:
+        program = torch.export.export(_Program(method), (images[:2],), dynamic_shapes=batch, strict=False)
+        torch.export.save(program, file, extra_files={"about.json": json.dumps(method.metadata())})
+        file.seek(0)
+        found = torch.export.load(file).module()(images)
+    except Exception as error:  # of many kinds
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise RPLibError(f"torch.export cannot follow {method.name!r} on {method.clip.name}: {reason}") from error
+    difference = float((found - expected).abs().max())
+    if not difference <= 1e-3 * float(expected.abs().max()):
+        raise RPLibError(f"the program's logits differ from those of {method.name!r} by up to {difference:.3g}")
+    write_atomically(Path(path), lambda partial: partial.write_bytes(file.getvalue()))
+    return difference
 
 
 def find_pictures(places: Iterable[Path | str]) -> list[Path]:

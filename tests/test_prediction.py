@@ -15,7 +15,7 @@ from rp_lib import cli
 from rp_lib.data import from_folders
 from rp_lib.methods import LinearProbe, ResidualReprogrammer, ZeroShot, build_method, load_method
 from rp_lib.mini import load_benchmark, load_clip
-from rp_lib.prediction import MethodThreshold, find_pictures, fit_threshold, predict
+from rp_lib.prediction import MethodThreshold, export, find_pictures, fit_threshold, predict
 from rp_lib.utils.errors import RPLibError
 
 
@@ -173,3 +173,36 @@ def test_json_lines_a_file_and_bad_input(saved, photos, tmp_path, capsys):
     assert "an empty file" in said.out and "1 of 2 files show no image" in said.err
     assert cli.main(["predict", str(saved), str(tmp_path / "nowhere")]) == 2
     assert "nowhere does not exist" in capsys.readouterr().err
+
+
+def test_an_exported_program_says_what_the_method_says(saved, probe, data, photos, tmp_path, capsys):
+    assert cli.main(["export", str(saved), str(tmp_path / "probe.pt2")]) == 0
+    assert "uint8 pictures (n, 3, 48, 48) -> logits (n, 5)" in capsys.readouterr().out
+    files = {"about.json": ""}
+    program = torch.export.load(tmp_path / "probe.pt2", extra_files=files).module()
+    about = json.loads(files["about.json"])
+    assert about["class_names"] == list(data.class_names) and about["preparation"]["size"] == 48
+    for n in (1, 2, 7):
+        found = program(data.test.images[:n])
+        torch.testing.assert_close(found, probe.logits(data.test.images[:n]), rtol=1e-4, atol=1e-4)
+    answers = predict(probe, data.test.paths[:7])
+    np.testing.assert_allclose(found.double().softmax(1).max(1).values, answers["probability"], atol=1e-5)
+
+
+def test_mixtures_are_exported_and_what_cannot_be_is_refused(tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
+    task = (tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates)
+    rrp, maple = build_method("rrp", *task), build_method("maple", *task)
+    with pytest.raises(RPLibError, match="never fitted"):
+        export(rrp, tmp_path / "m.pt2")
+    for method in (rrp, maple):
+        method.load_state_dict(method.state_dict())
+    assert export(rrp, tmp_path / "rrp.pt2") < 1e-3 and (tmp_path / "rrp.pt2").is_file()
+    with pytest.raises(RPLibError, match=r"torch\.export cannot follow 'maple' on tiny-0: Constraints violated"):
+        export(maple, tmp_path / "m.pt2")
+    with pytest.raises(RPLibError, match=r"end in \.pt2"):
+        export(rrp, tmp_path / "m.onnx")
+    zero_shot = build_method("zero-shot", *task)
+    monkeypatch.setattr(ZeroShot, "logits", lambda self, images: -self.head(self.features(images)))
+    with pytest.raises(RPLibError, match="the program's logits differ from those of 'zero-shot'"):
+        export(zero_shot, tmp_path / "m.pt2")
+    assert not list(tmp_path.glob("*m.*"))
