@@ -126,7 +126,7 @@ def course(tmp_path):
     cells = [
         new.new_markdown_cell(head),
         cell('guess = predict("which?", {"a": "x", "b": "y"}, default="a")', count=1),
-        cell('guess.reveal("a", "so it is")', text="You said a\n", count=2),
+        cell('# The answer\nguess.reveal("a", "so it is")', text="You said a\n", count=2),
         cell("show(figure, alt='Two lines that cross once')", figure(), text="2 lines\n", count=3),
         *(cell(f"print({i})", text=f"{i}\n", count=4 + i) for i in range(3)),
         new.new_markdown_cell(tail),
@@ -168,6 +168,7 @@ SPOILS = {
     "of 6 code cells have more than 20 lines": lambda n: [n.cells[i].update(source="x = 1\n" * 21) for i in (5, 6)],
     "lines on average": lambda n: [n.cells[i].update(source="x = 1\n" * 17) for i in range(2, 8)],
     "a line of 101 characters": lambda n: n.cells[5].update(source="x = " + "1" * 97),
+    "is folded to its first line, which is code": lambda n: n.cells[3].update(source='guess.reveal("a", "so it is")'),
     "an empty code cell": lambda n: n.cells[5].update(source=" "),
     "magic or shell line": lambda n: n.cells[5].update(source="if x:\n    !ls"),
     "has a magic": lambda n: n.cells[5].update(source="%pip install x"),

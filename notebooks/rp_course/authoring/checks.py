@@ -160,6 +160,8 @@ def _code(notebook: Any) -> Iterator[str]:
         where = f"cell {cell.execution_count}"
         if length > LIMIT_LINES:
             yield f"{where} has {length} lines"
+        if cell.metadata.get("jupyter", {}).get("source_hidden") and not cell.source.startswith("#"):
+            yield f"{where} is folded to its first line, which is code: begin it with a comment that tells no answer"
         if re.search(r"^\s*[%!]", cell.source, re.MULTILINE):
             yield f"{where} has a magic or shell line"
         if re.search(r"\bplt\.show\(|NBVAL_|get_ipython|\bdisplay\(", cell.source):
