@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from rp_course.experiments.world import World
-from rp_lib.benchmark import Benchmark, mask_logits
-from rp_lib.clip import to_unit_range
-from rp_lib.methods import Method, Reprogrammer, ResidualReprogrammer
-from rp_lib.outputs import MethodOutputs, Outputs
+from rp_lib.benchmark import OOD_ROLES, Benchmark, ImageSet, mask_logits
+from rp_lib.clip import FrozenCLIP
+from rp_lib.methods import Method
+from rp_lib.outputs import MethodOutputs, Outputs, compute_outputs
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class DetectionScript:
     Accuracy is that of the method itself (or of RP, with ``rp_accuracy``); the OOD scores are those of the script.
 
     Args:
-        wrap: RP's pictures are normalised, times 255, and cast to 8 bits: what a byte cannot hold wraps around.
+        wrap: Pictures are normalised, times 255, and cast to 8 bits: what a byte cannot hold wraps around.
         half: Logits and probabilities are float16 when pictures are scored, so that sure ones tie at exactly 1.
         rp_accuracy: The accuracy in RRP's column is RP's.
 
@@ -39,10 +39,10 @@ class DetectionScript:
         rp = getattr(method, "rp", method)
         scored = reported = world.outputs(method, seed, benchmark)
         if self.wrap:
-            wrapping = _Wrapping.of(rp)
-            seen = wrapping if method is rp else ResidualReprogrammer(wrapping, method.alpha)
-            scored = world.outputs(seen, seed, benchmark)
-            world.forget(wrapping)
+            sets = {s.name: wrapped(method.clip, s) for s in benchmark.sets}
+            shifts, ood = ({name: sets[name] for name in part} for part in (benchmark.shifts, benchmark.ood))
+            seen = replace(benchmark, test=sets[benchmark.test.name], shifts=shifts, ood=ood, controls={})
+            scored = compute_outputs(method, seen, seed=seed, roles=("test", "shift", *OOD_ROLES))
         if self.rp_accuracy:
             reported = world.outputs(rp, seed, benchmark)
         sets = {}
@@ -51,7 +51,7 @@ class DetectionScript:
             if self.half:
                 parts["logits"] = half_precision_logits(s.logits)
             sets[name] = _Scored(**parts, reported_logits=reported.sets[name].logits)
-        return MethodOutputs(scored.about, sets)
+        return MethodOutputs(reported.about, sets)
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,25 +66,17 @@ class _Scored(Outputs):
         return mask_logits(self.reported_logits, self.class_subset)
 
 
-class _Wrapping(Reprogrammer):
-    """A fitted reprogrammer whose pictures are cast to 8 bits after they were normalised."""
+def wrapped(clip: FrozenCLIP, images: ImageSet) -> ImageSet:
+    """Return the pictures as the script's loader hands them on, to RP and to the zero-shot half of RRP alike.
 
-    @classmethod
-    def of(cls, rp: Reprogrammer) -> _Wrapping:
-        """Return the same programs, shared and not copied, behind the faulty cast."""
-        made = cls.__new__(cls)
-        made.__dict__.update(rp.__dict__)
-        return made
-
-    def program_images(self, images: Tensor) -> Tensor:
-        """Return psi of the wrapped pictures, float (n, 3, H, H) in [0, 1]."""
-        normalised = self.clip.normalize(to_unit_range(images.to(self.clip.device)))
-        return self.image_program(wrap_to_8_bits(normalised))
+    They are resized, normalised, times 255, and cast to bytes.
+    """
+    return replace(images, images=wrap_to_8_bits(clip.normalize(clip.prepare(images.images))), derived_from=None)
 
 
 def wrap_to_8_bits(normalised: Tensor) -> Tensor:
-    """Return float values in [0, 1] as bytes hold them: times 255, the integer part, modulo 256."""
-    return ((normalised * 255).to(torch.int64) % 256).float() / 255
+    """Return float values as the bytes that they become: times 255, the integer part, modulo 256."""
+    return ((normalised * 255).to(torch.int64) % 256).to(torch.uint8)
 
 
 def half_precision_logits(logits: Tensor) -> Tensor:
