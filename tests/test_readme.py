@@ -101,6 +101,22 @@ def test_numbers_of_experiments_are_those_of_the_shipped_verdicts():
     assert last.outcome == "holds" and f"change {change}" in last.evidence
 
 
+def test_how_hard_the_sets_are_for_zero_shot_is_told_as_it_came_out():
+    demo = load_records(ROOT / "rp_lib" / "assets" / "mini" / "demo" / "records.csv")[0]
+    told = PAGES["findings"].split("**How hard are the sets?**")[1].split("**When does")[0]
+    mine = demo[(demo["method"] == "zero-shot") & demo["detector"].fillna("msp").eq("msp")]
+    right = mine[mine["metric"] == "accuracy"].set_index("set")["value"]
+    shifts = right[mine[(mine["metric"] == "accuracy") & (mine["role"] == "shift")]["set"]].drop("mean of shifts")
+    lost = 100 * (right["test"] - shifts)
+    assert len(shifts) == 8 and set(lost[lost > 2].index) == {"emoji", "other-hands"} and lost.drop(
+        ["emoji", "other-hands"]
+    ).max() < 2
+    area = 100 * mine[mine["metric"] == "auroc"].set_index("set")["value"]
+    far = area[mine[(mine["metric"] == "auroc") & (mine["role"] == "far-ood")]["set"]]
+    numbers = [f"{v:.1f}" for v in (100 * right["emoji"], 100 * right["other-hands"], area["near"], far.min(), far.max())]
+    assert re.findall(r"[0-9]+\.[0-9]", told) == numbers
+
+
 def test_what_the_table_decided_is_told_as_it_came_out():
     records = shipped_records("table")
     told = PAGES["findings"].split("**Who wins, and by which detector?**")[1].split("![")[0].replace("\n", " ")

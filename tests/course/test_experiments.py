@@ -269,6 +269,7 @@ def test_the_command_prints_the_whole_table_and_draws_again_without_measuring(wo
         assert head in said
     assert {p.name for p in tmp_path.glob("*.png")} == {f"table{s}.png" for s in table.DRAWINGS}
     assert "RRP has the best mean of the three axes" in said
+    assert said.index("with its tuned settings") < said.index("with its published settings")
 
 
 def test_table_is_made_from_saved_outputs_of_these_settings_alone(world, tmp_path, monkeypatch):

@@ -232,7 +232,9 @@ torch {recipe["torch"]}.
 
 ## Zero-shot accuracy
 Top-1 in percent over {len(benchmark.class_names)} classes with the one prompt "{benchmark.templates[0]}", Wilson 95 % interval, on sets of \
-families that pre-training never saw (chance: {100 / len(benchmark.class_names):.1f}). `test` is monochrome UI style; `emoji` are unseen vendors.
+families that pre-training never saw (chance: {100 / len(benchmark.class_names):.1f}). `test` is monochrome UI style; `emoji` are unseen vendors. \
+Their accuracy after stage 2 was the reason for stage 3, so no picture of theirs was trained on, and yet they steered the \
+training.
 
 | checkpoint | of training | {" | ".join(f"{s.name} (n = {len(s):,})" for s in sets)} |
 |---|---|{"---|" * len(sets)}
