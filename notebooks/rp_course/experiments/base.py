@@ -152,7 +152,8 @@ def run(experiment: Experiment, world: World, out: Path, shipped: Path = SHIPPED
     agreement = None
     if path.is_file() and not world.quick:
         theirs, about = load_records(path)
-        if all(about.get(k) == provenance[k] for k in ("backbone_sha256", "benchmark_sha256", "seeds", *extra)):
+        same = all(about.get(k) == provenance[k] for k in ("backbone_sha256", "benchmark_sha256", "seeds", *extra))
+        if same and set(experiment.factors) <= set(theirs.columns):
             agreement = compare(records, theirs, experiment.factors)
     return ExperimentResult(records, verdicts, agreement)
 
