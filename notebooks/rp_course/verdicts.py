@@ -6,7 +6,6 @@ import itertools
 import re
 import textwrap
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib.figure import Figure
@@ -63,21 +62,23 @@ def line(verdict: Verdict) -> str:
 
     A verdict on tuned and published settings has a line for each of them below the claim.
     """
-    if verdict.parts:
-        told = [f"{verdict.outcome}: {verdict.claim}"]
-        told += [f"{choice:11}{line(replace(part, claim=''))}" for choice, part in verdict.parts.items()]
-        return "\n".join(
-            textwrap.fill(t, WIDTH, initial_indent="    " * (t is not told[0]), subsequent_indent=" " * 8) for t in told
-        )
+    if not verdict.parts:
+        head, numbers = f"{verdict.outcome:10}", _numbers(verdict)
+        rest = f"{numbers:24}{verdict.claim}" if numbers else f"{verdict.claim}: {verdict.evidence}"
+        indent = len(head) + 24 * bool(numbers)
+        return textwrap.fill(head + rest, WIDTH, subsequent_indent=" " * indent, break_on_hyphens=False)
+    told = [f"{verdict.outcome}: {verdict.claim}"]
+    told += [f"    {choice:11}{p.outcome:11}{_numbers(p) or p.evidence}" for choice, p in verdict.parts.items()]
+    return "\n".join(textwrap.fill(t, WIDTH, subsequent_indent=" " * 26, break_on_hyphens=False) for t in told)
+
+
+def _numbers(verdict: Verdict) -> str:
+    """The difference that decides a verdict, with its interval; nothing if it has no single one."""
     found = interval(verdict)
     if found is None:
-        numbers, claim = "", f"{verdict.claim}: {verdict.evidence}"
-    else:
-        digits = 1 if found.points else 3
-        numbers = f"{found.value:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
-        claim = verdict.claim
-    head = f"{verdict.outcome:10}{numbers:24}" if numbers else f"{verdict.outcome:10}"
-    return textwrap.fill(head + claim, WIDTH, subsequent_indent=" " * len(head), break_on_hyphens=False)
+        return ""
+    digits = 1 if found.points else 3
+    return f"{found.value:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
 
 
 def forest(verdicts: Sequence[Verdict]) -> Figure:

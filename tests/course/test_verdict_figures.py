@@ -30,11 +30,30 @@ def test_lines_hold_outcome_numbers_and_claim_and_fit_a_page():
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_decided_differences_leave_out_zero(name):
-    for verdict in experiment(name).judge(shipped_records(name)):
+    judged = experiment(name).judge(shipped_records(name))
+    for verdict in (part for v in judged for part in (v.parts.values() or [v])):
         found = interval(verdict)
         if found is not None:
             assert found.low <= found.value <= found.high
             assert verdict.outcome == "undecided" or found.low >= 0 or found.high <= 0
+
+
+BOTH = Verdict("a beats b", "depends on the setting", "tuned settings: a - b = +10.7", {"tuned": UP, "published": OWN})
+
+
+def test_both_settings_have_a_line_and_a_mark_each_the_published_one_hollow():
+    assert line(BOTH).splitlines() == [
+        "depends on the setting: a beats b",
+        "    tuned      holds      +10.7 [+9.3, +12.1]",
+        "    published  undecided  -0.106 [-0.209, +0.003]",
+    ]
+    both = Verdict("a beats b", "depends on the setting", UP.evidence, {"tuned": UP, "published": CHANGE})
+    (panel,) = forest([both]).axes
+    tuned, published = (container.lines[0] for container in panel.containers)
+    assert tuned.get_xdata()[0] == 10.7 and published.get_xdata()[0] == -4.0
+    assert tuned.get_ydata()[0] < published.get_ydata()[0]  # the axis points down
+    assert tuned.get_markerfacecolor() == OUTCOMES["holds"][0] and published.get_markerfacecolor() == "white"
+    assert published.get_color() == OUTCOMES["fails"][0]
 
 
 def test_forest_has_a_mark_in_the_colour_of_the_outcome_at_each_difference():

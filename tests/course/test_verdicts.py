@@ -103,6 +103,18 @@ def test_the_tables_claims_point_the_right_way():
     assert {c for c, o in turned.items() if o == "holds"} == false
 
 
+def test_a_claim_holds_only_if_it_holds_with_both_settings():
+    good = made_up().assign(choice="tuned")
+    bad = made_up({m: -g for m, g in GOOD.items()}).assign(choice="published")
+    verdicts = EXPERIMENTS["table"].judge(pd.concat([good, bad]))
+    assert {v.outcome for v in verdicts} == {"depends on the setting"}
+    assert all({p.outcome for p in v.parts.values()} == {"holds", "fails"} for v in verdicts)
+    assert all(v.evidence.startswith("tuned settings: ") and "; published settings: " in v.evidence for v in verdicts)
+    assert verdicts[0].as_dict()["parts"]["tuned"]["outcome"] == verdicts[0].parts["tuned"].outcome
+    same = EXPERIMENTS["table"].judge(pd.concat([good, good.assign(choice="published")]))
+    assert {v.outcome for v in same} <= {"holds", "fails"}
+
+
 def test_strength_and_shots_point_the_right_way():
     core = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
     low = dict(zip(core, (0, 1, 9, 4, 5), strict=True))  # fine-tuning gains much
