@@ -358,6 +358,7 @@ _WORST = (4, 5, 3, 6, 2)
 
 # ``rp-lib predict`` and ``rp-lib threshold``: a trained method in use.
 
+
 def add_predict_commands(commands: argparse._SubParsersAction) -> None:
     """Add ``predict`` and ``threshold`` to the commands of ``rp-lib``."""
     text = "Say what pictures show, with a trained method: class, probability, OOD score and whether it is accepted."

@@ -264,7 +264,6 @@ def check_comparable(outputs: Collection[MethodOutputs]) -> None:
         raise RPLibError("these outputs are of different benchmarks or versions of one; compute them on the same")
 
 
-
 @torch.no_grad()
 @evaluating()
 def compute_outputs(

@@ -324,7 +324,7 @@ def resample_sets(
         if len(own) < 2:
             raise RPLibError(
                 f"all images of {name!r} are one cluster, so nothing can be resampled: draw pictures, with "
-                "clusters=\"sources\", or name their designers"
+                'clusters="sources", or name their designers'
             )
         if name not in shared:
             draws = Resamples.draw(len(own), n_resamples, (*seed, next(count)))

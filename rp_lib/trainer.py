@@ -93,6 +93,7 @@ def prefetch(indices: Sequence[Tensor], take: Callable[[Tensor], tuple[Tensor, .
 
 # The state of a training run on disk: when it is written, and how a run goes on from it.
 
+
 @dataclass(frozen=True)
 class Checkpoint:
     """Where the state of a run is kept, and how often it is written; any of the three makes it due.

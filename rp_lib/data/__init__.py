@@ -9,8 +9,15 @@ import importlib
 
 _HOME = {
     "sources": (
-        "DataSet", "DownloadError", "NoSpace", "NotThere", "Sources", "UnsafeArchive", "VerificationError",
-        "default_root", "load_sources",
+        "DataSet",
+        "DownloadError",
+        "NoSpace",
+        "NotThere",
+        "Sources",
+        "UnsafeArchive",
+        "VerificationError",
+        "default_root",
+        "load_sources",
     ),
     "download": ("DataStore", "locate"),
     "image_folders": ("ClassFolder", "FolderError", "image_files", "image_folder"),

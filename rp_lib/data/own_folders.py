@@ -245,8 +245,15 @@ def _image_set(s: Loaded, roots: Sequence[Path], class_subset: tuple[int, ...] |
     first: dict[bytes, int] = {}
     groups = torch.tensor([first.setdefault(identity, i) for i, identity in enumerate(s.identities)])
     made = ImageSet(
-        s.name, s.role, s.cached.images, s.labels, groups, sources=groups, paths=[str(path) for path in s.paths],
-        content=s.cached.content, class_subset=class_subset,
+        s.name,
+        s.role,
+        s.cached.images,
+        s.labels,
+        groups,
+        sources=groups,
+        paths=[str(path) for path in s.paths],
+        content=s.cached.content,
+        class_subset=class_subset,
     )
     if s.role == "near-ood":
         bases = roots if len(roots) == 1 else [root.parent for root in roots]  # of several, each shows one thing

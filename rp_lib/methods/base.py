@@ -235,9 +235,16 @@ class Method(ABC):
         Raises:
             RPLibError: The set says that its classes are others.
         """
+        read = data.for_classes(self.class_names)
+        return float((self.scores(data, store).argmax(1) == read.labels).float().mean())
+
+    @torch.inference_mode()
+    @evaluating()
+    def scores(self, data: ImageSet, store: FeatureStore | None = None) -> Tensor:
+        """float32 (n, C) logits of a set's images, on the CPU; -inf for classes that it is not scored over."""
         store, read = store or FeatureStore(), data.for_classes(self.class_names)
         logits = self.head(self.mix_features(*(store.get(e, data) for e in self.encoders)))
-        return float((mask_logits(logits, read.class_subset).argmax(1) == read.labels).float().mean())
+        return mask_logits(logits, read.class_subset)
 
     def metadata(self) -> dict[str, object]:
         """What a saved file says about itself."""

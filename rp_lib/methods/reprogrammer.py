@@ -172,7 +172,6 @@ class Reprogrammer(Method):
         super().load_state_dict(tensors)
 
 
-
 def _pixels(fraction: float | None, size: int) -> int | None:
     return None if fraction is None else max(1, round(fraction * size))
 
@@ -231,6 +230,7 @@ class ResidualReprogrammer(Mixture):
 
 
 # RP with one of its two programs, to see what each contributes alone (question 1 of the course).
+
 
 class _SingleProgram(Reprogrammer):
     """A reprogrammer whose other program is switched off, whatever its configuration says of that one."""

@@ -1,48 +1,57 @@
-"""Choose hyper-parameters on ID validation data only, with the same number of trials for every method.
+"""Choose hyper-parameters by cross-validation over groups of ID pictures, with equal chances for every method.
 
-Each trial draws one value of every hyper-parameter from the method's grid (seeded), trains with one seed and
-is judged by its accuracy on ID validation images. Shifted and OOD data are never touched. All trials
-are recorded; :func:`tuned_settings` reads the winners.
+Training and validation pictures are pooled and divided into folds by :attr:`rp_lib.benchmark.ImageSet.groups` (in the
+mini benchmark the families of designers), so that no group is on both sides. Every trial is trained on each fold and
+repetition, which have a seed and a division of their own; shifted and OOD pictures are never touched. All runs are
+recorded. :func:`near_ties` says which trials they cannot tell apart, and which of these is taken.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
+from torch import Tensor
 
-from rp_lib.benchmark import Benchmark
+from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
 from rp_lib.config import PAPER
-from rp_lib.evaluation import choose_alpha
+from rp_lib.evaluation import ALPHAS
 from rp_lib.features import FeatureStore
-from rp_lib.methods import BASES, METHODS, Reprogrammer, ResidualReprogrammer, build_method
+from rp_lib.methods import BASES, METHODS, Method, Reprogrammer, ResidualReprogrammer, build_method
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.io import StorageError, load_table, save_table
 
 SEARCH = Path(__file__).resolve().parents[1] / "assets" / "mini" / "search.csv"  # the recorded search
-# Grids: wide enough that the winner should not sit at an edge. Those of RP are switches of its configuration.
-_TOWER = {"lr": (1e-5, 3e-5, 1e-4, 2e-4, 5e-4, 1e-3), "epochs": (4, 6, 8), "batch_size": (64, 128)}
+FOLDS, REPETITIONS = 3, 2
+FIRST_SEED = 101  # of training in the first repetition; those of the experiments start at 1
+WIDENINGS = 3  # trials beyond the drawn ones, where the best one lies on an edge
+# Values of these are widened by the ratio of the two at the edge.
+WIDENED = ("lr", "image_lr", "text_lr", "probe_lr", "epochs", "probe_epochs")
+# Grids of what matters to each method. All values get the same number of trials, so none may be hopeless: of a border
+# from N(0, 1), and of one from zeros around a shrunken picture, half is clamped at once and cannot recover.
+_TOWER = {"lr": (1e-5, 3e-5, 1e-4, 3e-4), "epochs": (4, 8, 12), "batch_size": (64, 128)}
 _DECAY = {"weight_decay": (0.0, 0.1)}
 _SCHEDULE = {"schedule": ("steps", "cosine")}
+_HEAD = {"lr": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), "epochs": (25, 50, 100), "batch_size": (64, 128)}
+_PROBE = {**_HEAD, "weight_decay": (0.0, 1e-5, 1e-4, 1e-3)}
 _IMAGE_LR = {"image_lr": (3e-3, 1e-2, 3e-2, 1e-1)}
 _TEXT_LR = {"text_lr": (1e-4, 3e-4, 1e-3, 3e-3)}
 _BORDER = {
-    "epochs": (6, 9, 12), "batch_size": (64, 128), "padding": (1 / 64, 2 / 64, 4 / 64, 6 / 64),
-    "border_init": ("normal", "zeros", "grey", "white"), "image_decay": (0.0, 0.1),
+    "border": ("pad from grey", "pad from white", "overlay from zeros", "overlay from grey"),
+    "padding": (1 / 64, 2 / 64, 4 / 64, 6 / 64), "epochs": (6, 12), "batch_size": (64, 128), "image_decay": (0.0, 0.1),
 }  # fmt: skip
 SPACES: dict[str, dict[str, tuple[Any, ...]]] = {  # the order of the keys is that of the draw
-    "linear-probe": {
-        "lr": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), "epochs": (25, 50, 100), "batch_size": (64, 128),
-        "weight_decay": (0.0, 1e-5, 1e-4, 1e-3),
-    },
-    "zs-lp": {
-        "lr": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), "epochs": (25, 50, 100), "batch_size": (64, 128),
-        "weight_decay": (0.0, 1e-5, 1e-4, 1e-3),
-    },
+    "linear-probe": _PROBE,
+    "zs-lp": _PROBE,
     "task-res": {
         "lr": (2e-5, 2e-4, 2e-3, 1e-2, 1e-1), "epochs": (50, 100, 200), "batch_size": (64, 256),
         "weight_decay": (0.0, 5e-4, 5e-3), "residual_scale": (0.25, 0.5, 1.0, 2.0),
@@ -69,38 +78,87 @@ SPACES: dict[str, dict[str, tuple[Any, ...]]] = {  # the order of the keys is th
         "start": ("random", "words"),
     },
     "maple": {
-        "lr": (1e-3, 3.5e-3, 1e-2, 3e-2), "epochs": (4, 6, 8), "batch_size": (16, 32, 64), "n_prompts": (1, 2, 4),
+        "lr": (1e-3, 3.5e-3, 1e-2, 3e-2), "epochs": (4, 8), "batch_size": (16, 32, 64), "n_prompts": (1, 2, 4),
         "start": ("random", "words"),
     },
     "rp-image": {**_IMAGE_LR, **_BORDER},
-    "rp-text": {**_TEXT_LR, "epochs": (6, 9, 12, 25), "batch_size": (32, 64, 128)},
+    "rp-text": {**_TEXT_LR, "epochs": (6, 12, 25), "batch_size": (32, 64, 128)},
     "rp": {**_IMAGE_LR, **_TEXT_LR, **_BORDER},
 }  # fmt: skip
+# Methods that train on features, or in seconds: they get more trials for nothing.
+CHEAP_TIMES = 4
+CHEAP = ("linear-probe", "zs-lp", "task-res", "clap", "tip-adapter", "tip-adapter-f", "rp-text")
+_BOOKKEEPING = ("method", "trial", "val_accuracy", "n_val", "seconds", "search_seed", "backbone", "data")
 OLD_COLUMNS = {"alpha": "alpha_rrp"}  # as tables called it when RRP was the only method with an alpha
 
 
 def draw_trials(name: str, n: int, seed: int) -> list[dict[str, Any]]:
-    """The first ``n`` distinct settings of a seeded draw from a method's grid."""
+    """Draw ``n`` distinct settings from a method's grid, every value of a setting equally often (or nearly so).
+
+    Each setting's values are repeated and shuffled on their own, as in Latin hypercube sampling (McKay et al. 1979);
+    of most of a grid, a plain sample is taken.
+    """
     if name not in SPACES:
         raise UnknownName("method to search for", name, SPACES)
     space = SPACES[name]
-    if n < 1 or n > np.prod([len(v) for v in space.values()]):
+    size = math.prod(len(values) for values in space.values())
+    if not 1 <= n <= size:
         raise RPLibError(f"the number of trials for {name} must be between 1 and the size of its grid")
     rng = np.random.default_rng(seed)
-    trials: list[dict[str, Any]] = []
-    while len(trials) < n:
-        trial = {key: values[int(rng.integers(len(values)))] for key, values in space.items()}
-        if trial not in trials:
-            trials.append(trial)
-    return trials
+    if 2 * n > size:
+        every = list(itertools.product(*space.values()))
+        return [dict(zip(space, every[i], strict=True)) for i in rng.permutation(size)[:n]]
+    while True:
+        columns = [[v for _, v in zip(range(n), _rounds(values, rng), strict=False)] for values in space.values()]
+        drawn = list(dict.fromkeys(zip(*columns, strict=True)))
+        if len(drawn) == n:
+            return [dict(zip(space, values, strict=True)) for values in drawn]
 
 
-def settings_of(name: str, trial: dict[str, Any]) -> dict[str, Any]:
+def _rounds(values: tuple[Any, ...], rng: np.random.Generator) -> Iterator[Any]:
+    """All values in a random order, again and again."""
+    while True:
+        yield from (values[i] for i in rng.permutation(len(values)))
+
+
+def settings_of(name: str, trial: Mapping[str, Any]) -> dict[str, Any]:
     """Keyword arguments for :func:`rp_lib.methods.build_method` from a trial."""
-    if issubclass(METHODS[name], (Reprogrammer, ResidualReprogrammer)):
-        alpha = trial.get("alpha", PAPER.alpha)
-        return {"config": PAPER.changed(**{k: v for k, v in trial.items() if k != "alpha"}, alpha=alpha)}
-    return dict(trial)
+    if not issubclass(METHODS[name], (Reprogrammer, ResidualReprogrammer)):
+        return dict(trial)
+    switches = dict(trial)
+    if "border" in switches:
+        switches["placement"], _, switches["border_init"] = switches.pop("border").partition(" from ")
+    return {"config": PAPER.changed(**switches)}
+
+
+def folds_of(pool: ImageSet, seed: int) -> list[Tensor]:
+    """Divide labelled images into :data:`FOLDS` parts; no group is in two of them, and each class can be learned.
+
+    Of 100 divisions of the groups by chance the one with the most even sizes is taken.
+
+    Returns:
+        Masks, bool (n,), of the pictures that each fold holds out.
+
+    Raises:
+        RPLibError: There are too few groups, or every division leaves a class without a picture to learn from.
+    """
+    groups = pool.groups.unique()
+    if len(groups) < FOLDS:
+        raise RPLibError(f"cross-validation needs pictures of at least {FOLDS} groups, here are {len(groups)}")
+    classes = len(pool.labels.unique())
+    draw = torch.Generator().manual_seed(seed)
+    found: list[list[Tensor]] = []
+    for _ in range(100):
+        parts = groups[torch.randperm(len(groups), generator=draw)].tensor_split(FOLDS)
+        masks = [torch.isin(pool.groups, part) for part in parts]
+        if all(len(pool.labels[~held].unique()) == classes for held in masks):
+            found.append(masks)
+    if not found:
+        raise RPLibError(
+            "cross-validation would leave a class without a picture to learn from: each class needs pictures of at "
+            f"least {FOLDS} groups"
+        )
+    return min(found, key=lambda masks: max(int(held.sum()) for held in masks))
 
 
 def search(
@@ -108,46 +166,205 @@ def search(
     benchmark: Benchmark,
     out: Path,
     *,
-    trials: int = 12,
+    trials: int = 8,
     seed: int = 0,
     methods: tuple[str, ...] = tuple(SPACES),
     precision: str = "auto",
     progress: bool = True,
 ) -> pd.DataFrame:
-    """Run (or go on with) the search; every finished trial is appended to ``out`` (CSV) at once.
+    """Run (or go on with) the search; every finished run is appended to ``out`` (CSV) at once.
+
+    Where a method's best trial has a rate or a number of epochs on the edge of what was tried, trials beyond it are
+    added, up to :data:`WIDENINGS`. Then the methods of :data:`rp_lib.methods.BASES` that mix it with zero-shot are
+    searched: the trial that was chosen for it is trained again, and each alpha is a trial.
+
+    Args:
+        clip: The frozen backbone.
+        benchmark: Its training and validation pictures are pooled.
+        out: The table; runs of the same search that it holds are not made again.
+        trials: Per method; those of :data:`CHEAP` get :data:`CHEAP_TIMES` as many, or their whole grid.
+        seed: Of the draw from the grids. methods: Which to search for. precision: Of training.
+        progress: Whether to show bars.
 
     Returns:
-        One row per trial: ``method, trial, val_accuracy, n_val, seconds``, the hyper-parameters, and an
-        ``alpha_NAME`` for each method NAME that mixes this one with zero-shot, by :func:`choose_alpha`.
+        One row per run: ``method, trial, repetition, fold``, the accuracy on the ``n`` pictures held out, ``moved``
+        (the mean total variation between the probabilities there and those of zero-shot, in [0, 1]), ``seconds``,
+        the trial's settings, and what makes it the same search.
     """
-    # A trial counts as done only if it is the same trial: same draw, backbone and data.
-    key = {"search_seed": seed, "backbone": clip.fingerprint[:16], "data": benchmark.fingerprint[:16]}
-    drawn = {name: draw_trials(name, trials, seed) for name in methods}
-    rows = [row for row in read_trials(out) if _kept(row, key, drawn)] if out.is_file() else []
-    done = {(row["method"], int(row["trial"])) for row in rows if row["method"] in drawn}
-    store = FeatureStore()
+    pool = replace(_joined(benchmark.train, benchmark.val), name="train and val", role="train")
+    key = {"search_seed": seed, "backbone": clip.fingerprint[:16], "data": pool.fingerprint[:16]}
+    rows = [row for row in read_runs(out) if _of(row, key)] if out.is_file() else []
+    runs = _Runs(clip, benchmark, pool, precision, progress, key, out, rows)
     for name in methods:
-        for number, trial in enumerate(drawn[name]):
-            if (name, number) in done:
+        size = math.prod(len(values) for values in SPACES[name].values()) if name in SPACES else trials
+        drawn = draw_trials(name, min(size, trials * CHEAP_TIMES) if name in CHEAP else trials, seed)
+        for trial in drawn:
+            runs.measure(name, trial)
+        for _ in range(WIDENINGS):
+            beyond = _beyond(name, runs.of(name, drawn), drawn)
+            if beyond is None:
+                break
+            drawn.append(beyond)
+            runs.measure(name, beyond)
+        chosen = _settings(name, near_ties(runs.of(name, drawn)).iloc[0])
+        for mixed in (mixed for mixed, base in BASES.items() if base == name):
+            runs.mix(mixed, chosen)
+    return runs.table()
+
+
+class _Runs:
+    """The runs of a search: those that the table holds, and those that are made now."""
+
+    def __init__(
+        self, clip: FrozenCLIP, benchmark: Benchmark, pool: ImageSet, precision: str, progress: bool,
+        key: dict[str, Any], out: Path, rows: list[dict[str, Any]],
+    ) -> None:  # fmt: skip
+        self.task = (clip, benchmark.class_names, benchmark.templates)
+        self.clip, self.precision, self.progress, self.key, self.out, self.rows = (
+            clip, precision, progress, key, out, rows
+        )  # fmt: skip
+        self.store = FeatureStore()
+        self.folds = [
+            (repetition, fold, pool.subset(~held), pool.subset(held))
+            for repetition in range(REPETITIONS)
+            for fold, held in enumerate(folds_of(pool, FIRST_SEED + repetition))
+        ]
+        zero_shot = build_method("zero-shot", *self.task)
+        self.untouched = [zero_shot.scores(held, self.store).softmax(1) for _, _, _, held in self.folds]
+
+    def measure(self, name: str, trial: dict[str, Any]) -> None:
+        """Make the runs of a trial that are not there."""
+        self._each_fold(name, trial, lambda method: [(name, trial, method)])
+
+    def mix(self, name: str, base: dict[str, Any]) -> None:
+        """Make the runs of all alphas of a mixture whose base has these settings."""
+
+        def mixtures(fitted: Method) -> Iterable[tuple[str, dict[str, Any], Method]]:
+            mixed = METHODS[name](fitted)
+            return ((name, {**base, "alpha": alpha}, mixed.with_alpha(alpha)) for alpha in ALPHAS)
+
+        if any(not self._known(name, {**base, "alpha": ALPHAS[-1]}, r, f) for r, f, _, _ in self.folds):
+            self._each_fold(BASES[name], base, mixtures, again=True)
+
+    def _each_fold(
+        self,
+        name: str,
+        trial: dict[str, Any],
+        judged: Callable[[Method], Iterable[tuple[str, dict[str, Any], Method]]],
+        again: bool = False,
+    ) -> None:
+        for (repetition, fold, train, held), untouched in zip(self.folds, self.untouched, strict=True):
+            if not again and self._known(name, trial, repetition, fold):
                 continue
             started = time.monotonic()
-            settings = settings_of(name, trial) | ({} if name == "linear-probe" else {"precision": precision})
-            method = build_method(name, clip, benchmark.class_names, benchmark.templates, settings)
-            label = f"{name} trial {number + 1}/{trials}" if progress else None
-            method.fit(benchmark.train, None, store=store, progress=label)
-            row = {
-                "method": name, "trial": number, "val_accuracy": method.accuracy(benchmark.val, store),
-                "n_val": len(benchmark.val), "seconds": round(time.monotonic() - started, 1), **trial,
-            }  # fmt: skip
-            for mixed in _mixtures(name):
-                row[f"alpha_{mixed}"] = choose_alpha(method, benchmark, store, mixed)[0]
-            rows.append({**row, **key})
-            table = pd.DataFrame(rows)
-            save_table(out, table, digits=None)
+            settings = settings_of(name, trial) | {"seed": FIRST_SEED + repetition, "precision": self.precision}
+            method = build_method(name, *self.task, settings)
+            label = f"{name} {repetition + 1}/{fold + 1}" if self.progress else None
+            method.fit(train, None, store=self.store, progress=label)
+            for what, tried, judge in judged(method):
+                scores = judge.scores(held, self.store)
+                moved = 0.5 * (scores.softmax(1) - untouched).abs().sum(1).mean()  # total variation
+                found = {
+                    "method": what, "repetition": repetition, "fold": fold, "n": len(held),
+                    "moved": round(float(moved), 6),
+                    "accuracy": round(float((scores.argmax(1) == held.labels).double().mean()), 6),
+                    "seconds": round(time.monotonic() - started, 1),
+                }  # fmt: skip
+                self.rows.append({**found, **tried, **self.key})
+                if judge in judge.encoders:
+                    self.store.drop(judge)  # nobody else can use it
             for encoder in method.encoders:
-                if encoder is not clip:
-                    store.drop(encoder)
-    return pd.DataFrame(rows)
+                if encoder is not self.clip:
+                    self.store.drop(encoder)
+            save_table(self.out, self.table(), digits=None)
+
+    def _known(self, name: str, trial: dict[str, Any], repetition: int, fold: int) -> bool:
+        there = {"method": name, "repetition": repetition, "fold": fold, **trial}
+        return any(_of(row, there) for row in self.rows)
+
+    def of(self, name: str, drawn: list[dict[str, Any]]) -> pd.DataFrame:
+        """The runs of these trials, numbered in their order."""
+        numbered = [(i, row) for row in self.rows for i, t in enumerate(drawn) if _of(row, {"method": name, **t})]
+        return pd.DataFrame([{**row, "trial": i} for i, row in numbered])
+
+    def table(self) -> pd.DataFrame:
+        """All runs."""
+        first = ["method", "repetition", "fold", "accuracy", "moved", "n", "seconds"]
+        table = pd.DataFrame(self.rows)
+        return table[first + [c for c in table.columns if c not in first]]
+
+
+def _joined(first: ImageSet, second: ImageSet) -> ImageSet:
+    """Two sets of labelled images as one."""
+    return ImageSet(
+        first.name, first.role, torch.cat([first.images, second.images]), torch.cat([first.labels, second.labels]),
+        torch.cat([first.groups, second.groups]), class_names=first.class_names,
+    )  # fmt: skip
+
+
+def _of(row: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether a row has these values, as a file gives them back."""
+    return all(_plain(row.get(name, "")) == _plain(value) for name, value in wanted.items())
+
+
+def _settings(name: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a method that a row of the table holds."""
+    keys = [*SPACES[BASES.get(name, name)], *(["alpha"] if name in BASES else [])]
+    return {key: _plain(row[key]) for key in keys}
+
+
+def _beyond(name: str, runs: pd.DataFrame, drawn: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The best trial with one rate or number of epochs moved beyond the edge on which it lies, if that is new."""
+    best = _settings(name, runs.loc[runs["trial"] == runs.groupby("trial")["accuracy"].mean().idxmax()].iloc[0])
+    for key in (key for key in WIDENED if key in best):
+        tried = sorted(set(runs[key]))
+        whole = isinstance(best[key], int)
+        for edge, inside in ((tried[0], tried[1:2]), (tried[-1], tried[-2:-1])):
+            if best[key] == edge and inside and (further := edge * edge / inside[0]) >= whole:
+                trial = {**best, key: round(further) if whole else float(f"{further:.2g}")}
+                if trial not in drawn:
+                    return trial
+    return None
+
+
+def near_ties(runs: pd.DataFrame) -> pd.DataFrame:
+    """List the trials of one method that its runs cannot tell from the best, the one nearest to zero-shot first.
+
+    A trial is tied if the best one leads it, on the same pictures held out, by at most one standard error of the mean
+    lead. Folds share training pictures, so the variance of J runs is taken with the factor 1/J + 1/(FOLDS - 1) of Nadeau
+    and Bengio (2003). Of tied trials the first is taken for every method alike: ID pictures cannot tell them apart,
+    and the nearest to zero-shot risks least of what they cannot see (the one-standard-error rule of Breiman et al.
+    1984, with the distance to zero-shot in place of the size of the tree).
+
+    Args:
+        runs: Rows ``trial, repetition, fold, accuracy, moved`` and the settings; at least two runs per trial.
+
+    Returns:
+        One row per tied trial, means over its runs, with ``behind``: the best one's mean lead, and its ``error``.
+    """
+    right = runs.pivot(index="trial", columns=["repetition", "fold"], values="accuracy")
+    if right.isna().to_numpy().any() or right.shape[1] < 2:
+        raise RPLibError("the trials have not all been run on the same folds: go on with the search")
+    lead = right.loc[right.mean(axis=1).idxmax()] - right
+    error = lead.std(axis=1, ddof=1) * np.sqrt(1 / right.shape[1] + 1 / (FOLDS - 1))
+    means = runs.groupby("trial").agg(
+        {c: "mean" if c in ("accuracy", "moved") else "first" for c in runs.columns if c != "trial"}
+    )
+    means = means.assign(behind=lead.mean(axis=1), error=error)
+    return means[means["behind"] <= means["error"]].sort_values("moved", kind="stable")
+
+
+def read_runs(path: Path) -> list[dict[str, Any]]:
+    """Rows of a search's table.
+
+    Raises:
+        StorageError: The table is empty, truncated or altered beyond reading.
+    """
+    try:
+        table = load_table(path).astype({"repetition": int, "fold": int, "accuracy": float, "moved": float})
+    except (ValueError, KeyError, StorageError) as error:
+        raise StorageError(f"{path} is no table of runs ({error}); remove it, or install rp_lib again") from error
+    return table.to_dict("records")
 
 
 def read_trials(path: Path) -> list[dict[str, Any]]:
@@ -163,21 +380,6 @@ def read_trials(path: Path) -> list[dict[str, Any]]:
     return table.to_dict("records")
 
 
-def _kept(row: dict[str, Any], key: dict[str, Any], drawn: dict[str, list[dict[str, Any]]]) -> bool:
-    """Whether a recorded trial still counts: of the same search, and if its method is searched now, of its draw.
-
-    Trials of methods that are not searched now stay, and so do those beyond the number asked for now.
-    """
-    if any(str(row.get(name)) != str(value) for name, value in key.items()):
-        return False
-    trials = drawn.get(row["method"], [])
-    if row["trial"] >= len(trials):
-        return True
-    if any(pd.isna(row.get(f"alpha_{mixed}")) for mixed in _mixtures(row["method"])):
-        return False  # recorded before that mixture was there
-    return all(_plain(row.get(name)) == value for name, value in trials[row["trial"]].items())
-
-
 def winners(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """The best trial's hyper-parameters per method (the first of equals).
 
@@ -187,7 +389,11 @@ def winners(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     for name, group in table.rename(columns=OLD_COLUMNS).groupby("method", sort=False):
         ordered = group.sort_values("trial")
         row = ordered.loc[ordered["val_accuracy"].idxmax()]
-        chosen[str(name)] = {key: _plain(row[key]) for key in SPACES[str(name)]}
+        chosen[str(name)] = {
+            key: _plain(value)
+            for key, value in row.items()
+            if key not in _BOOKKEEPING and not key.startswith("alpha_") and pd.notna(value)
+        }
         for mixed in _mixtures(str(name)):
             if pd.notna(alpha := row.get(f"alpha_{mixed}")):
                 chosen[mixed] = {**chosen[str(name)], "alpha": float(alpha)}

@@ -71,8 +71,8 @@ class L2SP(FineTune):
             return cross_entropy + self.penalty()
 
 
-
 # LP-FT: linear probing, then full fine-tuning (Kumar et al. 2022, arXiv 2202.10054).
+
 
 class LPFT(FineTune):
     """Full fine-tuning from the head of a :class:`LinearProbe`, bias and learnt scale included.

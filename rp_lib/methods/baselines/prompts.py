@@ -202,8 +202,8 @@ class PromptLearner(Method):
         return self.clip.logit_scale * features @ self.class_embeddings().T
 
 
-
 # Context optimisation (CoOp): Zhou et al. 2022, arXiv 2109.01134.
+
 
 class CoOp(PromptLearner):
     """Trained context vectors in place of the words in front of the class name; nothing else changes.
