@@ -254,7 +254,10 @@ def test_pictures_that_were_prepared_for_another_backbone_are_said(names: Path, 
     torch.save(state(), names / "weights.pt")
     clip = FrozenCLIP.open_clip("tiny", names / "weights.pt")
     cut = dataclasses.replace(make_set(8), preparation=Preparation(24))
-    for data, warned in ((cut, True), (dataclasses.replace(cut, preparation=replace(clip.preparation, size=24)), False)):
+    for data, warned in (
+        (cut, True),
+        (dataclasses.replace(cut, preparation=replace(clip.preparation, size=24)), False),
+    ):
         caplog.clear()
         with caplog.at_level(logging.WARNING, "rp_lib"):
             FineTune(clip, CLASSES, ("a {}",), epochs=0).fit(data)

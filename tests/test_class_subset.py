@@ -121,7 +121,9 @@ def test_paired_comparisons(benchmark, misled):
 def test_saved_outputs_score_the_same(benchmark, misled, tmp_path):
     save_outputs(tmp_path / "o.safetensors", misled)
     again = load_outputs(tmp_path / "o.safetensors", benchmark)
-    assert {name: s.class_subset for name, s in again.sets.items()} == {n: SOME if n == "few" else None for n in misled.sets}
+    assert {name: s.class_subset for name, s in again.sets.items()} == {
+        n: SOME if n == "few" else None for n in misled.sets
+    }
     assert evaluate_outputs([again]).equals(evaluate_outputs([misled]))
 
 

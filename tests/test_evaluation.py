@@ -101,7 +101,9 @@ def test_summary_keeps_image_uncertainty_and_adds_seeds():
     assert wider["value"] == pytest.approx(0.5) and wider["high"] - 0.5 == pytest.approx(expected)
     perfect = pd.DataFrame([{**row, "value": 1.0, "low": 0.7, "high": 1.0} for row in one])
     assert summarize(perfect)[["value", "low", "high"]].iloc[0].tolist() == pytest.approx([1, 0.7, 1])
-    luck = pd.DataFrame([{**row, "value": v, "low": v - 0.1, "high": v} for row, v in zip(one, (1, 1, 0.9), strict=True)])
+    luck = pd.DataFrame(
+        [{**row, "value": v, "low": v - 0.1, "high": v} for row, v in zip(one, (1, 1, 0.9), strict=True)]
+    )
     assert summarize(luck)["high"].item() == 1
     mirrored = luck.assign(value=1 - luck["value"], low=1 - luck["high"], high=1 - luck["low"])
     assert summarize(mirrored)["low"].item() == 0

@@ -51,9 +51,10 @@ def test_the_same_classes_in_another_order_are_read_by_name(tiny_clip, data, tmp
     # Training, and what is saved.
     again = LinearProbe(tiny_clip, names, data.templates, epochs=5).fit(other.train, other.val)
     torch.testing.assert_close(again.state_dict(), probe.state_dict())
-    assert again.history.accuracies == LinearProbe(tiny_clip, names, data.templates, epochs=5).fit(
-        data.train, data.val
-    ).history.accuracies
+    assert (
+        again.history.accuracies
+        == LinearProbe(tiny_clip, names, data.templates, epochs=5).fit(data.train, data.val).history.accuracies
+    )
     again.save(tmp_path / "m")
     assert accuracies(load_method(tmp_path / "m", tiny_clip), other) == expected
     tuned = FineTune(tiny_clip, names, data.templates, epochs=1, batch_size=8).fit(data.train)

@@ -91,7 +91,9 @@ def test_absent_classes_count_nothing():
     moved[:, [2, 4]] += 100
     for kind, changes in (("contrastive", False), ("contrastive-identity", False), ("class", True)):
         for loss in LOSSES:
-            same = torch.allclose(reprogramming_loss(x, LABELS, kind, loss), reprogramming_loss(moved, LABELS, kind, loss))
+            same = torch.allclose(
+                reprogramming_loss(x, LABELS, kind, loss), reprogramming_loss(moved, LABELS, kind, loss)
+            )
             assert same != changes
 
 

@@ -132,7 +132,9 @@ def test_mixtures_know_how_their_base_was_trained(clip, data, tmp_path):
     rrp.save(tmp_path / "rrp.safetensors")
     again = load_method(tmp_path / "rrp.safetensors")
     assert (
-        again.preparation.size == 48 and again.fingerprint == rrp.fingerprint and again.clip.fingerprint == clip.fingerprint
+        again.preparation.size == 48
+        and again.fingerprint == rrp.fingerprint
+        and again.clip.fingerprint == clip.fingerprint
     )
     assert torch.equal(again.logits(data.test.images), rrp.logits(data.test.images))
 

@@ -119,9 +119,7 @@ def test_bootstrap_ood():
     se = np.sqrt(wins.mean(1).var() / 1600 + wins.mean(0).var() / 1000)
     assert (result["auroc"].high - result["auroc"].low) / se == pytest.approx(2 * 1.96, rel=0.2)
     for convention in CONVENTIONS:
-        found = bootstrap_ood(
-            i[:100], {"a": o[:80], "b": o[80:99]}, OOD_METRICS, convention=convention, n_resamples=40
-        )
+        found = bootstrap_ood(i[:100], {"a": o[:80], "b": o[80:99]}, OOD_METRICS, convention=convention, n_resamples=40)
         few = found["a"]
         assert {k: v.value for k, v in few.items()} == ood_metrics(i[:100], o[:80], convention=convention)
         assert all(v.low < v.high for v in few.values())
@@ -164,7 +162,11 @@ def test_means_and_members():
     draws = Resamples(np.array([[1, 1, 1], [2, 0, 1], [0, 3, 0]], np.float32))
     assert draws.of_members(np.array([0, 0, 2, 1])).weights.tolist() == [[1, 1, 1, 1], [2, 2, 1, 0], [0, 0, 0, 3]]
     assert draws.mean(np.array([3.0, 0, 6])).tolist() == [3, 4, 0]
-    assert draws.mean(np.array([[True, False], [False, False], [True, True]])).tolist() == [[2 / 3, 1 / 3], [1, 1 / 3], [0, 0]]
+    assert draws.mean(np.array([[True, False], [False, False], [True, True]])).tolist() == [
+        [2 / 3, 1 / 3],
+        [1, 1 / 3],
+        [0, 0],
+    ]
     # A unit of four pictures weighs four times as much as a unit of one, and one of none nothing.
     assert draws.ratio(np.array([2, 0, 1]), np.array([4, 0, 1])).tolist() == [3 / 5, 5 / 9, 0]
 

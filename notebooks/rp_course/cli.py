@@ -134,9 +134,7 @@ def add_notebooks_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--execute", action="store_true", help="run every cell again and save the outputs")
     parser.add_argument("--check", action="store_true", help="change nothing; say what is wrong")
     parser.add_argument("--book", type=Path, metavar="OUT", help="render all of them, as stored, as web pages in OUT")
-    parser.add_argument(
-        "--copy", type=Path, metavar="FOLDER", help="copy them to FOLDER, to work there"
-    )
+    parser.add_argument("--copy", type=Path, metavar="FOLDER", help="copy them to FOLDER, to work there")
     parser.add_argument("--folder", type=Path, default=Path("notebooks"), help="where they are")
     parser.add_argument(
         "--repository", metavar="OWNER/NAME", help="on GitHub, for the badges of a fork; default: of pyproject.toml"

@@ -6,6 +6,7 @@ import itertools
 import re
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from matplotlib.figure import Figure
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from rp_course.experiments.base import Verdict
 
 OUTCOMES = {"holds": ("#009E73", "o"), "fails": ("#D55E00", "s"), "undecided": ("#777777", "D")}
+BESIDE = 0.2  # how far the published settings are drawn below the tuned ones, rows
 NUMBER = r"([+-]\d+(?:\.\d+)?)"
 # As rp_course.experiments.base writes them: a difference with its interval, or the change of a difference.
 DIFFERENCE = re.compile(rf"= {NUMBER}( points)? \[{NUMBER}, {NUMBER}\]")
@@ -57,7 +59,16 @@ def show_verdicts(verdicts: Sequence[Verdict], about: str) -> None:
 
 
 def line(verdict: Verdict) -> str:
-    """Outcome, difference [interval] and claim of a verdict, in lines of at most 100 characters."""
+    """Outcome, difference [interval] and claim of a verdict, in lines of at most 100 characters.
+
+    A verdict on tuned and published settings has a line for each of them below the claim.
+    """
+    if verdict.parts:
+        told = [f"{verdict.outcome}: {verdict.claim}"]
+        told += [f"{choice:11}{line(replace(part, claim=''))}" for choice, part in verdict.parts.items()]
+        return "\n".join(
+            textwrap.fill(t, WIDTH, initial_indent="    " * (t is not told[0]), subsequent_indent=" " * 8) for t in told
+        )
     found = interval(verdict)
     if found is None:
         numbers, claim = "", f"{verdict.claim}: {verdict.evidence}"
@@ -72,19 +83,24 @@ def line(verdict: Verdict) -> str:
 def forest(verdicts: Sequence[Verdict]) -> Figure:
     """Draw a forest plot: one row a verdict, its difference with the 95 % interval; a panel for each unit.
 
+    Of a verdict on tuned and published settings both are drawn, the published ones hollow.
+
     Args:
         verdicts: Each with a difference, see :func:`interval`.
     """
-    parts = [[v for v in verdicts if interval(v).points is points] for points in (True, False)]
-    parts = [part for part in parts if part]
+    units = [points for points in (True, False) if any(interval(v).points is points for v in verdicts)]
+    parts = [[v for v in verdicts if interval(v).points is points] for points in units]
     heights = [len(part) + 0.8 for part in parts]
     figure = Figure(figsize=(8.8, 0.27 * sum(heights) + 0.7), layout="constrained")
     panels = figure.subplots(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
-    for panel, part in zip(panels, parts, strict=True):
+    for panel, part, points in zip(panels, parts, units, strict=True):
         for y, verdict in enumerate(part):
-            value, low, high, points = interval(verdict)
-            colour, marker = OUTCOMES[verdict.outcome]
-            panel.errorbar(value, y, xerr=[[value - low], [high - value]], color=colour, marker=marker, capsize=3)
+            for number, told in enumerate(verdict.parts.values() or [verdict]):
+                value, low, high, _ = interval(told)
+                colour, marker = OUTCOMES[told.outcome]
+                look = {"color": colour, "marker": marker, "markerfacecolor": "white" if number else colour}
+                at = y + (BESIDE * (2 * number - 1) if verdict.parts else 0)
+                panel.errorbar(value, at, xerr=[[value - low], [high - value]], capsize=3, **look)
         panel.axvline(0, color="black", linewidth=1)
         panel.set_yticks(
             range(len(part)), [textwrap.shorten(v.claim, 66, placeholder=" ...") for v in part], fontsize=9
@@ -97,8 +113,11 @@ def forest(verdicts: Sequence[Verdict]) -> Figure:
         panel.tick_params(axis="y", length=0)
         panel.grid(axis="x", color="#dddddd", linewidth=0.6)
         panel.set_axisbelow(True)
-    shown = [name for name in OUTCOMES if any(v.outcome == name for v in verdicts)]
+    told = [part.outcome for v in verdicts for part in (v.parts.values() or [v])]
+    shown = [name for name in OUTCOMES if name in told]
     marks = [panels[0].plot([], [], OUTCOMES[n][1], color=OUTCOMES[n][0], label=n)[0] for n in shown]
+    if any(v.parts for v in verdicts):
+        marks += panels[0].plot([], [], "ko", markerfacecolor="white", label="published settings")
     figure.legend(handles=marks, loc="outside upper right", ncols=len(marks), frameon=False, fontsize=9)
     return figure
 

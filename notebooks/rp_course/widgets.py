@@ -202,6 +202,7 @@ def slider_widget(
 
 # Fast frames: what stands still in a figure is drawn once, what moves is painted over it.
 
+
 class Stage:
     """A figure with a few moving artists; a frame costs some milliseconds instead of a whole drawing.
 

@@ -331,10 +331,10 @@ def near_ties(runs: pd.DataFrame) -> pd.DataFrame:
     """List the trials of one method that its runs cannot tell from the best, the one nearest to zero-shot first.
 
     A trial is tied if the best one leads it, on the same pictures held out, by at most one standard error of the mean
-    lead. Folds share training pictures, so the variance of J runs is taken with the factor 1/J + 1/(FOLDS - 1) of Nadeau
-    and Bengio (2003). Of tied trials the first is taken for every method alike: ID pictures cannot tell them apart,
-    and the nearest to zero-shot risks least of what they cannot see (the one-standard-error rule of Breiman et al.
-    1984, with the distance to zero-shot in place of the size of the tree).
+    lead. Folds share training pictures, so the variance of J runs is taken with the factor 1/J + 1/(FOLDS - 1) of
+    Nadeau and Bengio (2003). Of tied trials the first is taken for every method alike: ID pictures cannot tell them
+    apart, and the nearest to zero-shot risks least of what they cannot see (the one-standard-error rule of Breiman et
+    al. 1984, with the distance to zero-shot in place of the size of the tree).
 
     Args:
         runs: Rows ``trial, repetition, fold, accuracy, moved`` and the settings; at least two runs per trial.

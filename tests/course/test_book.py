@@ -65,7 +65,9 @@ def test_pages_of_markdown_follow_with_their_pictures_and_links(notebooks, comma
     pages = notebooks / "pages"
     pages.mkdir()
     (notebooks / "a.png").write_bytes(b"picture")
-    (pages / "speed.md").write_text("# Speed\n\n![a curve of seconds](../a.png) [code](../../rp_lib/x.py) [02](../02_b.ipynb) [web](https://a.org)\n")
+    (pages / "speed.md").write_text(
+        "# Speed\n\n![a curve of seconds](../a.png) [code](../../rp_lib/x.py) [02](../02_b.ipynb) [web](https://a.org)\n"
+    )
     build_book(notebooks, tmp_path / "out")
     source = tmp_path / "out" / "source"
     assert json.loads((source / "_toc.yml").read_text())["chapters"] == [{"file": "01_sees"}, {"file": "speed"}]

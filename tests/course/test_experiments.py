@@ -201,7 +201,7 @@ def test_every_experiment_runs_and_judges(name, world, tiny_clip, tiny_benchmark
     e = experiment(name)
     finding = run(e, world, tmp_path)
     assert len(finding.records) and finding.verdicts and finding.agreement is None
-    assert {v.outcome for v in finding.verdicts} <= {"holds", "fails", "undecided"}
+    assert {v.outcome for v in finding.verdicts} <= {"holds", "fails", "undecided", "depends on the setting"}
     assert all(isinstance(v, Verdict) and v.evidence for v in finding.verdicts)
     kept = pd.read_csv(tmp_path / f"{name}.csv")
     assert list(kept.columns) == [*e.factors, *COLUMNS] and np.isfinite(kept["value"]).all()
@@ -265,8 +265,9 @@ def test_the_command_prints_the_whole_table_and_draws_again_without_measuring(wo
     assert all(f"\n{m} " in said for m in table.QUICK) and all(d in said for d in DETECTORS)
     for head in ("ID acc", "shift acc", "mean of three", "its rank", "AUROC by detector", "FPR95 by detector"):
         assert head in said
-    assert {p.name for p in tmp_path.glob("*.png")} == {f"table{s}.png" for s in ("", "-ranks", "-auroc", "-fpr")}
+    assert {p.name for p in tmp_path.glob("*.png")} == {f"table{s}.png" for s in table.DRAWINGS}
     assert "RRP has the best mean of the three axes" in said
+    assert said.index("with its tuned settings") < said.index("with its published settings")
 
 
 def test_table_is_made_from_saved_outputs_of_these_settings_alone(world, tmp_path, monkeypatch):

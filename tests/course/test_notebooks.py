@@ -79,7 +79,9 @@ def nbval_results(tmp_path_factory):
         "--nbval", "-q", f"--junitxml={report}", str(folder),
     ]  # fmt: skip
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "COV_"))}
-    done = subprocess.run(command, capture_output=True, text=True, env=clean | {"PYTHONPATH": f"{FOLDER.parent}{os.pathsep}{FOLDER}"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=clean | {"PYTHONPATH": f"{FOLDER.parent}{os.pathsep}{FOLDER}"}
+    )
     assert report.is_file(), done.stdout + done.stderr
     failures = {}
     for case in ET.parse(report).iter("testcase"):

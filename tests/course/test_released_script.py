@@ -55,7 +55,9 @@ def test_half_precision_ties_sure_pictures_at_one(rp, world, tiny_benchmark):
     assert (maximum_softmax_probability(logits) == 1).sum() == 0
     assert torch.equal(half_precision_logits(logits).argmax(1), logits.argmax(1))
     test = DetectionScript(half=True)(world, rp, 1, tiny_benchmark).test
-    assert torch.equal(test.reported, rp.logits(tiny_benchmark.test.images)) and not torch.equal(test.logits, test.reported)
+    assert torch.equal(test.reported, rp.logits(tiny_benchmark.test.images)) and not torch.equal(
+        test.logits, test.reported
+    )
 
 
 def test_rps_accuracy_stands_in_the_residuals_column(rp, world, tiny_benchmark):

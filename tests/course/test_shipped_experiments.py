@@ -29,7 +29,7 @@ def test_records_are_of_what_ships_and_say_what_they_said(name):
     assert not about["quick"] and len(about["seeds"]) >= 3
     settings = {name: {k: _renamed(v) for k, v in values.items()} for name, values in about["settings"].items()}
     assert settings == {k: _plain(v) for k, v in tuned_settings().items()}
-    assert [vars(v) for v in e.judge(shipped_records(name))] == about["verdicts"]
+    assert [v.as_dict() for v in e.judge(shipped_records(name))] == about["verdicts"]
 
 
 def _renamed(value):

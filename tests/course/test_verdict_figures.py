@@ -8,7 +8,9 @@ from rp_course.verdicts import OUTCOMES, forest, interval, ledger, line, show_ve
 
 UP = Verdict("a beats b", "holds", "a - b = +10.7 points [+9.3, +12.1] AUROC, Holm p = 0.014, 3 seeds, n = 9")
 OWN = Verdict("a moves less", "undecided", "a - b = -0.106 [-0.209, +0.003] cosine drift on test, Holm p = 0.2")
-CHANGE = Verdict("it shrinks", "fails", "a - b with 5 and 40: +0.0 [-1.0, +1.0] against +4.0 [+3.0, +5.0] points, change -4.0 ± 1.5")
+CHANGE = Verdict(
+    "it shrinks", "fails", "a - b with 5 and 40: +0.0 [-1.0, +1.0] against +4.0 [+3.0, +5.0] points, change -4.0 ± 1.5"
+)
 NONE = Verdict("every word stays", "holds", "47 of 47 words, in all of 3 seeds")
 
 

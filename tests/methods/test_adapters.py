@@ -203,7 +203,8 @@ def test_the_order_of_batches_and_nothing_else_is_the_seeds(cls: type, clip: Fro
 
 
 @pytest.mark.parametrize(
-    ("cls", "name"), [(TaskRes, "residual_scale"), (CLAP, "penalty"), (TipAdapter, "cache_weight"), (TipAdapterF, "sharpness")]
+    ("cls", "name"),
+    [(TaskRes, "residual_scale"), (CLAP, "penalty"), (TipAdapter, "cache_weight"), (TipAdapterF, "sharpness")],
 )
 @pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
 def test_strengths_are_checked(cls: type, name: str, value: float, clip: FrozenCLIP):
@@ -213,7 +214,12 @@ def test_strengths_are_checked(cls: type, name: str, value: float, clip: FrozenC
 
 def test_what_belongs_to_a_run_is_left_out_where_it_has_no_use(clip: FrozenCLIP):
     run = {"seed": 5, "precision": "bfloat16"}
-    for name, kept in (("zero-shot", set()), ("tip-adapter", set()), ("clap", {"seed"}), ("fine-tune", {"seed", "precision"})):
+    for name, kept in (
+        ("zero-shot", set()),
+        ("tip-adapter", set()),
+        ("clap", {"seed"}),
+        ("fine-tune", {"seed", "precision"}),
+    ):
         params = build_method(name, clip, CLASSES, TEMPLATES, dict(run)).get_params()
         assert {key for key in run if params.get(key) == run[key]} == kept
     with pytest.raises(TypeError):

@@ -220,7 +220,9 @@ def test_fitting_an_ensemble_is_fine_tuning(kind: type, clip: FrozenCLIP, train_
     assert not close(before, after, 1e-4) and torch.equal(after, made.features(val_set.images))
     assert torch.equal(made.logits(images), kind(plain, 0.4).logits(images))
     made.save(tmp_path / "m")
-    assert torch.equal(load_method(tmp_path / "m", clip).with_alpha(0).logits(images), made.with_alpha(0).logits(images))
+    assert torch.equal(
+        load_method(tmp_path / "m", clip).with_alpha(0).logits(images), made.with_alpha(0).logits(images)
+    )
 
 
 # FLYP ----------------------------------------------------------------------------------------------------
@@ -269,7 +271,9 @@ def test_flyp_loss_is_class_cross_entropy_plus_a_constant(clip: FrozenCLIP, trai
 
 def test_flyp_encodes_present_classes_cut_behind_the_longest_prompt(clip: FrozenCLIP, train_set: ImageSet):
     method, seen = FLYP(clip, CLASSES, TEMPLATES, **SHORT), []
-    hook = method.classifier.transformer.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:2]))
+    hook = method.classifier.transformer.register_forward_hook(
+        lambda module, inputs, output: seen.append(output.shape[:2])
+    )
     method.loss(train_set.images[:4], torch.tensor([0, 2, 2, 0]))
     method.logits(train_set.images[:2])
     method.logits(train_set.images[:2])

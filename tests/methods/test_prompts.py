@@ -181,7 +181,9 @@ def test_coop_from_words_starts_as_zero_shot(n, class_specific, clip, zero, imag
 def test_coop_with_a_rate_of_zero_stays_where_it_starts(start, clip, zero, train_set, val_set, images):
     coop, untrained = (make("coop", clip, lr=0.0, start=start, n_context=4) for _ in range(2))
     coop.fit(train_set, val_set)
-    assert len(coop.history.losses) == 6 and torch.equal(coop.state_dict()["context"], untrained.state_dict()["context"])
+    assert len(coop.history.losses) == 6 and torch.equal(
+        coop.state_dict()["context"], untrained.state_dict()["context"]
+    )
     if start == "words":
         assert gap(coop.logits(images), zero.logits(images)) < 1e-4
         assert coop.history.accuracies == [pytest.approx(zero.accuracy(val_set))] * 2

@@ -162,9 +162,7 @@ def test_a_step_is_counted_as_the_method_takes_it(clip, name):
     groups = method.parameter_groups()
     numbers = sum(p.numel() * (8 + (4 if g.optimizer == "sgd" else 8)) for g in groups for p in g.parameters)
     with cost._FusedAttention():
-        kept = Kept(*clip.model.parameters(), *trained).count(
-            lambda: method.loss(inputs, torch.arange(batch) % 3)
-        )
+        kept = Kept(*clip.model.parameters(), *trained).count(lambda: method.loss(inputs, torch.arange(batch) % 3))
     frozen = 4 * sum(p.numel() for p in clip.model.parameters())
     assert costs.memory == pytest.approx(frozen + numbers + kept, abs=0.1 * numbers)
 

@@ -253,7 +253,18 @@ def test_cifar10_of_folders_with_its_shift(tmp_path, capsys):
     assert [len(s) for s in data.sets] == [20, 10, 40, len(TINY_IMAGENET_TO_CIFAR10), 1, 3]
     assert open_benchmark(config.data, "as_released").templates == ("a photo of a {}",)
     assert task_size(config.data).train == 20
-    assert call("--config", "cifar10-folders", "--set", f"data.root={tmp_path}", "--dry-run", "--set", "data.val_per_class=1") == 0
+    assert (
+        call(
+            "--config",
+            "cifar10-folders",
+            "--set",
+            f"data.root={tmp_path}",
+            "--dry-run",
+            "--set",
+            "data.val_per_class=1",
+        )
+        == 0
+    )
     assert f"train: {tmp_path / 'cifar10' / 'train'}" in capsys.readouterr().out
 
 

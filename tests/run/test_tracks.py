@@ -40,6 +40,7 @@ def opened(monkeypatch, tiny_clip, tiny_benchmark):
     monkeypatch.setattr(tracks, "check_data", lambda data: asked.setdefault("checked", data["id"]))
     return asked
 
+
 LATER = {"zs-lp", "task-res", "clap", "tip-adapter", "tip-adapter-f"}  # methods that came after the recorded search
 
 
@@ -72,7 +73,9 @@ def test_the_environment_chooses_data_and_weights(opened, monkeypatch, tmp_path)
     open_track("full", "cpu")
     assert opened["backbone"] == ("RN50-quickgelu", str(weights), "cpu") and opened["checked"] == "imagenet"
     assert open_track("mini").clip.name.startswith("mini")  # the mini track is what it is
-    with pytest.raises(RPLibError, match="RP_ID, RP_BACKBONE, RP_PRETRAINED is of the full track alone: set RP_TRACK=full"):
+    with pytest.raises(
+        RPLibError, match="RP_ID, RP_BACKBONE, RP_PRETRAINED is of the full track alone: set RP_TRACK=full"
+    ):
         open_track()
     monkeypatch.setenv("RP_ID", "cifar")
     with pytest.raises(UnknownName, match="did you mean cifar10"):

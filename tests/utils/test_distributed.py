@@ -72,7 +72,9 @@ def worker(out: Path) -> None:
     clip, (train_set, val_set) = make_clip(), sets()
     for name, make in methods(clip).items():
         method = make().fit(train_set, val_set)
-        tensors = {f"trained.{k}": v for k, v in method.state_dict().items()} | {"logits": method.logits(val_set.images)}
+        tensors = {f"trained.{k}": v for k, v in method.state_dict().items()} | {
+            "logits": method.logits(val_set.images)
+        }
         save_tensors(own / f"{name}.safetensors", tensors, {"losses": method.history.losses})
         said[f"{name} accuracies"] = method.history.accuracies
     many = make_set(23, seed=5).images
@@ -89,7 +91,9 @@ def worker(out: Path) -> None:
     said["empty sent"] = distributed.bytes_from_main(b"" if rank == 0 else None).decode()
     said["any"] = [distributed.any_process(f) for f in (rank == 1, False, True)]
     seen: list[tuple[int, int]] = []
-    distributed.on_main(lambda: distributed.on_main(lambda: seen.append((distributed.world_size(), distributed.rank()))))
+    distributed.on_main(
+        lambda: distributed.on_main(lambda: seen.append((distributed.world_size(), distributed.rank())))
+    )
     said["inside"] = seen
     method.save(out / "outside.safetensors")
     if rank == 1:  # work of its own, with nobody to wait for

@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:  # figures take a second to import, and not every user of reco
 SHIPPED = Path(__file__).resolve().parent / "records"
 COLUMNS = ("method", "versus", "set", "metric", "value", "low", "high", "p_holm", "seeds", "n", "n_ood", "detector")
 HOLDS, FAILS, UNDECIDED = "holds", "fails", "undecided"
+DEPENDS = "depends on the setting"
+TUNED, PUBLISHED = "tuned", "published"  # where the settings of every method come from
 AXIS_LABELS = {
     "id accuracy": "ID accuracy", "shift accuracy": "accuracy under shift", "auroc": "AUROC", "fpr": "FPR95",
     "aggregate": "mean of three axes",
@@ -37,11 +39,21 @@ AXIS_LABELS = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the records say of a claim: it ``holds``, it ``fails`` or it stays ``undecided``, and the numbers why."""
+    """What the records say of a claim: it ``holds``, it ``fails`` or it stays ``undecided``, and the numbers why.
+
+    ``parts`` are the verdicts with the tuned and with the published settings, where both were measured. If they differ,
+    the claim ``depends on the setting``.
+    """
 
     claim: str
     outcome: str
     evidence: str
+    parts: Mapping[str, Verdict] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON keeps it."""
+        told = {"claim": self.claim, "outcome": self.outcome, "evidence": self.evidence}
+        return told | ({"parts": {choice: v.as_dict() for choice, v in self.parts.items()}} if self.parts else {})
 
     def __str__(self) -> str:
         return f"[{self.outcome}] {self.claim}: {self.evidence}"
@@ -131,7 +143,7 @@ def run(experiment: Experiment, world: World, out: Path, shipped: Path = SHIPPED
         "seeds": list(world.seeds), "precision": world.precision, "backbone": clip.name,
         "backbone_sha256": clip.fingerprint, "benchmark": world.benchmark.name,
         "benchmark_sha256": world.benchmark.fingerprint, "settings": dict(world.settings),
-        "verdicts": [vars(v) for v in verdicts], "parts": reused(world.parts),
+        "verdicts": [v.as_dict() for v in verdicts], "parts": reused(world.parts),
     }  # fmt: skip
     extra = experiment.about(world) if experiment.about else {}
     provenance |= extra
@@ -143,6 +155,34 @@ def run(experiment: Experiment, world: World, out: Path, shipped: Path = SHIPPED
         if all(about.get(k) == provenance[k] for k in ("backbone_sha256", "benchmark_sha256", "seeds", *extra)):
             agreement = compare(records, theirs, experiment.factors)
     return ExperimentResult(records, verdicts, agreement)
+
+
+def with_both_settings(measure: Callable[[World, Path], pd.DataFrame]) -> Callable[[World, Path], pd.DataFrame]:
+    """Measure with the tuned settings, then with the published ones; the column ``choice`` says which."""
+
+    def measured(world: World, parts: Path) -> pd.DataFrame:
+        halves = [(TUNED, measure(world, parts)), (PUBLISHED, measure(world.published(), parts / PUBLISHED))]
+        return pd.concat([half.assign(choice=choice) for choice, half in halves], ignore_index=True)
+
+    return measured
+
+
+def at_both_settings(judge: Callable[[pd.DataFrame], list[Verdict]]) -> Callable[[pd.DataFrame], list[Verdict]]:
+    """Judge each half of the records on its own; where the halves disagree, a claim depends on the setting."""
+
+    def judged(records: pd.DataFrame) -> list[Verdict]:
+        halves = {choice: judge(pick(records, choice=choice)) for choice in (TUNED, PUBLISHED)}
+        return [_together(dict(zip(halves, verdicts, strict=True))) for verdicts in zip(*halves.values(), strict=True)]
+
+    return judged
+
+
+def _together(parts: dict[str, Verdict]) -> Verdict:
+    claims, outcomes = {v.claim for v in parts.values()}, {v.outcome for v in parts.values()}
+    if len(claims) != 1:
+        raise RPLibError(f"halves of the records judge different claims: {', '.join(sorted(claims))}")
+    evidence = "; ".join(f"{choice} settings: {v.evidence}" for choice, v in parts.items())
+    return Verdict(claims.pop(), outcomes.pop() if len(outcomes) == 1 else DEPENDS, evidence, parts)
 
 
 def reused(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -168,7 +208,7 @@ def rejudge(experiment: Experiment, out: Path) -> ExperimentResult:
     if missing:
         raise RPLibError(f"{path} has no {', '.join(missing)}: it was measured by an older version; run it again")
     verdicts = experiment.judge(records)
-    told = [vars(v) for v in verdicts]
+    told = [v.as_dict() for v in verdicts]
     if told != about.get("verdicts"):
         about |= {"verdicts": told, "judged_by": commit()}
         write_atomically(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -56,6 +56,12 @@ class World:
         self._stores: dict[str, FeatureStore] = {}
         self._shipped: dict[str, FrozenCLIP] = {}
         self._fits: dict[tuple[Any, ...], Method] = {}
+
+    def published(self) -> World:
+        """The same world with every method at its published settings, which are the defaults of its class."""
+        other = replace(self, settings={name: {} for name in self.settings})
+        other._stores, other._shipped, other._fits = self._stores, self._shipped, self._fits
+        return other
 
     @functools.cached_property
     def judged(self) -> Benchmark:

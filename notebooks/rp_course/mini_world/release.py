@@ -107,7 +107,9 @@ def _name(fraction: float) -> str:
 def read_stage(run: Path) -> dict[str, Any]:
     """Recipe, seconds and log of a finished run."""
     if not (run / "state.pt").is_file():
-        raise RPLibError(f"{run} holds no pre-training run: make one with `python -m rp_course mini pretrain --out {run}`")
+        raise RPLibError(
+            f"{run} holds no pre-training run: make one with `python -m rp_course mini pretrain --out {run}`"
+        )
     recipe = json.loads((run / "recipe.json").read_text(encoding="utf-8"))
     state = torch.load(run / "state.pt", weights_only=True)
     if state["step"] < recipe["steps"]:
