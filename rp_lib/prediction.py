@@ -216,7 +216,9 @@ def export(method: Method, path: Path | str) -> float:
 
 
 def find_pictures(places: Iterable[Path | str]) -> list[Path]:
-    """List picture files: files as they are named, and all images in and below folders.
+    """List picture files: files as they are named, what patterns such as ``*.jpg`` match, and all images below folders.
+
+    Pictures of kinds that cannot be read are listed too: :func:`predict` names them and answers the others.
 
     Raises:
         FolderError: A folder without an image.
@@ -225,9 +227,11 @@ def find_pictures(places: Iterable[Path | str]) -> list[Path]:
     found: list[Path] = []
     for place in map(Path, places):
         if place.is_dir():
-            found += image_files(place)
+            found += image_files(place, all_kinds=True)
         elif place.exists():
             found.append(place)
+        elif matched := sorted(place.parent.glob(place.name)) if "*" in place.name else []:
+            found += matched  # a shell that leaves patterns to the program
         else:
             raise RPLibError(f"{place} does not exist")
     return found

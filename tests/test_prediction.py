@@ -95,6 +95,21 @@ def test_files_that_show_no_image_are_named_and_the_others_answered(probe, photo
     assert np.isfinite(table["score"]).tolist() == [False, True, False, False]
 
 
+def test_pictures_of_kinds_that_are_not_read_are_named_too_and_patterns_are_followed(saved, photos, tmp_path, capsys):
+    one, two = sorted(photos.glob("test/*/*.png"))[:2]
+    (tmp_path / "one.png").write_bytes(one.read_bytes())
+    (tmp_path / "two.png").write_bytes(two.read_bytes())
+    (tmp_path / "drawing.svg").write_text("<svg/>")
+    assert [p.name for p in find_pictures([tmp_path / "*.png"])] == ["one.png", "two.png"]
+    assert [p.name for p in find_pictures([tmp_path])] == ["drawing.svg", "one.png", "two.png"]
+    assert cli.main(["predict", str(saved), str(tmp_path)]) == 2
+    said = capsys.readouterr()
+    rows = pd.read_csv(io.StringIO(said.out)).set_index("picture")["error"]
+    assert rows[str(tmp_path / "drawing.svg")].startswith("no image") and rows.isna().sum() == 2
+    with pytest.raises(RPLibError, match="does not exist"):
+        find_pictures([tmp_path / "*.gif"])
+
+
 def test_a_threshold_accepts_what_it_promises_and_stays_with_its_method(probe, data, clip, photos, tmp_path):
     gate = fit_threshold(probe, data.val, tpr=0.9)
     scores = probe.logits(data.val.images).double().softmax(1).amax(1)

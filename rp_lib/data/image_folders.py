@@ -105,14 +105,18 @@ def check_classes(found: ClassFolder) -> None:
         )
 
 
-def image_files(root: Path | str) -> list[Path]:
+def image_files(root: Path | str, *, all_kinds: bool = False) -> list[Path]:
     """List all images of a folder, straight in it or in its subfolders, sorted.
+
+    Args:
+        root: The folder.
+        all_kinds: List pictures of kinds that are not read as well, for whoever reports on each file.
 
     Raises:
         FolderError: No such folder, no image in it, or pictures of a kind that is not read.
     """
     root = _existing(root)
-    images = _images_below(root)
+    images = _images_below(root, all_kinds)
     if not images:
         raise FolderError(f"{root} holds no image (images end in {', '.join(IMAGES)})")
     return images
@@ -161,14 +165,16 @@ def _subfolders(root: Path) -> list[Path]:
     return [path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")]
 
 
-def _images_below(folder: Path) -> list[Path]:
+def _images_below(folder: Path, all_kinds: bool = False) -> list[Path]:
     images, unread = [], []
     for at, folders, names in walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         images += [(str(at), name) for name in names if is_image(name)]
         others = [at / name for name in names if not is_image(name) and not name.startswith(".")]
         unread += [path for path in others if path.suffix.lower() in UNREAD or _is_picture(path)]
-    if unread:
+    if all_kinds:
+        images += [(str(path.parent), path.name) for path in unread]
+    elif unread:
         raise FolderError(
             f"{listed(sorted(unread))}: pictures that would be left out, since images must end in {', '.join(IMAGES)}; "
             "convert them to PNG or JPEG, or give them the ending of their kind"
