@@ -24,9 +24,10 @@ _HOME = {
     "evaluation": ("Run", "accuracy_by_class", "answers", "evaluate", "evaluate_outputs", "summarize"),
     "features": ("FeatureStore",),
     "methods": (
-        "BASES", "CLAP", "FLYP", "L2SP", "LPFT", "METHODS", "CoOp", "DeepPrompts", "FineTune", "ImageReprogrammer",
-        "LinearProbe", "LogitEnsemble", "Method", "Reprogrammer", "ResidualReprogrammer", "TaskRes", "TextReprogrammer",
-        "TipAdapter", "TipAdapterF", "WiSEFT", "ZeroShot", "ZeroShotProbe", "build_method", "load_method",
+        "BASES", "CLAP", "FLYP", "L2SP", "LPFT", "METHODS", "CLIPLoRA", "CoOp", "DeepPrompts", "FineTune",
+        "ImageReprogrammer", "LinearProbe", "LogitEnsemble", "Method", "Reprogrammer", "ResidualReprogrammer",
+        "TaskRes", "TextReprogrammer", "TipAdapter", "TipAdapterF", "WiSEFT", "ZeroShot", "ZeroShotProbe",
+        "build_method", "load_method",
     ),
     "outputs": ("compute_outputs", "load_outputs", "save_outputs"),
     "prediction": ("MethodThreshold", "export", "fit_threshold", "predict"),

@@ -13,6 +13,7 @@ from rp_lib.clip import FrozenCLIP
 from rp_lib.config import RPConfig
 from rp_lib.methods.base import Method, read_saved
 from rp_lib.methods.baselines.adapters import CLAP, TaskRes, TipAdapter, TipAdapterF, ZeroShotProbe
+from rp_lib.methods.baselines.clip_lora import CLIPLoRA
 from rp_lib.methods.baselines.deep_prompts import DeepPrompts
 from rp_lib.methods.baselines.ensembles import LogitEnsemble, WiSEFT
 from rp_lib.methods.baselines.fine_tuning import L2SP, LPFT
@@ -29,7 +30,7 @@ from rp_lib.utils.preparation import Preparation
 METHODS: dict[str, type[Method]] = {
     m.name: m
     for m in (
-        ZeroShot, LinearProbe, FineTune, L2SP, LPFT, WiSEFT, FLYP, LogitEnsemble, CoOp, DeepPrompts,
+        ZeroShot, LinearProbe, FineTune, L2SP, LPFT, WiSEFT, FLYP, CLIPLoRA, LogitEnsemble, CoOp, DeepPrompts,
         ZeroShotProbe, TaskRes, CLAP, TipAdapter, TipAdapterF,
         ImageReprogrammer, TextReprogrammer, Reprogrammer, ResidualReprogrammer,
     )
@@ -134,7 +135,8 @@ def _backbone_of(path: str | Path, meta: dict[str, Any], device: torch.device | 
 
 
 __all__ = [
-    "BASES", "CLAP", "FLYP", "L2SP", "LPFT", "METHODS", "CoOp", "DeepPrompts", "FineTune", "ImageReprogrammer",
-    "LinearProbe", "LogitEnsemble", "Method", "Reprogrammer", "ResidualReprogrammer", "TaskRes", "TextReprogrammer",
-    "TipAdapter", "TipAdapterF", "WiSEFT", "ZeroShot", "ZeroShotProbe", "build_method", "load_method", "made_of",
+    "BASES", "CLAP", "FLYP", "L2SP", "LPFT", "METHODS", "CLIPLoRA", "CoOp", "DeepPrompts", "FineTune",
+    "ImageReprogrammer", "LinearProbe", "LogitEnsemble", "Method", "Reprogrammer", "ResidualReprogrammer", "TaskRes",
+    "TextReprogrammer", "TipAdapter", "TipAdapterF", "WiSEFT", "ZeroShot", "ZeroShotProbe", "build_method",
+    "load_method", "made_of",
 ]  # fmt: skip

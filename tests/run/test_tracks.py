@@ -40,7 +40,8 @@ def opened(monkeypatch, tiny_clip, tiny_benchmark):
     monkeypatch.setattr(tracks, "check_data", lambda data: asked.setdefault("checked", data["id"]))
     return asked
 
-LATER = {"zs-lp", "task-res", "clap", "tip-adapter", "tip-adapter-f"}  # methods that came after the recorded search
+# Methods that came after the recorded search.
+LATER = {"zs-lp", "task-res", "clap", "tip-adapter", "tip-adapter-f", "clip-lora"}
 
 
 def test_the_mini_track_is_the_shipped_one():
