@@ -370,6 +370,7 @@ def test_published_rates_are_those_of_the_published_settings():
 
 def test_heatmap_hatches_the_cells_of_detectors_that_do_not_apply():
     records = shipped_records("table")
+    records = records[records["choice"] == "tuned"]
     cells = pick(records, set="mean of OOD sets", metric="fpr", versus=None)
     empty = cells["method"].nunique() * cells["detector"].nunique() - len(cells)
     (panel,) = heatmap(records).axes
