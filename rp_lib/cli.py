@@ -522,7 +522,7 @@ def _listing(store: DataStore, sources: Sources, chosen: Sequence[DataSet]) -> s
         lines += ["", "groups:"]
         for group, text in sources.groups.items():
             lines.append(f"  {group}: {text} ({', '.join(d.name for d in sources.select([group]))})")
-        lines += ["", f"in {store.root}; where no licence was found, see the page that --list NAME gives"]
+        lines += ["", f"in {store.root}; a size is unknown where neither publisher nor a catalogue states it"]
     for data in chosen:
         lines += ["", f"{data.name}: {data.title}; {data.homepage}"]
         lines += [f"  {data.by_hand}"] if data.by_hand else []
