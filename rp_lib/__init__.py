@@ -25,9 +25,9 @@ _HOME = {
     "features": ("FeatureStore",),
     "methods": (
         "BASES", "CLAP", "FLYP", "L2SP", "LPFT", "METHODS", "CLIPLoRA", "CoOp", "DeepPrompts", "FineTune",
-        "ImageReprogrammer", "LinearProbe", "LogitEnsemble", "Method", "Reprogrammer", "ResidualReprogrammer",
-        "TaskRes", "TextReprogrammer", "TipAdapter", "TipAdapterF", "WiSEFT", "ZeroShot", "ZeroShotProbe",
-        "build_method", "load_method",
+        "ImageReprogrammer", "LinearProbe", "LipsumFT", "LogitEnsemble", "Method", "Reprogrammer",
+        "ResidualReprogrammer", "TaskRes", "TextReprogrammer", "TipAdapter", "TipAdapterF", "WiSEFT", "ZeroShot",
+        "ZeroShotProbe", "build_method", "load_method",
     ),
     "outputs": ("compute_outputs", "load_outputs", "save_outputs"),
     "prediction": ("MethodThreshold", "export", "fit_threshold", "predict"),

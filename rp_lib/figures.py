@@ -28,6 +28,7 @@ STYLE: dict[str, tuple[str, str, str]] = {
     "l2-sp": ("#D55E00", "v", "L2-SP"),
     "lp-ft": ("#E69F00", "P", "LP-FT"),
     "flyp": ("#D55E00", "p", "FLYP"),
+    "lipsum-ft": ("#D55E00", "$l$", "Lipsum-FT"),
     "clip-lora": ("#D55E00", "$L$", "CLIP-LoRA"),
     "wise-ft": ("#CC79A7", "X", "WiSE-FT"),
     "logit-ensemble": ("#56B4E9", "H", "Logit ensemble"),

@@ -13,7 +13,7 @@ SETTINGS = {
     "rp-text": {"config": QUICK.changed(use_image_program=False)}, "zero-shot": {},
     "rp-image": {"config": QUICK.changed(use_text_program=False)}, "maple": {"epochs": 1, "n_prompts": 1},
     "zs-lp": {"epochs": 1}, "task-res": {"epochs": 1}, "clap": {"epochs": 1}, "tip-adapter": {},
-    "clip-lora": {"epochs": 1, "lr": 1e-2},
+    "clip-lora": {"epochs": 1, "lr": 1e-2}, "lipsum-ft": {"epochs": 1},
     "tip-adapter-f": {"epochs": 1}, "l2-sp": {"epochs": 1}, "lp-ft": {"epochs": 1}, "wise-ft": {"epochs": 1}, "logit-ensemble": {"epochs": 1},
 }  # fmt: skip
 OTHERS = ("tree", "old boat")

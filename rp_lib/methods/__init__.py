@@ -16,7 +16,7 @@ from rp_lib.methods.baselines.adapters import CLAP, TaskRes, TipAdapter, TipAdap
 from rp_lib.methods.baselines.clip_lora import CLIPLoRA
 from rp_lib.methods.baselines.deep_prompts import DeepPrompts
 from rp_lib.methods.baselines.ensembles import LogitEnsemble, WiSEFT
-from rp_lib.methods.baselines.fine_tuning import L2SP, LPFT
+from rp_lib.methods.baselines.fine_tuning import L2SP, LPFT, LipsumFT
 from rp_lib.methods.baselines.flyp import FLYP
 from rp_lib.methods.baselines.prompts import CoOp
 from rp_lib.methods.fine_tune import FineTune
@@ -30,7 +30,7 @@ from rp_lib.utils.preparation import Preparation
 METHODS: dict[str, type[Method]] = {
     m.name: m
     for m in (
-        ZeroShot, LinearProbe, FineTune, L2SP, LPFT, WiSEFT, FLYP, CLIPLoRA, LogitEnsemble, CoOp, DeepPrompts,
+        ZeroShot, LinearProbe, FineTune, L2SP, LPFT, LipsumFT, WiSEFT, FLYP, CLIPLoRA, LogitEnsemble, CoOp, DeepPrompts,
         ZeroShotProbe, TaskRes, CLAP, TipAdapter, TipAdapterF,
         ImageReprogrammer, TextReprogrammer, Reprogrammer, ResidualReprogrammer,
     )
@@ -136,7 +136,7 @@ def _backbone_of(path: str | Path, meta: dict[str, Any], device: torch.device | 
 
 __all__ = [
     "BASES", "CLAP", "FLYP", "L2SP", "LPFT", "METHODS", "CLIPLoRA", "CoOp", "DeepPrompts", "FineTune",
-    "ImageReprogrammer", "LinearProbe", "LogitEnsemble", "Method", "Reprogrammer", "ResidualReprogrammer", "TaskRes",
-    "TextReprogrammer", "TipAdapter", "TipAdapterF", "WiSEFT", "ZeroShot", "ZeroShotProbe", "build_method",
+    "ImageReprogrammer", "LinearProbe", "LipsumFT", "LogitEnsemble", "Method", "Reprogrammer", "ResidualReprogrammer",
+    "TaskRes", "TextReprogrammer", "TipAdapter", "TipAdapterF", "WiSEFT", "ZeroShot", "ZeroShotProbe", "build_method",
     "load_method", "made_of",
 ]  # fmt: skip

@@ -76,6 +76,7 @@ SPACES: dict[str, dict[str, tuple[Any, ...]]] = {  # the order of the keys is th
         **_TOWER, **_DECAY, **_SCHEDULE, "probe_lr": (1e-2, 3e-2, 1e-1, 3e-1), "probe_epochs": (25, 50, 100),
     },
     "flyp": {**_TOWER, **_DECAY, **_SCHEDULE},
+    "lipsum-ft": {**_TOWER, **_SCHEDULE, "strength": (0.1, 1.0, 10.0)},
     "clip-lora": {
         "lr": (2e-4, 1e-3, 3e-3, 1e-2), "epochs": (4, 8, 12), "batch_size": (32, 64), "rank": (2, 8),
         "dropout": (0.0, 0.25),

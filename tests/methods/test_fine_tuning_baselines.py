@@ -21,6 +21,7 @@ from rp_lib.methods import (
     LPFT,
     FineTune,
     LinearProbe,
+    LipsumFT,
     LogitEnsemble,
     WiSEFT,
     ZeroShot,
@@ -322,10 +323,80 @@ def test_flyp_saves_the_rows_it_trained_and_refuses_other_words(clip: FrozenCLIP
     assert torch.equal(same.logits(images), method.logits(images)) and not close(same.logits(images), stale, 1e-2)
 
 
+# Lipsum-FT -----------------------------------------------------------------------------------------------
+
+
+def lipsum(clip: FrozenCLIP, **settings: object) -> LipsumFT:
+    return LipsumFT(clip, CLASSES, TEMPLATES, **SHORT | {"n_texts": 5, "warmup_steps": 0} | settings)
+
+
+def test_energy_gap_by_hand(clip: FrozenCLIP, train_set: ImageSet):
+    """Text by text and image by image, with open_clip's own encoders."""
+    method = moved(lipsum(clip, strength=70.0))
+    torch.manual_seed(3)
+    tokens = method.random_texts()
+    pixels = clip.normalize(clip.prepare(train_set.images))
+    with torch.no_grad():
+        tuned, start = F.normalize(method.visual(pixels), dim=1), F.normalize(clip.model.encode_image(pixels), dim=1)
+        padded = F.pad(tokens, (0, clip.model.context_length - tokens.shape[1]))
+        texts = F.normalize(clip.model.encode_text(padded), dim=1)
+        expected = F.cross_entropy(method.classifier(tuned), train_set.labels)
+        for a, b in zip(tuned, start, strict=True):
+            for text in texts:
+                gap = clip.logit_scale * (a @ text - b @ text)
+                expected += 70 * gap**2 / (2 * len(texts)) / len(tuned)
+        torch.manual_seed(3)
+        torch.testing.assert_close(method.loss(train_set.images, train_set.labels), expected)
+    assert expected > F.cross_entropy(method.classifier(tuned), train_set.labels) + 0.1
+
+
+def test_gradient_of_the_energy_gap_is_the_finite_difference(clip: FrozenCLIP):
+    method, g = lipsum(clip), torch.Generator().manual_seed(0)
+    f, start, texts = (torch.randn(n, 8, generator=g, dtype=torch.float64) for n in (4, 4, 5))
+    assert torch.autograd.gradcheck(lambda x: method.energy_gap(x, start, texts), f.requires_grad_())
+
+
+def test_random_texts_are_tokens_between_the_marks(clip: FrozenCLIP):
+    method = lipsum(clip, n_texts=3000, length=4)
+    start, end = clip.tokenize([""])[0, :2].tolist()
+    torch.manual_seed(0)
+    texts = method.random_texts()
+    assert texts.shape == (3000, 6) and bool((texts[:, 0] == start).all()) and bool((texts[:, 5] == end).all())
+    words = texts[:, 1:5].float()
+    assert 0 <= words.min() < 50 and start - 50 < words.max() < start  # neither mark
+    assert words.mean() == pytest.approx(start / 2, rel=0.02)
+    assert not torch.equal(texts, method.random_texts())
+    torch.manual_seed(0)
+    assert torch.equal(texts, method.random_texts())
+
+
+def test_without_strength_it_is_fine_tuning_and_with_a_lot_it_keeps_the_features(clip: FrozenCLIP, train_set: ImageSet):
+    free = lipsum(clip, strength=0.0)
+    free.parameter_groups = lambda: FineTune.parameter_groups(free)  # with the same betas
+    plan = {"warmup_steps": 0, "schedule": "cosine", "weight_decay": 0.0}
+    usual = FineTune(clip, CLASSES, TEMPLATES, **SHORT | plan)
+    start = clip.encode(train_set.images)
+    plain, free = usual.fit(train_set).features(train_set.images), free.fit(train_set).features(train_set.images)
+    assert torch.equal(plain, free)
+    held = lipsum(clip, strength=100.0, epochs=8).fit(train_set).features(train_set.images)
+    plain = lipsum(clip, strength=0.0, epochs=8).fit(train_set).features(train_set.images)
+    assert (held - start).norm() < 0.7 * (plain - start).norm()
+
+
+def test_published_settings_of_lipsum_ft(clip: FrozenCLIP):
+    method = LipsumFT(clip, CLASSES, TEMPLATES)
+    assert (method.strength, method.n_texts, method.length, method.lr) == (1.0, 80, 8, 1e-5)
+    assert {(g.optimizer, g.weight_decay, g.betas) for g in method.parameter_groups()} == {("adamw", 0.0, (0.9, 0.999))}
+    assert (method.batch_size, method.epochs, method.schedule) == (256, 10, "cosine")
+    for wrong in ({"strength": -1.0}, {"strength": float("inf")}, {"n_texts": 0}, {"length": 0}, {"length": 15}):
+        with pytest.raises(RPLibError, match="length, in tokens, between 1 and the 14"):
+            lipsum(clip, **wrong)
+
+
 # Resuming ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "step"), [("l2-sp", 2), ("lp-ft", 4), ("flyp", 3), ("wise-ft", 2)])
+@pytest.mark.parametrize(("name", "step"), [("l2-sp", 2), ("lipsum-ft", 2), ("lp-ft", 4), ("flyp", 3), ("wise-ft", 2)])
 def test_resumes_exactly(name: str, step: int, clip, train_set, val_set, tmp_path: Path, monkeypatch):
     def make() -> object:
         return build_method(name, clip, CLASSES, TEMPLATES, {**SHORT, "batch_size": 12, "epochs": 2} | options)

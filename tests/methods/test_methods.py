@@ -44,6 +44,7 @@ SETTINGS = {
     "lp-ft": {"epochs": 2, "batch_size": 8, "lr": 1e-3, "probe_epochs": 3},
     "wise-ft": {"epochs": 2, "batch_size": 8, "lr": 1e-3, "alpha": 0.3},
     "flyp": {"epochs": 2, "batch_size": 8, "lr": 1e-3},
+    "lipsum-ft": {"epochs": 2, "batch_size": 8, "lr": 1e-3},
     "clip-lora": {"epochs": 3, "batch_size": 8, "lr": 0.01},
     "logit-ensemble": {"epochs": 2, "batch_size": 8, "lr": 1e-3, "alpha": 0.3},
     "coop": {"epochs": 3, "batch_size": 8, "lr": 0.02},

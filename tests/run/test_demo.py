@@ -71,7 +71,7 @@ def test_recorded_search_has_a_winner_for_every_method_of_it_with_the_same_budge
     rows = pd.read_csv(SEARCH)
     searched, recorded = set(rows["method"]), set(tuned_settings())
     # Came after the recorded search.
-    later = {"zs-lp", "task-res", "clap", "tip-adapter", "tip-adapter-f", "clip-lora"}
+    later = {"zs-lp", "task-res", "clap", "tip-adapter", "tip-adapter-f", "clip-lora", "lipsum-ft"}
     assert recorded == set(METHODS) - later
     assert all(BASES[name] in searched for name in recorded - searched - {"zero-shot"})
     trials = rows.groupby("method").size()

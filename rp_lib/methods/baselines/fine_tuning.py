@@ -1,11 +1,13 @@
-"""L2-SP: fine-tuning with a penalty towards the start (Xuhong et al. 2018, arXiv 1802.01483)."""
+"""Full fine-tuning that is held near its start: L2-SP, LP-FT and Lipsum-FT."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
@@ -13,12 +15,14 @@ from rp_lib.clip import FrozenCLIP
 from rp_lib.features import FeatureStore
 from rp_lib.methods.fine_tune import FineTune
 from rp_lib.methods.linear_probe import LinearProbe
+from rp_lib.trainer import Group
 from rp_lib.utils.device import in_float32
+from rp_lib.utils.distributed import gather
 from rp_lib.utils.errors import RPLibError
 
 
 class L2SP(FineTune):
-    """Full fine-tuning whose loss has one more term.
+    """Full fine-tuning with a penalty towards the start (Xuhong et al. 2018, arXiv 1802.01483).
 
     ::
 
@@ -71,12 +75,10 @@ class L2SP(FineTune):
             return cross_entropy + self.penalty()
 
 
-
-# LP-FT: linear probing, then full fine-tuning (Kumar et al. 2022, arXiv 2202.10054).
-
 class LPFT(FineTune):
-    """Full fine-tuning from the head of a :class:`LinearProbe`, bias and learnt scale included.
+    """Linear probing, then full fine-tuning from its head (Kumar et al. 2022, arXiv 2202.10054).
 
+    The head starts as that of a :class:`LinearProbe`, bias and learnt scale included.
     A head that already fits the features lets the tower move less, and so distorts less of what it knows.
     ``fit`` trains the probe on cached features first; before it the head is the zero-shot classifier.
 
@@ -121,3 +123,84 @@ class LPFT(FineTune):
         """Every weight of the tower, and the head with its bias."""
         super().load_state_dict(tensors)
         self._probed = True
+
+
+class LipsumFT(FineTune):
+    """Full fine-tuning that keeps the energies of random texts (Nam et al. 2024, arXiv 2404.00860).
+
+    ::
+
+        cross-entropy + strength / (2 M) * mean over images of |v - v_0|^2,  v = logit_scale * f @ texts.T
+
+    v are the logits of M random texts for the tuned features f of an image, v_0 for those of zero-shot CLIP. The texts
+    are drawn again in every step: ``length`` tokens, uniform over the vocabulary, between the marks.
+
+    Defaults are those of the released code, whose 50,000 steps are 10 epochs of ImageNet, a tenth of them a warm-up
+    (at most a fifth of a short run here). Images are not cropped or flipped at random, and the head holds the
+    logit scale, as in :class:`FineTune`.
+
+    Args:
+        strength: >= 0, the paper's lambda; 0 is :class:`FineTune`. n_texts: M. length: Of a text, in tokens.
+        lr, weight_decay: Of AdamW (.9, .999).
+        epochs, batch_size, warmup_steps, schedule, settings: As :class:`FineTune` takes them.
+
+    Raises:
+        RPLibError: ``strength`` is negative or not finite, or the text tower does not hold such texts.
+
+    Example:
+        >>> LipsumFT(clip, class_names, templates, lr=3e-5).fit(train)  # doctest: +SKIP
+    """
+
+    name = "lipsum-ft"
+
+    def __init__(
+        self,
+        clip: FrozenCLIP,
+        class_names: Sequence[str],
+        templates: Sequence[str],
+        *,
+        strength: float = 1.0,
+        n_texts: int = 80,
+        length: int = 8,
+        lr: float = 1e-5,
+        weight_decay: float = 0.0,
+        epochs: int = 10,
+        batch_size: int = 256,
+        warmup_steps: int = 5000,
+        schedule: str = "cosine",
+        **settings: Any,
+    ) -> None:
+        plan = {"lr": lr, "weight_decay": weight_decay, "epochs": epochs, "batch_size": batch_size}
+        super().__init__(clip, class_names, templates, warmup_steps=warmup_steps, schedule=schedule, **plan, **settings)
+        self._marks = clip.tokenize([""])[0]  # start, end and padding
+        room = len(self._marks) - 2
+        if not 0 <= strength < float("inf") or n_texts < 1 or not 1 <= length <= room:
+            raise RPLibError(
+                "strength must be finite and >= 0, n_texts >= 1, and length, in tokens, between 1 and the "
+                f"{room} that the text tower holds; got {strength}, {n_texts} and {length}"
+            )
+        self.strength, self.n_texts, self.length = strength, n_texts, length
+
+    def parameter_groups(self) -> list[Group]:
+        """Return all weights, with the released betas."""
+        return [replace(group, betas=(0.9, 0.999)) for group in super().parameter_groups()]
+
+    def random_texts(self) -> Tensor:
+        """Draw M texts from torch's generator, which the training loop seeds in every step: int64 (M, length + 2)."""
+        start, end = self._marks[:2].tolist()
+        words = torch.randint(min(start, end), (self.n_texts, self.length)).to(self._marks.device)
+        return F.pad(F.pad(words, (1, 0), value=start), (0, 1), value=end)
+
+    def energy_gap(self, features: Tensor, start: Tensor, texts: Tensor) -> Tensor:
+        """Compare features (n, d) with those of the start by what they say of texts (M, d); a scalar."""
+        gap = self.clip.logit_scale * (features - start) @ texts.T  # v - v_0, (n, M)
+        return gap.square().mean() / 2
+
+    def loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Compute cross-entropy plus the energy gap, a scalar."""
+        features = gather(self.encode(inputs), len(labels))
+        with torch.no_grad():
+            start, texts = gather(self.clip.encode(inputs), len(labels)), self.clip.encode_tokens(self.random_texts())
+        with in_float32(self.clip.device):
+            gap = self.energy_gap(features, start, texts)
+            return F.cross_entropy(self.classifier(features), labels) + self.strength * gap
