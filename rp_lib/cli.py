@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import tomllib
@@ -155,6 +156,10 @@ def _compare(config: RunConfig, args: argparse.Namespace, keep_outputs: bool) ->
     from rp_lib.utils.io import check_writable
 
     autocast_dtype(pick_device(config.device), config.precision)  # refused before anything is loaded
+    try:
+        import matplotlib  # noqa: F401 - it refuses a bad setting now, not after training
+    except ValueError as error:
+        raise RPLibError(f"matplotlib: {error}; mend or unset MPLBACKEND") from error
     distributed.on_main(lambda: check_writable(config.out))
     session = open_session(config, progress=not args.quiet)
     data = session.data
@@ -201,6 +206,11 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
             sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
     # open_clip's image library announces its own future renames; a newcomer cannot act on that.
     warnings.filterwarnings("ignore", category=FutureWarning, module="timm")
+    if sys.stdout is None:  # closed by who started it
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - as long as the process lives
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that knows ASCII alone still shows the table
     try:
         args.run(args)
         sys.stdout.flush()

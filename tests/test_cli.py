@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -110,6 +111,23 @@ def test_a_reader_that_has_seen_enough_is_no_error():
         process.stdout.close()  # before anything is written
         assert process.wait(120) == 0
         assert process.stderr.read() == ""
+
+
+@pytest.mark.parametrize(("before", "shown"), [("", b"90.0 ? 2.0"), ("sys.stdout = None", b"")])
+def test_a_terminal_of_ascii_alone_or_none_ends_no_run(before, shown):
+    code = f"import argparse, sys\nfrom rp_lib import cli\n{before}\nparser = argparse.ArgumentParser()\n"
+    code += "parser.set_defaults(run=lambda args: print('90.0 \\xb1 2.0'))\nsys.exit(cli.run_command(parser, []))"
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120, check=False, env=environment)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, shown, b"")
+
+
+def test_a_backend_that_matplotlib_does_not_know_is_refused_before_training(tmp_path):
+    command = [sys.executable, "-m", "rp_lib", "demo", "--out", str(tmp_path / "out"), "--methods", "zero-shot"]
+    environment = {**os.environ, "MPLBACKEND": "nonsense"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=environment)
+    assert done.returncode == 2 and done.stderr.startswith("rp-lib: matplotlib: ") and "\n" not in done.stderr.strip()
+    assert "'nonsense' is not a valid value" in done.stderr and not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
