@@ -74,6 +74,36 @@ def test_other_towers_equal_open_clip(name: str, build: type, tokens: torch.Tens
     assert not model.get_submodule("text" if build is CustomTextCLIP else "").token_embedding._forward_hooks
 
 
+@pytest.mark.parametrize("name", ["Roberta", "MT5", "M2M100"])
+def test_towers_of_hugging_face(name: str):
+    """Run in an environment with the extra ``hugging-face``; the configurations are made here."""
+    transformers = pytest.importorskip("transformers")
+    from open_clip.hf_model import HFTextEncoder
+
+    sizes = {
+        "Roberta": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+        "MT5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2},
+        "M2M100": {"d_model": 32, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 64},
+    }[name]
+    model = custom()
+    model.text = HFTextEncoder(
+        "", 32, getattr(transformers, f"{name}Config")(vocab_size=100, **sizes), "mean_pooler", "mlp"
+    )
+    if model.text.config.is_encoder_decoder:
+        model.text.transformer = model.text.transformer.encoder
+    model.eval().requires_grad_(False)
+    padding = model.text.config.pad_token_id
+    tokens = torch.tensor([[3, 10, 11, 2, *[padding] * 4], [3, 12, 2, *[padding] * 5]])
+    ours, theirs, tower = encode_tokens(model, tokens), model.encode_text(tokens), TextTower(model)
+    assert (ours - theirs).abs().max() < 1e-6 and (ours[0] - ours[1]).abs().max() > 1e-4 and not tower.cuts
+    rows = tower.embedding(tokens)  # scaled, in M2M100
+    embedded = (2 * rows).requires_grad_()
+    moved = tower.encode(embedded, tokens)
+    moved[0].sum().backward()
+    assert (moved - theirs).abs().max() > 1e-2
+    assert embedded.grad[0].any(dim=1).tolist() == [True] * 4 + [False] * 4  # Hugging Face's towers mask their padding
+
+
 def test_cut(tokens: torch.Tensor):
     assert end_positions(tokens).tolist() == [3, 10, 1, 2, CONTEXT - 1]
     assert cut_padding(tokens[:4]).shape == (4, 11)

@@ -193,7 +193,22 @@ def build_parser() -> argparse.ArgumentParser:
     add_experiment_command(commands)
     add_notebooks_command(commands)
     _add_mini_command(commands)
+    atlas = commands.add_parser("atlas", help="Run every architecture of open_clip, shortened, and write one row each.")
+    atlas.add_argument("--models", help="open_clip models, comma-separated; default: all")
+    atlas.add_argument("--out", type=Path, default=Path("results/atlas.csv"), help="table; rows that it has are kept")
+    atlas.add_argument("--measure", action="store_true", help="measure a step of a dozen, too (CPU seconds)")
+    atlas.set_defaults(run=_atlas)
     return parser
+
+
+def _atlas(args: argparse.Namespace) -> None:
+    import open_clip
+
+    from rp_course.atlas import MEASURED, write
+
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    names = args.models.split(",") if args.models else open_clip.list_models()
+    write(names, args.out, MEASURED if args.measure else ())
 
 
 def _add_mini_command(commands: argparse._SubParsersAction) -> None:

@@ -7,6 +7,7 @@ several steps less those of a run of one, so that what happens once per run does
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -15,23 +16,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rp_course.atlas import MEASURED, small_clip
 
 from rp_lib import CoOp, FineTune, FrozenCLIP, ImageSet, Method, Reprogrammer, ZeroShot, mini, preset
 from rp_lib.features import encode_all
 from rp_lib.run.report import environment
+from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import write_atomically
 from tests.speed.measures import CLASSES
 from tests.speed.plain import TEMPLATE
 
 BACKBONES = ("ViT-B-32-quickgelu", "ViT-L-14-quickgelu")
+FAMILIES = "families"  # a dozen kinds of towers, each in its smallest size
 BATCHES = (128, 1024)
 
 
 def main() -> None:
     """Measure, print and save; nothing else should use the GPU meanwhile."""
     parser = argparse.ArgumentParser(prog="python -m tests.speed.gpu", description=__doc__.splitlines()[0])
-    parser.add_argument("--backbones", default=",".join(BACKBONES), help="open_clip models, comma-separated")
+    parser.add_argument(
+        "--backbones", default=",".join(BACKBONES), help=f"open_clip models, comma-separated, or {FAMILIES!r}"
+    )
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)), help="images a step, comma-separated")
+    parser.add_argument("--blocks", type=int, default=1000, help="blocks that each stage of a tower keeps")
     parser.add_argument("--steps", type=int, default=12, help="steps of a timing")
     parser.add_argument("--rounds", type=int, default=3, help="timings of each method")
     parser.add_argument("--seconds", type=float, default=360, help="no new measurement begins after so many seconds")
@@ -42,14 +49,17 @@ def main() -> None:
     found: dict[str, Any] = {"device": card, "environment": environment(), "mini": agreement(device), "steps": []}
     print(f"{card}: features within {found['mini']['features']:.1e} of the CPU's")
     end = time.monotonic() + args.seconds
-    for name in args.backbones.split(","):
+    for name in MEASURED if args.backbones == FAMILIES else args.backbones.split(","):
         for compiled in (False, True):
-            clip = FrozenCLIP.open_clip(name, None, device=device, compile=compiled)
+            if time.monotonic() > end:
+                continue
+            clip = small_clip(name, blocks=args.blocks, device=device, compile=compiled)
+            near = float((clip.encode(pictures(4).images).cpu() - on_cpu(name, args.blocks)).abs().max())
             for batch in map(int, args.batches.split(",")):
                 for method, make in makers(clip, batch).items():
                     if time.monotonic() > end:
                         continue
-                    row = {"backbone": name, "compiled": compiled, "batch": batch, "method": method}
+                    row = {"backbone": name, "compiled": compiled, "batch": batch, "method": method, "features": near}
                     row |= step(make, pictures(batch), args.steps, args.rounds, device)
                     found["steps"].append(row)
                     print(*row.values())
@@ -77,6 +87,13 @@ def passing(clip: FrozenCLIP, benchmark: Any) -> dict[str, int]:
     inside = score(benchmark.test.images).sort().values
     threshold = inside[int(0.05 * len(inside))]
     return {name: int((score(data.images) >= threshold).sum()) for name, data in benchmark.ood.items()}
+
+
+@functools.cache
+@torch.no_grad()
+def on_cpu(name: str, blocks: int) -> torch.Tensor:
+    """Features of a few pictures by the same weights on the CPU."""
+    return small_clip(name, blocks=blocks).encode(pictures(4).images)
 
 
 def pictures(n: int) -> ImageSet:
@@ -113,6 +130,8 @@ def step(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         each = [(seconds(steps) - seconds(1)) / (steps - 1) for _ in range(rounds)]
+    except RPLibError as error:
+        return {"seconds": None, "GiB": None, "note": str(error)}
     except torch.OutOfMemoryError:
         return {"seconds": None, "GiB": None, "note": "does not fit into the memory of this device"}
     peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
