@@ -269,9 +269,9 @@ class Benchmark:
             object.__setattr__(self, part, {name: self._named(s) for name, s in getattr(self, part).items()})
         for parts in (self.shifts, self.ood):
             for (one, a), (two, b) in combinations(parts.items(), 2):
-                if len(a) and torch.equal(a.images[:1], b.images[:1]) and torch.equal(a.images, b.images):
+                if a.images is b.images and a.class_subset == b.class_subset:
                     raise RPLibError(
-                        f"{one!r} and {two!r} of benchmark {self.name!r} hold the same images, which would count twice "
+                        f"{one!r} and {two!r} of benchmark {self.name!r} are the same set, which would count twice "
                         "in a mean over sets: leave one out"
                     )
         counts = torch.bincount(self.train.labels, minlength=total)

@@ -44,9 +44,9 @@ def stored():
 
 @pytest.mark.parametrize(("part", "role"), [("ood", "near-ood"), ("shifts", "shift")])
 def test_a_set_counts_once_whatever_it_is_called(part, role):
-    twin, other = image_set(role, IMAGES.clone()), image_set(role, IMAGES.clone().flip(3))
+    twin, other = image_set(role, IMAGES), image_set(role, IMAGES.clone().flip(3))
     assert len(getattr(benchmark(**{part: {"one": image_set(role), "flipped": other}}), part)) == 2
-    with pytest.raises(RPLibError, match="'one' and 'two' of benchmark 'toy' hold the same images, which would count"):
+    with pytest.raises(RPLibError, match="'one' and 'two' of benchmark 'toy' are the same set, which would count"):
         benchmark(**{part: {"one": image_set(role), "flipped": other, "two": twin}})
 
 

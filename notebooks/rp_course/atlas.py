@@ -29,6 +29,7 @@ from rp_lib.methods import Reprogrammer
 from rp_lib.run.cost import TowerCosts
 from rp_lib.towers import TextTower
 from rp_lib.utils.errors import RPLibError
+from rp_lib.utils.io import load_table, save_table
 
 TABLE = Path(__file__).parent / "experiments" / "records" / "atlas.csv"
 CLASSES, TEMPLATES = ("cat", "fire engine"), ("a photo of a {}.",)
@@ -254,7 +255,7 @@ def write(names: Iterable[str], out: Path, measured: Sequence[str] = ()) -> pd.D
         out: The table, CSV.
         measured: Those of them whose step is measured, too.
     """
-    table = pd.read_csv(out) if out.exists() else pd.DataFrame()
+    table = load_table(out) if out.exists() else pd.DataFrame()
     rows = {row["model"]: row for row in table.to_dict("records")}
     for name in names:
         if name not in rows:
@@ -266,5 +267,5 @@ def write(names: Iterable[str], out: Path, measured: Sequence[str] = ()) -> pd.D
             row |= costs(name)
         print(name, row["programs"], row.get("image_difference"), row.get("text_difference"), row.get("reason", ""))
         table = pd.DataFrame([rows[key] for key in sorted(rows, key=str.lower)])
-        table.to_csv(out, index=False, float_format="%.4g")
+        save_table(out, table, "%.4g")
     return table

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -168,6 +169,12 @@ def from_folders(
         class_subset = _among(s, len(folders)) if missing == "among" else None
         drawn = _image_set(_drawn(s, subset, per_class, seed, load), ood.get(s.name, ()), class_subset)
         made[s.name] = replace(drawn, preparation=Preparation.of(size))
+    for one, two in (pair for kind in (shifts, ood) for pair in itertools.combinations(kind, 2)):
+        a, b = made[one].images, made[two].images
+        if len(a) and torch.equal(a[:1], b[:1]) and torch.equal(a, b):
+            raise FolderError(
+                f"{one!r} and {two!r} hold the same images, which would count twice in a mean over sets: leave one out"
+            )
     return Benchmark(
         name, names, templates, made["train"], made["val"], made["test"],
         {key: made[key] for key in shifts}, {key: made[key] for key in ood},
