@@ -39,8 +39,8 @@ FIRST_SEED = 101  # of training in the first repetition; those of the experiment
 WIDENINGS = 3  # trials beyond the drawn ones, where the best one lies on an edge
 # Values of these are widened by the ratio of the two at the edge.
 WIDENED = ("lr", "image_lr", "text_lr", "probe_lr", "epochs", "probe_epochs")
-# Grids of what matters to each method. All values get the same number of trials, so none may be hopeless: of a border
-# from N(0, 1), and of one from zeros around a shrunken picture, half is clamped at once and cannot recover.
+# Grids of what matters to each method. All values get the same number of trials, so none may be hopeless: around a
+# shrunken picture half of a border from N(0, 1) never moves, and most of one from zeros ends clamped and stays so.
 _TOWER = {"lr": (1e-5, 3e-5, 1e-4, 3e-4), "epochs": (4, 8, 12), "batch_size": (64, 128)}
 _DECAY = {"weight_decay": (0.0, 0.1)}
 _SCHEDULE = {"schedule": ("steps", "cosine")}
