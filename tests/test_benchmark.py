@@ -12,7 +12,9 @@ from rp_course.mini_world.families import PRETRAINING
 
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.mini import load_benchmark
+from rp_lib.mini.benchmark import REAL_SHIFTS
 from rp_lib.mini.sheets import FOLDER, read_benchmark
+from rp_lib.mini.shifts import SHIFTS
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 IMAGES = torch.arange(6 * 3 * 8 * 8).reshape(6, 3, 8, 8).to(torch.uint8)
@@ -149,8 +151,8 @@ def test_shipped_sizes(mini):
     assert len(mini.test) >= 1500
     assert all(len(images) >= 300 for images in mini.shifts.values())
     assert torch.bincount(mini.test.labels, minlength=len(mini.class_names)).min() >= 8
-    wanted = "second-draw emoji duotone other-hands dark corrupted-1 corrupted-3 corrupted-5".split()
-    assert sorted(mini.shifts) == sorted(wanted)
+    assert set(mini.shifts) == {*REAL_SHIFTS, *SHIFTS}
+    assert set(mini.controls) == set("second-draw duotone dark corrupted-1 corrupted-3 corrupted-5".split())
     assert sorted(mini.ood) == ["characters", "flags", "logos", "near", "signs"]
     assert len(mini.ood["near"]) >= 1000 and mini.ood["near"].role == "near-ood"
 
@@ -158,7 +160,8 @@ def test_shipped_sizes(mini):
 def test_the_card_says_what_is_there(mini):
     card = (FOLDER / "DATA_CARD.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| ([\w-]+) \| [^|]+ \| (\d+) \|", card.split("## Pictures of each class")[0], re.M))
-    stored = {images.name: len(images) for images in mini.sets if not images.name.startswith(("dark", "corrupted"))}
+    derived = ("dark", "corrupted", *SHIFTS)
+    stored = {images.name: len(images) for images in mini.sets if not images.name.startswith(derived)}
     assert {name: int(n) for name, n in rows.items()} == stored
 
 
@@ -197,11 +200,11 @@ def test_duotone_is_a_shift_not_id(stored):
 
 
 def test_derived_shifts(mini):
-    assert torch.equal(mini.shifts["dark"].images, 255 - mini.test.images)
-    corrupted = mini.shifts["corrupted-3"]
+    assert torch.equal(mini.controls["dark"].images, 255 - mini.test.images)
+    corrupted = mini.controls["corrupted-3"]
     assert len(corrupted) == 1200 and len(corrupted.styles) == 1200
     assert torch.equal(corrupted.labels.reshape(4, 300), corrupted.labels[:300].repeat(4, 1))
-    assert torch.equal(mini.shifts["corrupted-1"].labels, corrupted.labels)
+    assert torch.equal(mini.controls["corrupted-1"].labels, corrupted.labels)
     for name in ("labels", "groups"):
         assert torch.equal(getattr(mini.test, name)[corrupted.sources], getattr(corrupted, name))
     assert len(set(corrupted.sources.tolist())) == 300
@@ -211,8 +214,8 @@ def test_a_subsample_keeps_derived_images_with_their_sources(mini):
     few = mini.subsample(test=100, other=50)
     assert len(few.test) == 100 and len(few.shifts["emoji"]) == len(few.ood["near"]) == 50
     assert few.train is mini.train and few.val is mini.val
-    assert torch.equal(few.shifts["dark"].images, 255 - few.test.images)
-    corrupted = set(few.shifts["corrupted-3"].sources.tolist())
+    assert torch.equal(few.controls["dark"].images, 255 - few.test.images)
+    corrupted = set(few.controls["corrupted-3"].sources.tolist())
     assert corrupted and corrupted <= set(few.test.sources.tolist())
 
 

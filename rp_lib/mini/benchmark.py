@@ -13,35 +13,31 @@ from rp_lib.mini.icon_names import parse
 from rp_lib.mini.sheets import FOLDER, read_benchmark
 from rp_lib.mini.shifts import RECIPE_VERSION as SHIFT_RECIPE
 from rp_lib.mini.shifts import SHIFTS, shift
-from rp_lib.utils.errors import RPLibError
 
 # The derived sets ``corrupted-SEVERITY`` show the same test images under each of these.
 CORRUPTED_BY = ("gaussian_noise", "gaussian_blur", "contrast", "pixelate")
 CORRUPTED_SEVERITIES = (1, 3, 5)
 CORRUPTED_IMAGES = 300
-# Edition 2. A shift is what pre-training's augmentation does not contain and costs zero-shot at least 5 points; both
+# A shift is what pre-training's augmentation does not contain and costs zero-shot at least 5 points; both
 # were settled before any adapted method was run on it. What is no shift for this CLIP is a control.
 REAL_SHIFTS = ("emoji", "other-hands")
 SHIFTED_IMAGES = 400
 LOSS_OF_A_SHIFT = 0.05
 
 
-def load_benchmark(path: Path | str | None = None, edition: int = 1) -> Benchmark:
+def load_benchmark(path: Path | str | None = None) -> Benchmark:
     """Load the benchmark of icons that ships with the package.
 
-    Some sets are computed here and not stored: ``dark`` (the test images inverted), ``corrupted-1``, ``-3`` and ``-5``
-    (300 test images under each of four corruptions), and in edition 2 those of :data:`rp_lib.mini.shifts.SHIFTS`.
+    Each of its six shifts costs zero-shot five points or more. Sets that cost it less are controls. Some sets are
+    computed here and not stored: the shifts :data:`rp_lib.mini.shifts.SHIFTS`, and of the controls ``dark`` (the test
+    images inverted) and ``corrupted-1``, ``-3`` and ``-5`` (300 test images under each of four corruptions).
 
     Args:
         path: Folder that ``python -m rp_course mini benchmark`` wrote. None: the one that ships.
-        edition: 1, of which the recorded results are, has eight shifts; six of them cost zero-shot at most two points.
-            2 keeps those as controls, and its six shifts cost zero-shot five points or more each.
 
     Raises:
-        RPLibError: A file is missing, truncated or altered; or there is no such edition.
+        RPLibError: A file is missing, truncated or altered.
     """
-    if edition not in (1, 2):
-        raise RPLibError(f"the benchmark has the editions 1 and 2, not {edition!r}")
     stored = read_benchmark(Path(path) if path is not None else FOLDER)
     sets = {}
     for name, s in stored.sets.items():
@@ -55,8 +51,6 @@ def load_benchmark(path: Path | str | None = None, edition: int = 1) -> Benchmar
         derived_from=f"255 - {test.fingerprint}",
     )  # fmt: skip
     shifts |= {f"corrupted-{severity}": _corrupted(test, severity) for severity in CORRUPTED_SEVERITIES}
-    if edition == 1:
-        return Benchmark("mini", stored.class_names, stored.templates, train, val, test, shifts, ood)
     controls = {n: replace(s, role="control") for n, s in shifts.items() if n not in REAL_SHIFTS}
     shifts = {name: shifts[name] for name in REAL_SHIFTS} | {name: _shifted(test, name) for name in SHIFTS}
     return Benchmark("mini", stored.class_names, stored.templates, train, val, test, shifts, ood, controls)

@@ -3,10 +3,8 @@
 Training and validation pictures are pooled and divided into folds by :attr:`rp_lib.benchmark.ImageSet.groups` (in the
 mini benchmark the families of designers), so that no group is on both sides. Every trial is trained on each fold and
 repetition, which have a seed and a division of their own; shifted and OOD pictures are never touched. All runs are
-recorded. :func:`near_ties` says which trials they cannot tell apart, and which of these is taken.
-
-The table that ships, :data:`SEARCH`, is older: 16 trials a method, one seed, judged on the validation pictures alone.
-:func:`tuned_settings` reads that one, and the records that ship were measured with its winners.
+recorded. :func:`near_ties` says which trials they cannot tell apart, and which of these is taken. The runs of the search
+that ships are :data:`SEARCH`.
 """
 
 from __future__ import annotations
@@ -96,8 +94,6 @@ SPACES: dict[str, dict[str, tuple[Any, ...]]] = {  # the order of the keys is th
 # Methods that train on features, or in seconds: they get more trials for nothing.
 CHEAP_TIMES = 4
 CHEAP = ("linear-probe", "zs-lp", "task-res", "clap", "tip-adapter", "tip-adapter-f", "rp-text")
-_BOOKKEEPING = ("method", "trial", "val_accuracy", "n_val", "seconds", "search_seed", "backbone", "data")
-OLD_COLUMNS = {"alpha": "alpha_rrp"}  # as tables called it when RRP was the only method with an alpha
 
 
 def draw_trials(name: str, n: int, seed: int) -> list[dict[str, Any]]:
@@ -398,57 +394,32 @@ def read_runs(path: Path) -> list[dict[str, Any]]:
     return table.to_dict("records")
 
 
-def read_trials(path: Path) -> list[dict[str, Any]]:
-    """Rows of a recorded search.
-
-    Raises:
-        StorageError: the table is empty, truncated or altered beyond reading.
-    """
-    try:
-        table = load_table(path).astype({"trial": int, "val_accuracy": float}).rename(columns=OLD_COLUMNS)
-    except (ValueError, KeyError, StorageError) as error:
-        raise StorageError(f"{path} is no table of trials ({error}); remove it, or install rp_lib again") from error
-    return table.to_dict("records")
-
-
-def winners(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The best trial's hyper-parameters per method (the first of equals).
-
-    A method that mixes another with zero-shot shares that one's and adds its own alpha, if the table has it.
-    """
-    chosen: dict[str, dict[str, Any]] = {}
-    for name, group in table.rename(columns=OLD_COLUMNS).groupby("method", sort=False):
-        ordered = group.sort_values("trial")
-        row = ordered.loc[ordered["val_accuracy"].idxmax()]
-        chosen[str(name)] = {
-            key: _plain(value)
-            for key, value in row.items()
-            if key not in _BOOKKEEPING and not key.startswith("alpha_") and pd.notna(value)
-        }
-        for mixed in _mixtures(str(name)):
-            if pd.notna(alpha := row.get(f"alpha_{mixed}")):
-                chosen[mixed] = {**chosen[str(name)], "alpha": float(alpha)}
-    return chosen
-
-
 def tuned_settings(path: Path = SEARCH) -> dict[str, dict[str, Any]]:
     """Read the hyper-parameters that a recorded search chose, by method, as :func:`build_method` takes them.
 
     Raises:
         StorageError: The table is missing or damaged.
     """
+    found = choose(_recorded(path))
+    return {"zero-shot": {}} | {name: settings_of(name, trial) for name, trial in found.items()}
+
+
+def tuned_placements(path: Path = SEARCH) -> dict[str, dict[str, Any]]:
+    """Read RP's settings with each placement of the border, ``pad`` and ``overlay``, chosen by the same rule.
+
+    Raises:
+        StorageError: The table is missing or damaged.
+    """
+    runs = trials_of("rp", _recorded(path))
+    placements = runs["border"].str.split().str[0]
+    chosen = {p: near_ties(runs[placements == p]).iloc[0] for p in sorted(set(placements))}
+    return {placement: settings_of("rp", _settings("rp", row)) for placement, row in chosen.items()}
+
+
+def _recorded(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise StorageError(f"{path} is missing; install rp_lib again or run `rp-lib search`")
-    found = winners(pd.DataFrame(read_trials(path)))
-    for name, trial in found.items():
-        if issubclass(METHODS[name], (Reprogrammer, ResidualReprogrammer)):
-            trial.setdefault("border_init", "normal")  # the start of borders at that time
-    return {name: settings_of(name, trial) for name, trial in found.items()} | {"zero-shot": {}}
-
-
-def _mixtures(name: str) -> list[str]:
-    """The methods that mix this one with zero-shot."""
-    return [mixed for mixed, base in BASES.items() if base == name]
+    return pd.DataFrame(read_runs(path))
 
 
 def _plain(value: Any) -> Any:

@@ -11,8 +11,8 @@ from rp_lib.utils.errors import RPLibError, UnknownName
 
 
 @pytest.fixture(scope="module")
-def edition_2():
-    return load_benchmark(edition=2)
+def mini():
+    return load_benchmark()
 
 
 @pytest.mark.parametrize("name", SHIFTS)
@@ -55,25 +55,19 @@ def test_bad_input_is_refused():
         shift(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "wobly")
     with pytest.raises(RPLibError, match="uint8 images of shape"):
         shift(torch.zeros(1, 3, 8, 9, dtype=torch.uint8), "hidden")
-    with pytest.raises(RPLibError, match="editions 1 and 2"):
-        load_benchmark(edition=3)
 
 
-def test_every_shift_of_edition_2_costs_zero_shot_five_points_and_no_control_does(edition_2):
-    method = ZeroShot(load_clip(), edition_2.class_names, edition_2.templates)
-    top = method.accuracy(edition_2.test)
-    lost = {name: top - method.accuracy(images) for name, images in edition_2.shifts.items()}
+def test_every_shift_costs_zero_shot_five_points_and_no_control_does(mini):
+    method = ZeroShot(load_clip(), mini.class_names, mini.templates)
+    top = method.accuracy(mini.test)
+    lost = {name: top - method.accuracy(images) for name, images in mini.shifts.items()}
     assert set(lost) == {*REAL_SHIFTS, *SHIFTS} and min(lost.values()) >= LOSS_OF_A_SHIFT
-    kept = {n: top - method.accuracy(s.subsample(400)) for n, s in edition_2.controls.items() if n != "dark"}
+    kept = {n: top - method.accuracy(s.subsample(400)) for n, s in mini.controls.items() if n != "dark"}
     assert max(kept.values()) < LOSS_OF_A_SHIFT
 
 
-def test_editions_share_what_is_trained_and_tested_on(edition_2):
-    first = load_benchmark()
-    for part in ("train", "val", "test"):
-        assert getattr(first, part).fingerprint == getattr(edition_2, part).fingerprint
-    assert set(first.shifts) == set(edition_2.controls) | set(REAL_SHIFTS) and not first.controls
-    assert {images.role for images in edition_2.controls.values()} == {"control"}
-    few = edition_2.subsample(800, 400)  # derived sets keep all of their pictures
+def test_derived_shifts_keep_all_of_their_pictures(mini):
+    assert {images.role for images in mini.controls.values()} == {"control"}
+    few = mini.subsample(800, 400)
     assert {len(few.shifts[name]) for name in SHIFTS} == {SHIFTED_IMAGES}
-    assert set(edition_2.shifts["hidden"].sources.tolist()) <= set(edition_2.test.sources.tolist())
+    assert set(mini.shifts["hidden"].sources.tolist()) <= set(mini.test.sources.tolist())

@@ -19,6 +19,7 @@ from rp_lib.run.search import (
     CHEAP,
     FOLDS,
     REPETITIONS,
+    SEARCH,
     SPACES,
     WIDENINGS,
     choose,
@@ -29,10 +30,11 @@ from rp_lib.run.search import (
     search,
     settings_of,
     trials_of,
+    tuned_placements,
     tuned_settings,
-    winners,
 )
 from rp_lib.utils.errors import RPLibError, UnknownName
+from rp_lib.utils.io import StorageError
 
 RUNS = FOLDS * REPETITIONS
 ONE = {"methods": ("linear-probe",), "progress": False}
@@ -180,21 +182,23 @@ def test_a_border_is_a_placement_and_a_start():
     assert (config.placement, config.border_init, config.image_lr, config.epochs) == ("overlay", "zeros", 0.01, 6)
 
 
-def test_winner_is_the_best_and_the_first_of_equals():
-    rows = [{"method": "linear-probe", "trial": i, "val_accuracy": a, **t}
-            for i, (a, t) in enumerate(zip((0.5, 0.7, 0.7), draw_trials("linear-probe", 3, 0), strict=True))]  # fmt: skip
-    rows += [{"method": "rp", "trial": 0, "val_accuracy": 0.1, "alpha": 0.3, **draw_trials("rp", 1, 0)[0]}]
-    chosen = winners(pd.read_csv(_csv(rows)))
-    assert chosen["linear-probe"] == draw_trials("linear-probe", 3, 0)[1]
-    assert chosen["rrp"] == {**chosen["rp"], "alpha": 0.3}
-    config = settings_of("rrp", chosen["rrp"])["config"]
-    assert config.alpha == 0.3 and config.image_lr == chosen["rp"]["image_lr"] and isinstance(config.epochs, int)
-
-
-def _csv(rows):
-    import io
-
-    return io.StringIO(pd.DataFrame(rows).to_csv(index=False))
+def test_settings_are_those_of_the_recorded_search(tmp_path):
+    (tmp_path / "damaged.csv").write_text("method,trial,val_accuracy\nrp,x,y\n")
+    with pytest.raises(StorageError, match="no table of runs"):
+        tuned_settings(tmp_path / "damaged.csv")
+    with pytest.raises(StorageError, match="is missing"):
+        tuned_settings(tmp_path / "none.csv")
+    table = pd.DataFrame(read_runs(SEARCH))
+    found = tuned_settings()
+    assert {name: settings_of(name, trial) for name, trial in choose(table).items()} | {"zero-shot": {}} == found
+    assert table.groupby("method").apply(lambda t: len(t) % RUNS, include_groups=False).eq(0).all()
+    trained = table[table["method"].isin(SPACES)]
+    trials = {name: trials_of(name, trained)["trial"].nunique() for name in trained["method"].unique()}
+    assert all((32 if name in CHEAP else 8) <= n <= (32 if name in CHEAP else 8) + WIDENINGS
+               for name, n in trials.items() if name != "tip-adapter")  # whose whole grid is smaller
+    placements = tuned_placements()
+    assert {p: s["config"].placement for p, s in placements.items()} == {"pad": "pad", "overlay": "overlay"}
+    assert found["rp"] in placements.values()
 
 
 def test_alpha_is_the_largest_within_one_standard_error(tiny_clip, tiny_benchmark):
@@ -239,15 +243,6 @@ def test_grids_fit_their_methods(tiny_clip, tiny_benchmark):
     assert set(BASES) <= set(METHODS) and not set(BASES) & set(SPACES)
 
 
-@pytest.mark.parametrize("content", ["", "a,b\n1,2\n", "method,trial,val_accuracy\nrp,x,y\n"])
-def test_damaged_table_of_trials_says_so(tmp_path, content):
-    from rp_lib.utils.io import StorageError
-
-    (tmp_path / "search.csv").write_text(content)
-    with pytest.raises(StorageError, match="no table of trials"):
-        tuned_settings(tmp_path / "search.csv")
-
-
 def test_searching_one_method_keeps_the_runs_of_others(tiny_clip, tiny_benchmark, tmp_path, small, monkeypatch):
     monkeypatch.setitem(SPACES, "zs-lp", {**small, "epochs": (1,)})
     out = tmp_path / "runs.csv"
@@ -257,7 +252,5 @@ def test_searching_one_method_keeps_the_runs_of_others(tiny_clip, tiny_benchmark
     pd.testing.assert_frame_equal(kept[before.columns], before, check_dtype=False)
     assert {"linear-probe", "zs-lp"} == set(after["method"])
     (tmp_path / "damaged.csv").write_text("method,repetition\nrp,x\n")
-    from rp_lib.utils.io import StorageError
-
     with pytest.raises(StorageError, match="no table of runs"):
         search(tiny_clip, tiny_benchmark, tmp_path / "damaged.csv", trials=1, **ONE)

@@ -99,4 +99,4 @@ def test_a_light_track_is_judged_on_less_and_trained_on_all(opened, tiny_benchma
     assert light.data.train is tiny_benchmark.train and light.clip is track.clip and light.settings is track.settings
     assert len(track.data.test) == len(tiny_benchmark.test)
     mini = open_track("mini").light(50, 20).data
-    assert len(mini.test) == 50 and torch.equal(mini.shifts["dark"].sources, mini.test.sources)
+    assert len(mini.test) == 50 and torch.equal(mini.controls["dark"].sources, mini.test.sources)

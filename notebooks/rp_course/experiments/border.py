@@ -62,11 +62,11 @@ def with_border(rp: Reprogrammer, change: str, seed: int = 0) -> Reprogrammer:
 
 
 def measure(world: World, parts: Path) -> pd.DataFrame:
-    """RP with its trained border and with each change of it, one after the other."""
+    """RP with its trained border around the picture and with each change of it, one after the other."""
     clip, benchmark = world.backbone(), world.judged
     outputs: dict[str, list[MethodOutputs]] = {}
     for seed in world.seeds:
-        rp = world.fit("rp", seed, benchmark, clip)
+        rp = world.fit("rp", seed, benchmark, clip, settings=world.padded())
         outputs.setdefault(TRAINED, []).append(world.outputs(rp, seed, benchmark))
         for change in list(CHANGES)[: 2 if world.quick else None]:
             changed = with_border(rp, change, seed)

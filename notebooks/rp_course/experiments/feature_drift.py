@@ -51,7 +51,8 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
     """CKA and drift against zero-shot, tightness of classes, and accuracy on classes that the task never named."""
     clip, benchmark = world.backbone(), world.judged
     names = QUICK if world.quick else NAMES
-    sets = [benchmark.test, *benchmark.shifts.values(), *benchmark.ood.values()]
+    inverted = [images for name, images in benchmark.controls.items() if name == "dark"]  # no shift for CLIP itself
+    sets = [benchmark.test, *benchmark.shifts.values(), *inverted, *benchmark.ood.values()]
     whole = {s.name for s in (benchmark.test, *list(benchmark.shifts.values())[:1], *list(benchmark.ood.values())[:1])}
     zero_shot = world.fit("zero-shot", 0, benchmark, clip)
     store = world.store(clip)

@@ -102,9 +102,9 @@ def draw(experiment: Experiment, records: pd.DataFrame) -> Figure | None:
         handles, names = panels[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside lower center", ncols=min(6, len(names)), frameon=False)
     seeds, n = int(plain["seeds"].max()), int(pick(plain, set="test")["n"].max())
-    figure.suptitle(
-        f"{experiment.question} ({seeds} seed{'s' * (seeds > 1)}, {n} test pictures, bars: 95 % intervals)", fontsize=11
-    )
+    choice = f"{plain['choice'].iloc[0]} settings, " if "choice" in plain and plain["choice"].nunique() == 1 else ""
+    size = f"{seeds} seed{'s' * (seeds > 1)}, {n} test pictures"
+    figure.suptitle(f"{experiment.question} ({choice}{size}, bars: 95 % intervals)", fontsize=11)
     return figure
 
 

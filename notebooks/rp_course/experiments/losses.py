@@ -10,6 +10,7 @@ from rp_course.experiments.base import Experiment, Verdict, difference
 from rp_course.experiments.grid import Condition, Entry, methods, run_grid
 from rp_course.experiments.world import World
 from rp_lib.losses import LOSSES
+from rp_lib.run.search import tuned_placements
 
 PAPER = "contrastive, cross-entropy"
 OBJECTIVES = ("class", "contrastive", "contrastive-identity")  # the sigmoid needs a logit bias, which this CLIP has not
@@ -41,8 +42,9 @@ def judge_losses(records: pd.DataFrame) -> list[Verdict]:
 
 
 def measure_programs(world: World, parts: Path) -> pd.DataFrame:
-    """The image program alone, the text program alone, both, each with its own tuned settings."""
+    """The image program alone, the text program alone, both, each with its own tuned settings; both by placement."""
     entries = methods("zero-shot", "rp-image", "rp-text", "rp", "rrp")
+    entries |= {f"rp, {placement}": Entry("rp", settings) for placement, settings in tuned_placements().items()}
     return run_grid(world, [Condition({"settings": "tuned"}, world.judged, entries)], parts)
 
 
@@ -57,6 +59,8 @@ def judge_programs(records: pd.DataFrame) -> list[Verdict]:
                    "higher"),
         difference("the image program, not the text program, costs accuracy under shift", records, "rp-image",
                    "rp-text", "shift accuracy", "lower"),
+        difference("a border over the picture keeps more accuracy under shift than one around it", records,
+                   "rp, overlay", "rp, pad", "shift accuracy", "higher"),
     ]  # fmt: skip
 
 

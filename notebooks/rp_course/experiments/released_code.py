@@ -58,8 +58,11 @@ def switched(config: RPConfig, row: str) -> RPConfig:
 
 
 def measure(world: World, parts: Path, rows: Sequence[str] | None = None) -> pd.DataFrame:
-    """RP and RRP as tuned under ``paper``, and with each row of the ledger (or of ``rows``) switched alone."""
-    tuned, alpha = world.tuned("rp")["config"], world.tuned("rrp")["config"].alpha
+    """RP and RRP as tuned under ``paper``, and with each row of the ledger (or of ``rows``) switched alone.
+
+    Their border stands around the picture, since row 1 is to lay it over.
+    """
+    tuned, alpha = world.padded()["config"], world.tuned("rrp")["config"].alpha
     rows = rows or (QUICK if world.quick else tuple(ROWS))
     entries = {"rp": Entry("rp", {"config": tuned}), "rrp": Entry("rrp", {"config": tuned.changed(alpha=alpha)}, "rp")}
     pairs = []

@@ -213,6 +213,8 @@ CLAIMS = [
     ("RRP beats WiSE-FT at detection (AUROC)", "rrp", "wise-ft", "auroc", "higher"),
     ("RRP beats CoOp under shift", "rrp", "coop", "shift accuracy", "higher"),
     ("RRP beats FLYP under shift", "rrp", "flyp", "shift accuracy", "higher"),
+    ("RRP beats TaskRes under shift", "rrp", "task-res", "shift accuracy", "higher"),
+    ("RRP beats TaskRes at detection (AUROC)", "rrp", "task-res", "auroc", "higher"),
 ]
 
 

@@ -20,6 +20,7 @@ from rp_lib.features import FeatureStore
 from rp_lib.methods import METHODS, Method, Reprogrammer, ResidualReprogrammer
 from rp_lib.mini import load_clip
 from rp_lib.outputs import MethodOutputs, compute_outputs
+from rp_lib.run.search import tuned_placements
 from rp_lib.run.session import Session
 from rp_lib.utils.errors import RPLibError
 
@@ -111,7 +112,7 @@ class World:
             fitted: methods of the same seed; one that mixes another with zero-shot takes that one's training from here.
         """
         train = benchmark.train if train is None else train
-        tuned = settings is None and train is self.benchmark.train
+        tuned = settings in (None, self.settings.get(name)) and train is self.benchmark.train
         key = (name, repr(self.settings.get(name)), seed, clip.fingerprint, benchmark.class_names)
         if tuned and key in self._fits:
             return self._fits[key]
@@ -132,6 +133,11 @@ class World:
         if name not in self.settings:
             raise RPLibError(f"the recorded search has no settings for {name!r}: run `rp-lib search --methods {name}`")
         return self.settings[name]
+
+    def padded(self) -> dict[str, Any]:
+        """The settings of RP with a border around the shrunken picture: its own, or the best of those searched."""
+        tuned = self.tuned("rp")
+        return tuned if tuned["config"].placement == "pad" else tuned_placements()["pad"]
 
     def outputs(self, method: Method, seed: int, benchmark: Benchmark, **options: Any) -> MethodOutputs:
         """What a fitted method says about the benchmark's test, shifted and OOD images, computed once."""

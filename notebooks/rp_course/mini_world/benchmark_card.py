@@ -84,8 +84,11 @@ def _card(
         rows.append([name, _SAYS[name], len(s.icons), classes, len(s.groups.unique()), styles])
     lines += _table(["set", "what it is", "pictures", "classes", "families", "drawn (measured)"], rows)
     lines += [
-        "Derived when the benchmark is loaded: `dark` (the test pictures inverted) and `corrupted-1`, `-3`, `-5` "
-        "(the same 300 test pictures under four corruptions each).", "",
+        "Derived when the benchmark is loaded, as shifts: `cluttered` (a paler icon behind), `hidden` (a sixth is covered), "
+        "`tilted` (seen at an angle) and `wobbly` (bent lines), 400 test pictures each; as controls: `dark` (the test "
+        "pictures inverted) and `corrupted-1`, `-3`, `-5` (the same 300 test pictures under four corruptions each).", "",
+        "The shifts are these four, `emoji` and `other-hands`: what the augmentation of pre-training does not contain and "
+        "costs zero-shot five points or more. `second-draw` and `duotone` cost it less, and are controls as well.", "",
         *limits, "",
         "## Pictures of each class", "",
     ]  # fmt: skip
