@@ -19,12 +19,12 @@ from rp_lib.outputs import MethodOutputs, check_comparable
 from rp_lib.stats import (
     TAILS,
     Design,
+    Ranking,
     Resamples,
-    auroc_and_fpr,
     crossed_interval,
     holm,
     in_threads,
-    resample_sets,
+    resample_blocks,
 )
 from rp_lib.utils.arrays import Array
 from rp_lib.utils.errors import RPLibError, UnknownName
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 AXES = ("id accuracy", "shift accuracy", "auroc", "fpr")
 LOWER_IS_BETTER = frozenset({"fpr"})
 CLUSTERS = ("sources", "groups")
+BLOCK = 2**23  # counts of drawn images that are there at once, 32 MB: bounds memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,12 +175,21 @@ def paired_bootstrap(
     if any(kind != kinds[everyone[0]] for kind in kinds.values()):
         raise RPLibError("these outputs hold different image sets; compute all of them for the same sets")
 
-    draws, designs = _draw_pictures(everyone[0], clusters, n_resamples)
+    units, derived, designs = _units(everyone[0], clusters)
     axes = AXES[:1] + AXES[1:2] * bool(everyone[0].shifts) + AXES[2:] * bool(everyone[0].ood)
     by = {name: detector if isinstance(detector, str) else detector[name] for name in contestants}
-    accuracies = _accuracies(everyone, draws)
-    detection = in_threads(lambda job: _detection(job[1], by[job[0]], draws), named)
-    found = {job: np.stack([*accuracies[job[1]], *outside], 1) for job, outside in zip(named, detection, strict=True)}
+    correct = _correct(everyone)
+    rankings = in_threads(lambda job: _ranking(job[1], by[job[0]]), named)
+    # Some resamples at a time, of all methods: memory holds one block of draws.
+    rows, blocks = max(1, BLOCK // sum(map(len, units.values()))), []
+    for draws in resample_blocks(rows, units, derived, n_resamples, (0, 0)):
+        accuracies = _accuracies(everyone[0], correct, draws)
+        detection = in_threads(lambda ranking, drawn=draws: _detection(ranking, everyone[0].test.name, drawn), rankings)
+        blocks.append([
+            np.stack([*(axis[:, everyone.index(job[1])] for axis in accuracies), *outside], 1)
+            for job, outside in zip(named, detection, strict=True)
+        ])  # fmt: skip
+    found = dict(zip(named, map(np.concatenate, zip(*blocks, strict=True)), strict=True))
     by_seed = {name: [found[name, o] for o in sorted(runs, key=lambda o: o.seed)] for name, runs in contestants.items()}
     return draws_over_seeds(by_seed, axes, [designs[axis] for axis in axes])
 
@@ -207,10 +217,8 @@ def draws_over_seeds(
     return PairedDraws(tuple(numbers), tuple(axes), stacked, tuple(designs))
 
 
-def _draw_pictures(
-    outputs: MethodOutputs, clusters: str, n_resamples: int
-) -> tuple[dict[str, Resamples], dict[str, Design]]:
-    """By image set, how often each image counts; sets derived from test pictures follow these. And designs by axis."""
+def _units(outputs: MethodOutputs, clusters: str) -> tuple[dict[str, Array], set[str], dict[str, Design]]:
+    """By image set, what is drawn; the sets whose draws are those of test pictures; and designs by axis."""
     sets = {data.name: data for data in (outputs.test, *outputs.shifts.values(), *outputs.ood.values())}
     units = {name: getattr(data, clusters).numpy() for name, data in sets.items()}
     derived = [name for name, data in sets.items() if data.derived]
@@ -222,32 +230,36 @@ def _draw_pictures(
     outside = [(float(len(outputs.ood)), test), *((1.0, units[name]) for name in outputs.ood)] * bool(outputs.ood)
     pools = dict(zip(AXES, ([(1.0, test)], shifted, outside, outside), strict=True))
     designs = {axis: Design.of(found) for axis, found in pools.items() if found}
-    return resample_sets(units, {outputs.test.name, *derived}, n_resamples, (0, 0)), designs
+    return units, {outputs.test.name, *derived}, designs
 
 
-def _accuracies(everyone: Sequence[MethodOutputs], draws: Mapping[str, Resamples]) -> dict[MethodOutputs, list[Array]]:
-    """By fitted method, float64 (1 + r,) accuracies on the test set and, if there are shifts, their mean over these.
+def _correct(everyone: Sequence[MethodOutputs]) -> dict[str, Array]:
+    """By labelled image set, bool (n, methods)."""
+    first = everyone[0]
+    return {
+        name: np.stack([(o.sets[name].reported.argmax(1) == o.sets[name].labels).numpy() for o in everyone], 1)
+        for name in (first.test.name, *first.shifts)
+    }
+
+
+def _accuracies(first: MethodOutputs, correct: Mapping[str, Array], draws: Mapping[str, Resamples]) -> list[Array]:
+    """float64 (1 + r, methods) accuracies on the test set and, if there are shifts, their mean over these.
 
     All methods at once: one product for each image set.
     """
-    first = everyone[0]
-    found: dict[str, Array] = {}
-    for name in (first.test.name, *first.shifts):
-        data = [o.sets[name] for o in everyone]
-        correct = np.stack([(d.reported.argmax(1) == d.labels).numpy() for d in data], 1)
-        found[name] = draws[name].mean(correct)  # (1 + r, methods)
+    found = {name: draws[name].mean(right) for name, right in correct.items()}
     test = found.pop(first.test.name)
-    axes = [test, *([np.mean(list(found.values()), axis=0)] if found else [])]
-    return {o: [axis[:, i] for axis in axes] for i, o in enumerate(everyone)}
+    return [test, *([np.mean(list(found.values()), axis=0)] if found else [])]
 
 
-def _detection(outputs: MethodOutputs, detector: str, draws: Mapping[str, Resamples]) -> list[Array]:
+def _ranking(outputs: MethodOutputs, detector: str) -> Ranking | None:
+    return Ranking(*detection_scores(build_detector(detector), outputs)) if outputs.ood else None
+
+
+def _detection(ranking: Ranking | None, test: str, draws: Mapping[str, Resamples]) -> list[Array]:
     """float64 (1 + r,) AUROC and FPR95 of one fitted method as means over OOD sets; nothing if there are none."""
-    if not outputs.ood:
-        return []
-    id_scores, sets = detection_scores(build_detector(detector), outputs)
-    pairs = auroc_and_fpr(id_scores, sets, draws[outputs.test.name], draws)
-    return list(np.mean(list(pairs.values()), axis=0))
+    pairs = {} if ranking is None else ranking.auroc_and_fpr(draws[test], draws)
+    return list(np.mean(list(pairs.values()), axis=0)) if pairs else []
 
 
 PARTS = ("id accuracy", "shift accuracy", "auroc")

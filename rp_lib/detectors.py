@@ -8,6 +8,7 @@ probabilities.
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping
 from dataclasses import asdict, dataclass
@@ -25,11 +26,16 @@ from rp_lib.utils.arrays import Array, check_array
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 GROUP = 100  # words of a group of NegLabel
-BLOCK = 4096  # images whose distances are computed at once: bounds memory
+BLOCK = 4096  # training images that are read at once
+PRODUCTS = 2**25  # similarities of images to training images that are there at once, 128 MB: bounds memory
 
 
 class NotApplicable(RPLibError):
     """The detector is not defined for this method, say because it needs class embeddings and there are none."""
+
+
+def _unit(features: Tensor) -> Tensor:
+    return F.normalize(features.double(), dim=1)
 
 
 class Detector(ABC):
@@ -65,19 +71,23 @@ class Detector(ABC):
             RPLibError: NaN in the outputs or in the score, or outputs that lack what the detector ``needs``.
             NotApplicable: The detector is not defined for this method.
         """
-        for what, values in (("features", outputs.features), ("logits", outputs.logits)):
-            if bool(values.isnan().any()):
-                raise RPLibError(
-                    f"the {what} of {outputs.name!r} hold NaN: the backbone or the method is damaged; train it again"
-                )
-        scores = np.asarray(self.confidence(outputs), dtype=np.float64)
-        if np.isnan(scores).any():
-            raise RPLibError(f"{self.name!r} gives NaN on {outputs.name!r}: what it was fitted on is degenerate")
-        return scores
+        scores = []
+        for block in outputs.blocks:
+            for what, values in (("features", block.features), ("logits", block.logits)):
+                # A sum that is a number says that all are, in a fraction of the time.
+                if bool(values.sum().isnan()) and bool(values.isnan().any()):
+                    raise RPLibError(
+                        f"the {what} of {outputs.name!r} hold NaN: the backbone or the method is damaged; train it "
+                        "again"
+                    )
+            scores.append(np.asarray(self.confidence(block), dtype=np.float64))
+            if np.isnan(scores[-1]).any():
+                raise RPLibError(f"{self.name!r} gives NaN on {outputs.name!r}: what it was fitted on is degenerate")
+        return np.concatenate(scores)
 
     @abstractmethod
     def confidence(self, outputs: Outputs) -> Tensor | np.ndarray:
-        """Compute :meth:`score` without its checks."""
+        """Compute :meth:`score` of a block of images, without its checks."""
 
 
 def cosines_of(outputs: Outputs, detector: str) -> Tensor:
@@ -177,7 +187,7 @@ def _mcm(outputs: Outputs) -> Tensor:
 @formula("max-logit")
 def _max_logit(outputs: Outputs) -> Tensor:
     """Compute max z (Hendrycks et al. 2022, arXiv 1911.11132)."""
-    return outputs.logits.double().amax(1)
+    return outputs.logits.amax(1).double()
 
 
 @formula("energy")
@@ -209,35 +219,60 @@ def _gen(outputs: Outputs) -> Tensor:
 
 
 class _Gaussian:
-    """Class centres and one covariance for all classes."""
+    """Class centres and one covariance for all classes, from features of any number: sums over blocks of them."""
 
     def __init__(self, features: Tensor, labels: Tensor) -> None:
-        from sklearn.covariance import ledoit_wolf
-
-        # The mean of each class that has an image, and what is left of each feature.
+        # The mean of each class that has an image.
         classes, index = labels.unique(return_inverse=True)
-        total = torch.zeros(len(classes), features.shape[1], dtype=features.dtype).index_add_(0, index, features)
+        n, d = features.shape
+        blocks = list(zip(features.split(BLOCK), index.split(BLOCK), strict=True))
+        total = torch.zeros(len(classes), d, dtype=torch.float64)
+        for block, of in blocks:
+            total.index_add_(0, of, block.double())
         self.centres = total / index.bincount()[:, None]
-        residuals = (features - self.centres[index]).numpy()
-        if not residuals.any():
+        # What is left of each feature x: the sums of x x^T and of |x|^4.
+        scatter, fourth = torch.zeros(d, d, dtype=torch.float64), 0.0
+        for block, of in blocks:
+            residuals = block.double() - self.centres[of]
+            scatter += residuals.T @ residuals
+            fourth += float(residuals.square().sum(1).square().sum())
+        if not scatter.any():
             raise RPLibError("all training features equal their class mean: no covariance can be fitted on them")
-        covariance = torch.from_numpy(ledoit_wolf(residuals, assume_centered=True)[0])
         # |z L^-T| with L L^T = covariance is the Mahalanobis length: one product for all classes.
-        lower, failed = torch.linalg.cholesky_ex((covariance + covariance.T) / 2)
+        lower, failed = torch.linalg.cholesky_ex(_shrunk_covariance(scatter, fourth, n))
         if failed:
             raise RPLibError(
-                f"the covariance of {len(features)} training features is singular: train on more pictures, or take a "
+                f"the covariance of {n} training features is singular: train on more pictures, or take a "
                 "detector without a covariance"
             )
-        self.root = torch.linalg.solve_triangular(lower, torch.eye(len(lower), dtype=lower.dtype), upper=False).T
+        self.root = torch.linalg.solve_triangular(lower, torch.eye(d, dtype=lower.dtype), upper=False).T
+        self._whitened = self.centres @ self.root
         self._known: MutableMapping[Outputs, Tensor] = WeakKeyDictionary()
 
     def nearest(self, outputs: Outputs) -> Tensor:
         """Compute float64 (n,) squared distances to the nearest centre, kept for as long as the outputs live."""
         if outputs not in self._known:
             features = outputs.features.double() @ self.root
-            self._known[outputs] = torch.cdist(features, self.centres @ self.root).amin(1).square()
+            self._known[outputs] = torch.cdist(features, self._whitened).amin(1).square()
         return self._known[outputs]
+
+
+def _shrunk_covariance(scatter: Tensor, fourth: float, n: int) -> Tensor:
+    """Shrink a covariance towards a multiple of the identity (Ledoit and Wolf 2004, lemmas 3.2 to 3.4).
+
+    Args:
+        scatter: float64 (d, d), the sum of x x^T over n vectors of mean zero.
+        fourth: The sum of their |x|^4.
+        n: How many there are.
+    """
+    d = len(scatter)
+    sample = (scatter + scatter.T) / (2 * n)
+    scale = sample.trace() / d
+    # Squared distances over d: of the sample covariance to the target, and to the true one as far as chance goes.
+    far = (sample.square().sum() - d * scale.square()) / d
+    chance = torch.minimum((fourth / n - sample.square().sum()) / (n * d), far)
+    share = float(chance / far) if chance > 0 else 0.0
+    return (1 - share) * sample + share * scale * torch.eye(d, dtype=torch.float64)
 
 
 # Two detectors fit the Gaussians of the same training outputs.
@@ -246,7 +281,7 @@ _GAUSSIANS: MutableMapping[Outputs, _Gaussian] = WeakKeyDictionary()
 
 def _class_gaussians(train: Outputs, detector: str) -> _Gaussian:
     if train not in _GAUSSIANS:
-        _GAUSSIANS[train] = _Gaussian(train.features.double(), labels_of(train, detector))
+        _GAUSSIANS[train] = _Gaussian(train.features, labels_of(train, detector))
     return _GAUSSIANS[train]
 
 
@@ -255,7 +290,7 @@ class Mahalanobis(Detector):
     """Minus half the squared Mahalanobis distance to the nearest class mean (Lee et al. 2018, arXiv 1807.03888).
 
     One covariance for all classes. With a few hundred images in as many dimensions the sample covariance is (nearly)
-    singular, so scikit-learn's Ledoit-Wolf shrinkage (2004) estimates it; with many images that is the sample one.
+    singular, so it is shrunk as in Ledoit and Wolf (2004); with many images that is the sample one.
 
     Example:
         >>> scores = Mahalanobis().fit(outputs.train).score(outputs.test)  # doctest: +SKIP
@@ -286,7 +321,7 @@ class RelativeMahalanobis(Mahalanobis):
 
     def fit(self, train: Outputs) -> Self:
         """Fit as :class:`Mahalanobis`, and one Gaussian to all training images."""
-        self.background = _Gaussian(train.features.double(), torch.zeros_like(labels_of(train, self.name)))
+        self.background = _Gaussian(train.features, torch.zeros_like(labels_of(train, self.name)))
         return super().fit(train)
 
     def confidence(self, outputs: Outputs) -> Tensor:
@@ -312,13 +347,51 @@ class NearestNeighbours(Detector):
         """Keep the training features, and choose k."""
         sizes = labels_of(train, self.name).unique(return_counts=True)[1]
         self.k = min(50, max(1, int(sizes.median()) // 10))
-        self.known = F.normalize(train.features.double(), dim=1)
+        self.known = torch.cat([_unit(block).float() for block in train.features.split(BLOCK)])
+        self.train = train.features
         return self
 
     def confidence(self, outputs: Outputs) -> Tensor:
-        """Compute scores in [-2, 0]."""
-        features = F.normalize(outputs.features.double(), dim=1).split(BLOCK)
-        return -torch.cat([torch.cdist(block, self.known).kthvalue(self.k, dim=1).values for block in features])
+        """Compute scores in [-2, 0].
+
+        Exact: products in float32 find the candidates, and float64 decides between those that float32 cannot tell
+        apart.
+        """
+        images = _unit(outputs.features)
+        similarity, index = self._nearest(images.float())  # (n, k + some)
+        # A product of two unit vectors of d numbers in float32 is off by at most d + 4 roundings, in any order.
+        unsure = 2 * (images.shape[1] + 4) * 2.0**-24
+        gap = similarity - similarity[:, self.k - 1 : self.k]
+        distance = torch.full_like(gap, torch.inf, dtype=torch.float64).masked_fill_(gap > unsure, -torch.inf)
+        of, column = (gap.abs() <= unsure).nonzero(as_tuple=True)
+        distance[of, column] = (images[of] - _unit(self.train[index[of, column]])).norm(dim=1)
+        found = distance.kthvalue(self.k, dim=1).values
+        # Where even the last candidate is too near to call, others may be as near: all are compared.
+        crowded = (gap[:, -1] >= -unsure).nonzero()[:, 0] if similarity.shape[1] < len(self.known) else []
+        for i in crowded:
+            near = torch.cat([(_unit(block) - images[i]).norm(dim=1) for block in self.train.split(BLOCK)])
+            found[i] = near.kthvalue(self.k).values
+        return -found
+
+    def _nearest(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Find the k + 14 largest similarities, float32 (n, k + 14) falling, and whose they are, int64."""
+        count = min(self.k + 14, len(self.known))
+        best, index = torch.empty(len(images), 0), torch.empty(len(images), 0, dtype=torch.int64)
+        step = max(BLOCK, PRODUCTS // len(images))
+        for start in range(0, len(self.known), step):
+            products = images @ self.known[start : start + step].T  # (n, m)
+            # The largest numbers stand in the columns with the largest maxima, of a table of some rows for each image.
+            rows = max(1, math.isqrt(products.shape[1] // count))
+            columns = products.shape[1] // rows
+            maxima = products[:, : rows * columns].unflatten(1, (rows, columns)).amax(1)
+            top = maxima.topk(min(count, columns)).indices  # (n, count)
+            of = (top[:, None] + columns * torch.arange(rows)[:, None]).flatten(1)
+            rest = torch.arange(rows * columns, products.shape[1]).expand(len(images), -1)
+            of = torch.cat([of, rest], 1)
+            best = torch.cat([best, products.gather(1, of)], 1)
+            best, kept = best.topk(min(count, best.shape[1]))
+            index = torch.cat([index, start + of], 1).gather(1, kept)
+        return best, index
 
 
 @register
@@ -343,20 +416,26 @@ class VirtualLogit(Detector):
             raise NotApplicable(f"{self.name!r} needs logits that are linear in the features")
         # The origin is where all logits are zero, as nearly as can be.
         self.origin = -torch.linalg.pinv(weight.double()) @ bias.double()  # (d,)
-        x = train.features.double() - self.origin  # (n, d)
-        dimensions = max(1, min(x.shape[1], len(labels)) // 2)
+        d, blocks = train.features.shape[1], train.features.split(BLOCK)
+        dimensions = max(1, min(d, len(labels)) // 2)
+        scatter = torch.zeros(d, d, dtype=torch.float64)
+        for block in blocks:
+            x = block.double() - self.origin  # (n, d)
+            scatter += x.T @ x
         # Eigenvectors come by rising eigenvalue: all but the last ones are outside the subspace.
-        self.outside = torch.linalg.eigh(x.T @ x)[1][:, :-dimensions]  # (d, d - dimensions)
-        residual = (x @ self.outside).norm(dim=1).mean()
+        self.outside = torch.linalg.eigh(scatter)[1][:, :-dimensions]  # (d, d - dimensions)
+        residual = torch.cat([self._residual(block) for block in blocks]).mean()
         if not residual > 0:
             raise RPLibError(f"{self.name!r} finds no training feature outside the subspace: give more images")
-        self.scale = train.logits.double().amax(1).mean() / residual
+        self.scale = torch.cat([block.logits.amax(1) for block in train.blocks]).double().mean() / residual
         return self
+
+    def _residual(self, features: Tensor) -> Tensor:
+        return ((features.double() - self.origin) @ self.outside).norm(dim=1)
 
     def confidence(self, outputs: Outputs) -> Tensor:
         """Compute scores without bounds."""
-        residual = ((outputs.features.double() - self.origin) @ self.outside).norm(dim=1)
-        return outputs.logits.double().logsumexp(1) - self.scale * residual
+        return outputs.logits.double().logsumexp(1) - self.scale * self._residual(outputs.features)
 
 
 # --- Formulas that need negative words or other methods ---------------------------------------------------------------

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import StorageError, load_tensors, save_tensors, tensors_sha256
 
 FORMAT = "rp_lib outputs 1"
+BLOCK = 2**18  # numbers of one block of images, 2 MB of float64: what a score computes of them stays in the cache
 log = logging.getLogger(__name__)
 
 
@@ -111,6 +112,23 @@ class Outputs:
 
     def __len__(self) -> int:
         return len(self.features)
+
+    @functools.cached_property
+    def blocks(self) -> list[Outputs]:
+        """The images in runs of some hundreds, as views."""
+        negatives = 0 if self.head is None or self.head.negatives is None else len(self.head.negatives)
+        rows = max(64, BLOCK // max(1, self.features.shape[1], self.logits.shape[1], negatives))
+        if len(self) <= rows:
+            return [self]
+        ranges = [slice(start, start + rows) for start in range(0, len(self), rows)]
+        return [
+            replace(
+                self, features=self.features[r], logits=self.logits[r],
+                labels=None if self.labels is None else self.labels[r], sources=self.sources[r], groups=self.groups[r],
+                others={name: logits[r] for name, logits in self.others.items()},
+            )
+            for r in ranges
+        ]  # fmt: skip
 
     @property
     def reported(self) -> Tensor:

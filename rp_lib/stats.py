@@ -25,7 +25,7 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -143,8 +143,19 @@ class Resamples:
         """
         if n_resamples < 1:
             raise ValueError(f"n_resamples must be at least 1, got {n_resamples}")
-        make = _kept_weights if n * (1 + n_resamples) <= KEPT else _make_weights
-        return cls(make(n, n_resamples, seed, stream))
+        return next(cls.draw_in_blocks(1 + n_resamples, n, n_resamples, seed, stream))
+
+    @classmethod
+    def draw_in_blocks(
+        cls, rows: int, n: int, n_resamples: int, seed: int | tuple[int, ...], stream: tuple[int, ...] = ()
+    ) -> Iterator[Resamples]:
+        """Yield what :meth:`draw` returns as blocks of ``rows`` rows, so that memory is bounded."""
+        if n * (1 + n_resamples) > KEPT:
+            yield from map(cls, _stream_weights(rows, n, n_resamples, seed, stream))
+            return
+        weights = _kept_weights(n, n_resamples, seed, stream)
+        for start in range(0, len(weights), rows):
+            yield cls(weights if rows >= len(weights) else weights[start : start + rows])
 
     @classmethod
     def halves(cls, n: int, n_resamples: int, seed: int) -> Resamples:
@@ -203,20 +214,25 @@ class Resamples:
         return np.array(in_threads(lambda counts: statistic(units.repeat(counts.astype(int))), self.weights))
 
 
-def _make_weights(n: int, n_resamples: int, seed: int | tuple[int, ...], stream: tuple[int, ...]) -> Array:
+def _stream_weights(
+    rows: int, n: int, n_resamples: int, seed: int | tuple[int, ...], stream: tuple[int, ...]
+) -> Iterator[Array]:
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=stream))
-    # One row a unit: sums over units are then sums of long rows.
-    counts = np.ones((n, 1 + n_resamples), np.float32)
-    rows = max(1, BLOCK // n)
-    for start in range(0, n_resamples, rows):
-        r = min(rows, n_resamples - start)
-        drawn = rng.integers(0, n, (r, n)) * r + np.arange(r)[:, None]  # (r, n), cells of the block of counts
-        counts[:, 1 + start : 1 + start + r] = np.bincount(drawn.ravel(), minlength=n * r).reshape(n, r)
-    counts.flags.writeable = False
-    return counts.T
+    for start in range(0, 1 + n_resamples, rows):
+        # One row a unit: sums over units are then sums of long rows.
+        counts = np.ones((n, min(rows, 1 + n_resamples - start)), np.float32)
+        step = max(1, BLOCK // n)
+        for first in range(int(start == 0), counts.shape[1], step):
+            r = min(step, counts.shape[1] - first)
+            drawn = rng.integers(0, n, (r, n)) * r + np.arange(r)[:, None]  # (r, n), cells of the block of counts
+            counts[:, first : first + r] = np.bincount(drawn.ravel(), minlength=n * r).reshape(n, r)
+        counts.flags.writeable = False
+        yield counts.T
 
 
-_kept_weights = functools.lru_cache(maxsize=16)(_make_weights)
+@functools.lru_cache(maxsize=16)
+def _kept_weights(n: int, n_resamples: int, seed: int | tuple[int, ...], stream: tuple[int, ...]) -> Array:
+    return next(_stream_weights(1 + n_resamples, n, n_resamples, seed, stream))
 
 
 class Design(NamedTuple):
@@ -316,9 +332,17 @@ def resample_sets(
     Raises:
         RPLibError: All images of a set are one unit.
     """
+    return next(resample_blocks(1 + n_resamples, units, shared, n_resamples, seed))
+
+
+def resample_blocks(
+    rows: int, units: Mapping[str, Array], shared: Collection[str], n_resamples: int, seed: tuple[int, ...]
+) -> Iterator[dict[str, Resamples]]:
+    """Yield what :func:`resample_sets` returns as blocks of ``rows`` rows, so that memory is bounded."""
     known = np.unique(np.concatenate([units[name] for name in shared])) if shared else np.empty(0, int)
-    found: dict[str, Resamples] = {}
-    count, together = itertools.count(), None
+    streams: list[Iterator[Resamples]] = []
+    members: list[tuple[str, int, Array]] = []  # name of a set, which stream draws its units, and the units
+    together = None
     for name, keys in units.items():
         own, ids = (known, np.searchsorted(known, keys)) if name in shared else np.unique(keys, return_inverse=True)
         if len(own) < 2:
@@ -326,12 +350,14 @@ def resample_sets(
                 f"all images of {name!r} are one cluster, so nothing can be resampled: draw pictures, with "
                 "clusters=\"sources\", or name their designers"
             )
-        if name not in shared:
-            draws = Resamples.draw(len(own), n_resamples, (*seed, next(count)))
-        else:
-            draws = together = together or Resamples.draw(len(own), n_resamples, (*seed, next(count)))
-        found[name] = draws.of_members(ids)
-    return found
+        stream = together if name in shared else None
+        if stream is None:
+            stream = len(streams)
+            streams.append(Resamples.draw_in_blocks(rows, len(own), n_resamples, (*seed, stream)))
+        together = stream if name in shared else together
+        members.append((name, stream, ids))
+    for draws in zip(*streams, strict=True):
+        yield {name: draws[stream].of_members(ids) for name, stream, ids in members}
 
 
 def bootstrap_ci(values: Any, *, clusters: Any = None, seed: int = 0) -> Interval:
@@ -485,37 +511,49 @@ def auroc_and_fpr(
     Returns:
         By set, two float64 (1 + r,) arrays of fractions.
     """
-    rows = len(id_draws.weights)
-    found = {name: (np.empty(rows), np.empty(rows)) for name in ood_scores}
-    descending = np.argsort(-id_scores, kind="stable")
-    ranked = id_scores[descending]
-    # How many ID scores are above each OOD score, and how many are not below it: ties count half.
-    above = {name: len(ranked) - np.searchsorted(ranked[::-1], s, "right") for name, s in ood_scores.items()}
-    least = {name: len(ranked) - np.searchsorted(ranked[::-1], s, "left") for name, s in ood_scores.items()}
-    step = max(1, BLOCK // max(len(id_scores), *(len(s) for s in ood_scores.values())))
-    for start in range(0, rows, step):
-        block = slice(start, start + step)
-        # counts[k]: how many of the k highest ID scores each resample of the block drew.
-        counts = np.zeros((1 + len(ranked), len(id_draws.weights[block])), np.float32)
-        np.take(id_draws.weights[block].T, descending, axis=0, out=counts[1:])
-        for before, row in itertools.pairwise(counts):  # np.cumsum runs down each column: far slower
-            row += before
-        n = counts[-1].astype(np.float64)
-        # The strictest threshold that accepts enough is an ID score that was drawn; ties with it are accepted too.
-        first = _first_row_reaching(counts[1:], n, TPR)
-        for name in ood_scores:
-            drawn = ood_draws[name].weights[block].T  # (m, rows)
-            m = drawn.sum(0, dtype=np.float64)
-            # AUROC: pairs in which the ID score is higher, plus half of the ties, as twice their number over 2 n m.
-            won = counts[above[name]]
-            won += won if (above[name] == least[name]).all() else counts[least[name]]
-            exact = np.float32 if 2 * n.max() * m.max() <= EXACT else np.float64
-            auroc, fpr = found[name]
-            auroc[block] = np.einsum("mr,mr->r", drawn, won, dtype=exact) / (2 * n * m)
-            # FPR: the drawn OOD scores that no more ID scores exceed than the threshold.
-            accepted = np.less_equal(above[name][:, None], first, out=won)
-            fpr[block] = np.einsum("mr,mr->r", drawn, accepted, dtype=exact) / m
-    return found
+    return Ranking(id_scores, ood_scores).auroc_and_fpr(id_draws, ood_draws)
+
+
+class Ranking:
+    """Hold where OOD scores stand among sorted ID scores, for :func:`auroc_and_fpr` of many blocks of resamples."""
+
+    def __init__(self, id_scores: Array, ood_scores: Mapping[Any, Array]) -> None:
+        self.descending = np.argsort(-id_scores, kind="stable")
+        ranked = id_scores[self.descending]
+        # How many ID scores are above each OOD score, and how many are not below it: ties count half.
+        self.above = {k: len(ranked) - np.searchsorted(ranked[::-1], s, "right") for k, s in ood_scores.items()}
+        self.least = {k: len(ranked) - np.searchsorted(ranked[::-1], s, "left") for k, s in ood_scores.items()}
+
+    def auroc_and_fpr(
+        self, id_draws: Resamples, ood_draws: Mapping[Any, Resamples]
+    ) -> dict[Any, tuple[Array, Array]]:
+        """Compute :func:`auroc_and_fpr` of these scores."""
+        above, least, n_id, rows = self.above, self.least, len(self.descending), len(id_draws.weights)
+        found = {name: (np.empty(rows), np.empty(rows)) for name in above}
+        step = max(1, BLOCK // max(n_id, *map(len, above.values())))
+        for start in range(0, rows, step):
+            block = slice(start, start + step)
+            # counts[k]: how many of the k highest ID scores each resample of the block drew.
+            counts = np.zeros((1 + n_id, len(id_draws.weights[block])), np.float32)
+            np.take(id_draws.weights[block].T, self.descending, axis=0, out=counts[1:])
+            for before, row in itertools.pairwise(counts):  # np.cumsum runs down each column: far slower
+                row += before
+            n = counts[-1].astype(np.float64)
+            # The strictest threshold that accepts enough is an ID score that was drawn; ties with it are accepted too.
+            first = _first_row_reaching(counts[1:], n, TPR)
+            for name in above:
+                drawn = ood_draws[name].weights[block].T  # (m, rows)
+                m = drawn.sum(0, dtype=np.float64)
+                # AUROC: pairs in which the ID score is higher, plus half of the ties, as twice their number over 2 n m.
+                won = counts[above[name]]
+                won += won if (above[name] == least[name]).all() else counts[least[name]]
+                exact = np.float32 if 2 * n.max() * m.max() <= EXACT else np.float64
+                auroc, fpr = found[name]
+                auroc[block] = np.einsum("mr,mr->r", drawn, won, dtype=exact) / (2 * n * m)
+                # FPR: the drawn OOD scores that no more ID scores exceed than the threshold.
+                accepted = np.less_equal(above[name][:, None], first, out=won)
+                fpr[block] = np.einsum("mr,mr->r", drawn, accepted, dtype=exact) / m
+        return found
 
 
 def _first_row_reaching(counts: Array, n: Array, tpr: float) -> Array:

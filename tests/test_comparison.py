@@ -60,6 +60,18 @@ def test_identical_methods_do_not_differ():
     assert (ranks["rank"] == 1.5).all() and (ranks["mean_rank"] == 1.5).all() and (ranks["best"] == 1).all()
 
 
+def test_blocks_of_resamples_change_no_digit(monkeypatch):
+    """A block of some resamples and all methods at a time gives what all resamples at once give."""
+    contestants = {"x": [world(0.8, 1, seed=0)], "y": [world(0.7, 1, seed=1)]}
+    monkeypatch.setattr("rp_lib.stats.KEPT", 0)
+    numbers = []
+    for block in (1, 7 * 1350, 2**23):  # 1 and 7 resamples at a time, and all
+        monkeypatch.setattr("rp_lib.comparison.BLOCK", block)
+        numbers.append(paired_bootstrap(contestants, detector="max-logit", n_resamples=30).numbers)
+    assert numbers[0].shape == (2, 1, 31, 4) and len(np.unique(numbers[0][0, 0, :, 2])) > 20
+    assert np.array_equal(numbers[0], numbers[2]) and np.array_equal(numbers[1], numbers[2])
+
+
 def test_values_are_those_of_the_metrics():
     weak, strong = world(0.6, 0.5, seed=0), world(0.9, 2, seed=1)
     draws = paired_bootstrap({"weak": [weak], "strong": [strong]}, detector="max-logit", n_resamples=20)

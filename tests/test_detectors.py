@@ -188,6 +188,22 @@ def test_nearest_neighbours_by_brute_force(monkeypatch):
     assert build_detector("knn").fit(train).score(data).shape == (8,)
 
 
+def test_nearest_neighbours_that_float32_cannot_tell_apart(monkeypatch):
+    """Distances far below float32's, and more of them than candidates are kept: the k-th is still the right one."""
+    g = torch.Generator().manual_seed(0)
+    centre = CENTRES[:1].double()
+    crowd = F.normalize(centre + 1e-5 * torch.randn(60, WIDTH, generator=g).double(), dim=1).float()
+    train = make(220, features=torch.cat([crowd, make(160, seed=3).features]))
+    data = make(3, features=torch.cat([centre.float(), crowd[:1], make(1).features]), others={})
+    monkeypatch.setattr("rp_lib.detectors.BLOCK", 50)
+    x, q = (F.normalize(t.features.double(), dim=1).numpy() for t in (train, data))
+    distances = np.sort(np.linalg.norm(q[:, None] - x[None], axis=2), axis=1)
+    detector = build_detector("knn").fit(train)
+    assert detector.k == 4 and (distances[:2, 3] > 0).all() and distances[0, 18] < 1e-4
+    np.testing.assert_allclose(-detector.score(data), distances[:, 3], rtol=1e-9)
+    assert detector.fit(make(220, features=crowd[:1].expand(220, -1))).score(data)[1] == 0
+
+
 def test_k_is_a_tenth_of_the_median_class_size_and_at_most_50(monkeypatch):
     train, data = make(220, seed=3), make(8)  # 44 a class
     distances = np.sort(np.linalg.norm(data.features.numpy()[:, None] - train.features.numpy()[None], axis=2), axis=1)

@@ -160,6 +160,16 @@ def test_blocks_give_the_same_draws(monkeypatch):
     assert Resamples.draw(9, 40, 3).weights[1:].tolist() == expected
 
 
+@pytest.mark.parametrize("kept", [0, 10**6])
+def test_blocks_of_draws_are_the_draws(kept, monkeypatch):
+    monkeypatch.setattr("rp_lib.stats.KEPT", kept)
+    expected = Resamples.draw(9, 40, 3, (1,)).weights
+    for rows in (1, 7, 41, 50):
+        blocks = [block.weights for block in Resamples.draw_in_blocks(rows, 9, 40, 3, (1,))]
+        assert [len(b) for b in blocks] == [rows] * (41 // rows) + [41 % rows] * bool(41 % rows)
+        assert np.array_equal(np.concatenate(blocks), expected)
+
+
 def test_means_and_members():
     draws = Resamples(np.array([[1, 1, 1], [2, 0, 1], [0, 3, 0]], np.float32))
     assert draws.of_members(np.array([0, 0, 2, 1])).weights.tolist() == [[1, 1, 1, 1], [2, 2, 1, 0], [0, 0, 0, 3]]
