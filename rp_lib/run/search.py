@@ -3,8 +3,8 @@
 Training and validation pictures are pooled and divided into folds by :attr:`rp_lib.benchmark.ImageSet.groups` (in the
 mini benchmark the families of designers), so that no group is on both sides. Every trial is trained on each fold and
 repetition, which have a seed and a division of their own; shifted and OOD pictures are never touched. All runs are
-recorded. :func:`near_ties` says which trials they cannot tell apart, and which of these is taken. :data:`SEARCH` holds the
-runs of the search that ships.
+recorded, those of the search that ships in :data:`SEARCH`. :func:`near_ties` says which trials they cannot tell apart,
+and which of these is taken.
 """
 
 from __future__ import annotations
