@@ -356,8 +356,8 @@ def near_ties(runs: pd.DataFrame) -> pd.DataFrame:
         raise RPLibError("the trials have not all been run on the same folds: go on with the search")
     lead = right.loc[right.mean(axis=1).idxmax()] - right
     error = lead.std(axis=1, ddof=1) * np.sqrt(1 / right.shape[1] + 1 / (FOLDS - 1))
-    means = {c: "mean" if c in ("accuracy", "moved") else "first" for c in runs.columns if c != "trial"}
-    found = runs.groupby("trial").agg(means).assign(behind=lead.mean(axis=1), error=error)
+    found = runs.drop_duplicates("trial").set_index("trial").assign(behind=lead.mean(axis=1), error=error)
+    found[["accuracy", "moved"]] = runs.groupby("trial")[["accuracy", "moved"]].mean()
     pictures = runs.groupby(["trial", "repetition"])["n"].sum().iloc[0]
     close = (found["behind"] * pictures < 1).to_numpy()
     order = np.lexsort((np.where(close, found["moved"], found["behind"]), ~close))
@@ -374,8 +374,7 @@ def choose(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
     for name in (*SPACES, *BASES):
         runs = trials_of(name, table)
         if name in BASES and len(runs):
-            base = chosen[BASES[name]]
-            runs = runs[[_of(row, base) for row in runs.to_dict("records")]]
+            runs = runs[(runs[list(chosen[BASES[name]])] == pd.Series(chosen[BASES[name]])).all(axis=1)]
         if len(runs):
             chosen[name] = _settings(name, near_ties(runs).iloc[0])
     return chosen
