@@ -426,7 +426,7 @@ class VirtualLogit(Detector):
         self.outside = torch.linalg.eigh(scatter)[1][:, :-dimensions]  # (d, d - dimensions)
         residual = torch.cat([self._residual(block) for block in blocks]).mean()
         if not residual > 0:
-            raise RPLibError(f"{self.name!r} finds no training feature outside the subspace: give more images")
+            raise NotApplicable(f"{self.name!r} finds no training feature outside the subspace: give more images")
         self.scale = torch.cat([block.logits.amax(1) for block in train.blocks]).double().mean() / residual
         return self
 

@@ -224,7 +224,7 @@ def test_vim_by_its_definition():
     scale = train.logits.double().numpy().max(1).mean() / np.linalg.norm(x @ rest.T, axis=1).mean()
     expected = special.logsumexp(data.logits.double().numpy(), axis=1) - scale * np.linalg.norm(z @ rest.T, axis=1)
     np.testing.assert_allclose(scores_of("vim", data, train), expected, rtol=1e-9)  # in float64 throughout
-    with pytest.raises(RPLibError, match="outside"):
+    with pytest.raises(NotApplicable, match="outside"):
         scores_of("vim", data, make(40, spread=0, features=torch.zeros(40, WIDTH)))
     with pytest.raises(NotApplicable):
         scores_of("vim", data, make(head=Head(None, None, SCALE)))
