@@ -511,49 +511,37 @@ def auroc_and_fpr(
     Returns:
         By set, two float64 (1 + r,) arrays of fractions.
     """
-    return Ranking(id_scores, ood_scores).auroc_and_fpr(id_draws, ood_draws)
-
-
-class Ranking:
-    """Hold where OOD scores stand among sorted ID scores, for :func:`auroc_and_fpr` of many blocks of resamples."""
-
-    def __init__(self, id_scores: Array, ood_scores: Mapping[Any, Array]) -> None:
-        self.descending = np.argsort(-id_scores, kind="stable")
-        ranked = id_scores[self.descending]
-        # How many ID scores are above each OOD score, and how many are not below it: ties count half.
-        self.above = {k: len(ranked) - np.searchsorted(ranked[::-1], s, "right") for k, s in ood_scores.items()}
-        self.least = {k: len(ranked) - np.searchsorted(ranked[::-1], s, "left") for k, s in ood_scores.items()}
-
-    def auroc_and_fpr(
-        self, id_draws: Resamples, ood_draws: Mapping[Any, Resamples]
-    ) -> dict[Any, tuple[Array, Array]]:
-        """Compute :func:`auroc_and_fpr` of these scores."""
-        above, least, n_id, rows = self.above, self.least, len(self.descending), len(id_draws.weights)
-        found = {name: (np.empty(rows), np.empty(rows)) for name in above}
-        step = max(1, BLOCK // max(n_id, *map(len, above.values())))
-        for start in range(0, rows, step):
-            block = slice(start, start + step)
-            # counts[k]: how many of the k highest ID scores each resample of the block drew.
-            counts = np.zeros((1 + n_id, len(id_draws.weights[block])), np.float32)
-            np.take(id_draws.weights[block].T, self.descending, axis=0, out=counts[1:])
-            for before, row in itertools.pairwise(counts):  # np.cumsum runs down each column: far slower
-                row += before
-            n = counts[-1].astype(np.float64)
-            # The strictest threshold that accepts enough is an ID score that was drawn; ties with it are accepted too.
-            first = _first_row_reaching(counts[1:], n, TPR)
-            for name in above:
-                drawn = ood_draws[name].weights[block].T  # (m, rows)
-                m = drawn.sum(0, dtype=np.float64)
-                # AUROC: pairs in which the ID score is higher, plus half of the ties, as twice their number over 2 n m.
-                won = counts[above[name]]
-                won += won if (above[name] == least[name]).all() else counts[least[name]]
-                exact = np.float32 if 2 * n.max() * m.max() <= EXACT else np.float64
-                auroc, fpr = found[name]
-                auroc[block] = np.einsum("mr,mr->r", drawn, won, dtype=exact) / (2 * n * m)
-                # FPR: the drawn OOD scores that no more ID scores exceed than the threshold.
-                accepted = np.less_equal(above[name][:, None], first, out=won)
-                fpr[block] = np.einsum("mr,mr->r", drawn, accepted, dtype=exact) / m
-        return found
+    rows = len(id_draws.weights)
+    found = {name: (np.empty(rows), np.empty(rows)) for name in ood_scores}
+    descending = np.argsort(-id_scores, kind="stable")
+    ranked = id_scores[descending]
+    # How many ID scores are above each OOD score, and how many are not below it: ties count half.
+    above = {name: len(ranked) - np.searchsorted(ranked[::-1], s, "right") for name, s in ood_scores.items()}
+    least = {name: len(ranked) - np.searchsorted(ranked[::-1], s, "left") for name, s in ood_scores.items()}
+    step = max(1, BLOCK // max(len(id_scores), *(len(s) for s in ood_scores.values())))
+    for start in range(0, rows, step):
+        block = slice(start, start + step)
+        # counts[k]: how many of the k highest ID scores each resample of the block drew.
+        counts = np.zeros((1 + len(ranked), len(id_draws.weights[block])), np.float32)
+        np.take(id_draws.weights[block].T, descending, axis=0, out=counts[1:])
+        for before, row in itertools.pairwise(counts):  # np.cumsum runs down each column: far slower
+            row += before
+        n = counts[-1].astype(np.float64)
+        # The strictest threshold that accepts enough is an ID score that was drawn; ties with it are accepted too.
+        first = _first_row_reaching(counts[1:], n, TPR)
+        for name in ood_scores:
+            drawn = ood_draws[name].weights[block].T  # (m, rows)
+            m = drawn.sum(0, dtype=np.float64)
+            # AUROC: pairs in which the ID score is higher, plus half of the ties, as twice their number over 2 n m.
+            won = counts[above[name]]
+            won += won if (above[name] == least[name]).all() else counts[least[name]]
+            exact = np.float32 if 2 * n.max() * m.max() <= EXACT else np.float64
+            auroc, fpr = found[name]
+            auroc[block] = np.einsum("mr,mr->r", drawn, won, dtype=exact) / (2 * n * m)
+            # FPR: the drawn OOD scores that no more ID scores exceed than the threshold.
+            accepted = np.less_equal(above[name][:, None], first, out=won)
+            fpr[block] = np.einsum("mr,mr->r", drawn, accepted, dtype=exact) / m
+    return found
 
 
 def _first_row_reaching(counts: Array, n: Array, tpr: float) -> Array:

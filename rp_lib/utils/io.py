@@ -12,13 +12,14 @@ import hashlib
 import io
 import json
 import os
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rp_lib.utils.errors import RPLibError
@@ -73,11 +74,20 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         >>> load_tensors(path)
         ({'b': tensor([0., 0.])}, {'epochs': 3})
     """
-    payload = serialise(
-        {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-        {key: json.dumps(value) for key, value in metadata.items()},
-    )
-    write_atomically(path, lambda partial: write_synced(partial, payload))
+    ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    # Parts of a larger tensor, or of a file that was read, are copied; all else is written from where it is.
+    ready = {name: t.clone() if t.nbytes < t.untyped_storage().nbytes() else t for name, t in ready.items()}
+
+    def write(partial: Path) -> None:
+        try:
+            save_file(ready, partial, {key: json.dumps(value) for key, value in metadata.items()})
+        except SafetensorError as error:  # it names the cause in words alone
+            code = re.search(r"os error (\d+)", str(error))
+            raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+
+    write_atomically(path, write)
 
 
 def write_synced(path: Path, payload: bytes | memoryview) -> None:
@@ -160,7 +170,7 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         value = tensors[name].detach().cpu()
         value = value.float() if value.is_floating_point() else value
         digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.contiguous().numpy().tobytes())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy())  # without a copy
     return digest.hexdigest()
 
 
