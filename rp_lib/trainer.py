@@ -149,6 +149,7 @@ class RunState:
         self.identity, self.checkpoint = identity, checkpoint
         self.epoch = self.position = 0
         self.failure: StorageError | None = None
+        self.look: Callable[[], None] = lambda: None  # reads losses that are not in the history yet
         self._written = time.monotonic()
 
     def save(self) -> None:
@@ -158,6 +159,7 @@ class RunState:
             StorageError: it cannot be written; the one before is intact. Of several processes none raises it here,
                 where only one of them would, but all do in :meth:`check`.
         """
+        self.look()
         if self.checkpoint is None or not distributed.is_main():
             return
         state = {
@@ -305,6 +307,7 @@ __all__ = [
 ]  # fmt: skip
 log = logging.getLogger(__name__)
 OPTIMIZERS = ("adam", "adamw", "sgd")
+LOOK = {"cpu": 1}  # steps from one look at the losses to the next; 50 elsewhere, as a look waits for the device
 
 
 class TrainingDiverged(RPLibError):
@@ -423,6 +426,20 @@ def train(
             state.check()  # no process leaves, and ends the launcher's patience, before it is saved
             raise KeyboardInterrupt
 
+    waiting: list[Tensor] = []  # the last losses of the history, which the device may still be computing
+
+    def look() -> None:
+        first = len(history.losses) - len(waiting)
+        for at, loss in enumerate(torch.stack(waiting).tolist() if waiting else (), first):
+            if not math.isfinite(loss):
+                raise TrainingDiverged(
+                    f"the loss became {loss} at epoch {at // steps + 1}, step {at % steps + 1}: lower the learning "
+                    "rate, lengthen the warm-up or train with --precision float32, and check the images for NaN"
+                )
+            history.losses[at] = loss
+        waiting.clear()
+
+    state.look = look
     bar: Any = tqdm(
         total=total, initial=len(history.losses), desc=progress, unit="step", leave=False,
         disable=progress is None or not distributed.is_main(),
@@ -441,12 +458,10 @@ def train(
                 torch.manual_seed(schedule.seed * 1_000_003 + step)
                 with computing(device, dtype):
                     loss = task.loss(x, y)
-                if not torch.isfinite(loss):
-                    raise TrainingDiverged(
-                        f"the loss became {loss.item()} at epoch {state.epoch + 1}, step {state.position + 1}: lower "
-                        "the learning rate, lengthen the warm-up or train with --precision float32, and check the "
-                        "images for NaN"
-                    )
+                history.losses.append(math.nan)
+                waiting.append(loss.detach())
+                if len(waiting) >= LOOK.get(device.type, 50):
+                    look()
                 scaler.scale(loss).backward()
                 distributed.average_gradients(parameters)
                 for optimizer in optimizers:
@@ -454,11 +469,11 @@ def train(
                     optimizer.zero_grad(set_to_none=True)
                 scaler.update()
                 state.position += 1
-                history.losses.append(float(loss.detach()))
                 bar.update()
                 stop_if(interrupted())
                 if state.position < steps:
                     state.save_if_due()
+            look()
             state.epoch, state.position = state.epoch + 1, 0
             last = state.epoch == schedule.epochs
             due = last or (schedule.validate_every and state.epoch % schedule.validate_every == 0)

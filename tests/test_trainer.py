@@ -516,6 +516,25 @@ def test_nan_stops_with_advice(tmp_path: Path):
     assert task.steps == 6 and same(weights(task.net), weights(whole.net))
 
 
+@pytest.mark.parametrize("every", [2, 100])
+def test_losses_that_are_read_now_and_then_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int):
+    """As on a GPU, which a look at each loss would make wait: history, checkpoints and errors stay what they are."""
+    whole = train(Toy(), X, Y, PLAN)
+    monkeypatch.setitem(checkpoints.LOOK, "cpu", every)
+    looks = []
+    real = torch.stack
+    monkeypatch.setattr(torch, "stack", lambda values: looks.append(len(values)) or real(values))
+    assert train(Toy(), X, Y, PLAN) == whole
+    assert looks == {2: [2, 1] * 3, 100: [3] * 3}[every]  # three steps an epoch
+    task = Toy()
+    task.press_at = 4
+    with pytest.raises(KeyboardInterrupt):
+        train(task, X, Y, PLAN, checkpoint=tmp_path / "x")
+    assert train(Toy(), X, Y, PLAN, checkpoint=tmp_path / "x") == whole
+    with pytest.raises(TrainingDiverged, match="became nan at epoch 2, step 2: lower the learning rate"):
+        train(Toy(nan_at=5), X, Y, PLAN)
+
+
 def test_nan_in_a_real_method(clip: FrozenCLIP, train_set: ImageSet):
     with pytest.raises(TrainingDiverged, match="lower the learning rate"):
         config = PAPER.changed(text_lr=float("inf"), epochs=3, batch_size=8, warmup_steps=0)
