@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -179,12 +179,13 @@ def paired_bootstrap(
     axes = AXES[:1] + AXES[1:2] * bool(everyone[0].shifts) + AXES[2:] * bool(everyone[0].ood)
     by = {name: detector if isinstance(detector, str) else detector[name] for name in contestants}
     correct = _correct(everyone)
-    scores = in_threads(lambda job: _scores(job[1], by[job[0]]), named)
+    detectors = [build_detector(by[name]) if o.ood else None for name, o in named]
+    scores = in_threads(lambda job: job[0] and detection_scores(*job), zip(detectors, everyone, strict=True))
     # Some resamples at a time, of all methods: memory holds one block of draws.
     rows, blocks = max(1, BLOCK // sum(map(len, units.values()))), []
     for draws in resample_blocks(rows, units, derived, n_resamples, (0, 0)):
         accuracies = _accuracies(everyone[0], correct, draws)
-        detection = in_threads(lambda pair, drawn=draws: _detection(*pair, everyone[0].test.name, drawn), scores)
+        detection = in_threads(lambda found, drawn=draws: _detection(found, everyone[0].test.name, drawn), scores)
         blocks.append([
             np.stack([*(axis[:, everyone.index(job[1])] for axis in accuracies), *outside], 1)
             for job, outside in zip(named, detection, strict=True)
@@ -252,16 +253,9 @@ def _accuracies(first: MethodOutputs, correct: Mapping[str, Array], draws: Mappi
     return [test, *([np.mean(list(found.values()), axis=0)] if found else [])]
 
 
-def _scores(outputs: MethodOutputs, detector: str) -> tuple[Array, dict[str, Array]]:
-    return detection_scores(build_detector(detector), outputs) if outputs.ood else (np.empty(0), {})
-
-
-def _detection(
-    id_scores: Array, ood_scores: dict[str, Array], test: str, draws: Mapping[str, Resamples]
-) -> list[Array]:
+def _detection(scores: Any, test: str, draws: Mapping[str, Resamples]) -> list[Array]:
     """float64 (1 + r,) AUROC and FPR95 of one fitted method as means over OOD sets; nothing if there are none."""
-    pairs = auroc_and_fpr(id_scores, ood_scores, draws[test], draws) if ood_scores else {}
-    return list(np.mean(list(pairs.values()), axis=0)) if pairs else []
+    return [] if scores is None else list(np.mean(list(auroc_and_fpr(*scores, draws[test], draws).values()), axis=0))
 
 
 PARTS = ("id accuracy", "shift accuracy", "auroc")

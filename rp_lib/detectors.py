@@ -257,13 +257,7 @@ class _Gaussian:
 
 
 def _shrunk_covariance(scatter: Tensor, fourth: float, n: int) -> Tensor:
-    """Shrink a covariance towards a multiple of the identity (Ledoit and Wolf 2004, lemmas 3.2 to 3.4).
-
-    Args:
-        scatter: float64 (d, d), the sum of x x^T over n vectors of mean zero.
-        fourth: The sum of their |x|^4.
-        n: How many there are.
-    """
+    """Shrink the covariance of n centred x (Ledoit and Wolf 2004) from sums of x x^T, float64 (d, d), and of |x|^4."""
     d = len(scatter)
     sample = (scatter + scatter.T) / (2 * n)
     scale = sample.trace() / d

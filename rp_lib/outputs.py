@@ -7,10 +7,10 @@ one file per fitted method and seed holds all image sets, with a header that say
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections import UserDict
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -27,7 +27,7 @@ from rp_lib.negative_labels import NegativeWords
 from rp_lib.utils.device import evaluating
 from rp_lib.utils.distributed import on_main
 from rp_lib.utils.errors import RPLibError
-from rp_lib.utils.io import StorageError, load_tensors, save_tensors, tensors_sha256
+from rp_lib.utils.io import StorageError, load_tensors, save_tensors, seal
 
 FORMAT = "rp_lib outputs 2"
 LINEAR = ("features", "scale", "weight", "bias")
@@ -110,20 +110,11 @@ class _Logits:
         outputs.__dict__["logits"] = logits
 
 
-class _Others(Mapping[str, Tensor]):
-    """A mapping whose values read as tensors; ``raw`` are the values as they are stored."""
-
-    def __init__(self, raw: Mapping[str, Tensor | _LinearLogits]) -> None:
-        self.raw = raw
+class _Others(UserDict[str, Any]):
+    """A mapping whose values read as tensors; ``data`` holds them as they are stored."""
 
     def __getitem__(self, name: str) -> Tensor:
-        return _read(self.raw[name])
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.raw)
-
-    def __len__(self) -> int:
-        return len(self.raw)
+        return _read(self.data[name])
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,10 +157,10 @@ class Outputs:
     class_subset: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "others", _Others(getattr(self.others, "raw", self.others)))
+        object.__setattr__(self, "others", _Others(getattr(self.others, "data", self.others)))
         n = len(self.features)
         matrices = {"features": self.features, "logits": self.__dict__["logits"]}
-        matrices |= {f"logits of {name}": logits for name, logits in self.others.raw.items()}
+        matrices |= {f"logits of {name}": logits for name, logits in self.others.data.items()}
         vectors = {"labels": self.labels, "sources": self.sources, "groups": self.groups}
         for what, values, ndim in [(k, v, 2) for k, v in matrices.items()] + [(k, v, 1) for k, v in vectors.items()]:
             if values is not None and (values.ndim != ndim or len(values) != n):
@@ -190,7 +181,7 @@ class Outputs:
 
     def _rows(self, rows: slice) -> Outputs:
         parts = {k: v[rows] for k, v in self.__dict__.items() if isinstance(v, (Tensor, _LinearLogits))}
-        return replace(self, others={k: v[rows] for k, v in self.others.raw.items()}, **parts)
+        return replace(self, others={k: v[rows] for k, v in self.others.data.items()}, **parts)
 
     @property
     def correct(self) -> np.ndarray:
@@ -294,7 +285,7 @@ def save_outputs(path: str | Path, outputs: MethodOutputs) -> None:
     tensors = {f"head/{k}": getattr(head, k) for k in ("weight", "bias", "negatives")}
     for name, s in outputs.sets.items():
         tensors |= {f"{name}/{key}": getattr(s, key) for key in ("features", "labels", "sources", "groups")}
-        logits = {f"{name}/logits": s.__dict__["logits"], **{f"{name}/others/{k}": v for k, v in s.others.raw.items()}}
+        logits = {f"{name}/logits": s.__dict__["logits"], **{f"{name}/others/{k}": v for k, v in s.others.data.items()}}
         for key, found in logits.items():
             linear = isinstance(found, _LinearLogits)
             tensors |= {f"{key}/{part}": getattr(found, part) for part in LINEAR} if linear else {key: found}
@@ -308,7 +299,7 @@ def save_outputs(path: str | Path, outputs: MethodOutputs) -> None:
     ]
     same = {key: of for key, of in same.items() if of != key}
     about = json.loads(json.dumps({**outputs.about, "format": FORMAT, "sets": sets, "same": same}))
-    on_main(lambda: save_tensors(Path(path), tensors, {**about, "sha256": _seal(tensors, about)}))
+    on_main(lambda: save_tensors(Path(path), tensors, {**about, "sha256": seal(tensors, about)}))
 
 
 def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> MethodOutputs:
@@ -327,7 +318,7 @@ def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> Method
         raise RPLibError(f"{path} holds scores of the released detection script, saved by 0.1.0; compute it again")
     if about.get("format") not in (FORMAT, "rp_lib outputs 1"):  # the older ones hold all logits
         raise RPLibError(f"{path} holds no outputs saved by this version of rp_lib; compute them again")
-    if about.pop("sha256", None) != _seal(tensors, about):
+    if about.pop("sha256", None) != seal(tensors, about):
         raise StorageError(f"{path} was altered since it was saved (its SHA-256 differs); compute it again")
     if benchmark is not None and about["benchmark_sha256"] != benchmark.fingerprint:
         raise RPLibError(
@@ -352,11 +343,6 @@ def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> Method
         sets[name] = Outputs(name, stored["role"], **parts, head=head, derived=stored["derived"], others=others,
                              class_subset=None if subset is None else tuple(subset))  # fmt: skip
     return MethodOutputs(about, sets)
-
-
-def _seal(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
-    """Compute SHA-256 (hex) over all that is saved, so that a changed number or header is noticed."""
-    return hashlib.sha256(f"{tensors_sha256(tensors)} {json.dumps(about, sort_keys=True)}".encode()).hexdigest()
 
 
 def check_comparable(outputs: Collection[MethodOutputs]) -> None:

@@ -3,21 +3,7 @@
 Every bootstrap interval comes from :class:`Resamples`: counts of how often each picture, designer or seed is drawn.
 Statistics are then weighted sums, so all methods, detectors and metrics share the same resamples, in milliseconds.
 
-How often a difference between two methods that are equally good is called real, at p < 0.05 (percent of 500 simulated
-evaluations on the mini benchmark's designers, three seeds; ID accuracy, mean accuracy over shifts, AUROC, FPR95; the
-standard error of each is about one point). "Seeds" and "designers" say what makes methods differ by chance:
-
-======================================= =================== =================== ===================
-procedure                               seeds               designers           both
-======================================= =================== =================== ===================
-percentiles, pictures and seeds drawn    20.8 17.6 19.6  2.6 55.8 44.8 80.4 53.8 34.4 28.0 60.4 42.6
-percentiles, designers and seeds drawn   22.0 17.6 20.6  2.8 11.6 10.6 10.6  8.4 13.4  9.6  9.2  7.0
-normal interval of the two variances     17.4 14.4 14.6  4.0 10.4  6.2  8.0  9.0  8.2  5.8  6.4  8.2
-t, Satterthwaite's degrees of freedom     7.6  6.0  6.4  3.6  4.8  4.0  5.6  6.8  4.8  3.0  4.4  6.0
-:func:`crossed_interval`                  5.0  4.6  4.2  1.2  4.0  1.8  5.2  4.4  3.0  1.6  2.4  3.2
-======================================= =================== =================== ===================
-
-With five seeds and both it errs in 3.2 3.4 5.0 5.0 %; a test repeats a part of this.
+What intervals of differences do between methods that are equally good is simulated in ``tests/test_stats.py``.
 """
 
 from __future__ import annotations
@@ -274,7 +260,7 @@ def crossed_interval(numbers: Array, designs: Sequence[Design]) -> tuple[Array, 
     The variance of a mean over crossed clusters and seeds is that between clusters plus that between seeds, less what
     both hold (Owen 2007; Cameron, Gelbach and Miller 2011). Each part has few degrees of freedom and its own t
     quantile, ``half^2 = t_clusters^2 V_clusters + t_seeds^2 V_seeds`` (Banerjee 1960), which errs on the safe side; one
-    t of Satterthwaite's degrees of freedom does not, see the table above. With one seed nothing is known of others.
+    t of Satterthwaite's degrees of freedom does not. With one seed nothing is known of others.
 
     Args:
         numbers: float64 (s, 1 + r, ..., a), for s seeds: the number of the data, then those of r resamples of clusters,

@@ -10,9 +10,9 @@ from rp_lib.evaluation import RECORDED, Run, evaluate, evaluate_outputs
 from rp_lib.features import FeatureStore
 from rp_lib.methods import LinearProbe, Reprogrammer, ResidualReprogrammer, ZeroShot
 from rp_lib.negative_labels import mine_negative_words
-from rp_lib.outputs import Outputs, _seal, compute_outputs, load_outputs, save_outputs
+from rp_lib.outputs import Outputs, compute_outputs, load_outputs, save_outputs
 from rp_lib.utils.errors import RPLibError
-from rp_lib.utils.io import StorageError, load_tensors, save_tensors
+from rp_lib.utils.io import StorageError, load_tensors, save_tensors, seal
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_files_of_the_first_format_are_read(full, tmp_path):
     tensors = {f"test/{key}": getattr(s, key) for key in ("features", "logits", "labels", "sources", "groups")}
     tensors |= {"head/weight": head.weight, "head/bias": head.bias}
     about["sets"] = [{"name": "test", "role": "test", "n": len(s), "derived": False, "among": None}]
-    save_tensors(tmp_path / "o", tensors, {**about, "sha256": _seal(tensors, about)})
+    save_tensors(tmp_path / "o", tensors, {**about, "sha256": seal(tensors, about)})
     assert torch.equal(load_outputs(tmp_path / "o").test.logits, s.logits)
 
 

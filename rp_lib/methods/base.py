@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import inspect
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -25,7 +23,7 @@ from rp_lib.trainer import Checkpoint, Group, History, Schedule, train
 from rp_lib.utils.device import evaluating
 from rp_lib.utils.distributed import on_main
 from rp_lib.utils.errors import RPLibError
-from rp_lib.utils.io import StorageError, load_tensors, save_tensors, tensors_sha256
+from rp_lib.utils.io import StorageError, load_tensors, save_tensors, seal
 from rp_lib.utils.preparation import Preparation
 
 log = logging.getLogger(__name__)
@@ -266,7 +264,7 @@ class Method(ABC):
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the trained weights, settings, classes, prompts and backbone."""
         keys = ("method", "settings", "class_names", "templates", "backbone_sha256")
-        return _seal(self.state_dict(), {key: self.metadata()[key] for key in keys})
+        return seal(self.state_dict(), {key: self.metadata()[key] for key in keys})
 
     def save(self, path: str | Path) -> None:
         """Write the trained part as safetensors, with the backbone's fingerprint and the classes.
@@ -276,7 +274,7 @@ class Method(ABC):
         tensors, metadata = self.state_dict(), {**self.metadata(), "fitted": self.is_fitted}
         if not self.is_fitted:
             log.warning("%s was never fitted: %s holds its start", self.name, path)
-        on_main(lambda: save_tensors(Path(path), tensors, {**metadata, "sha256": _seal(tensors, metadata)}))
+        on_main(lambda: save_tensors(Path(path), tensors, {**metadata, "sha256": seal(tensors, metadata)}))
 
     def check_labels(self, data: ImageSet) -> None:
         """Note what is trained on; raise unless its labels fit the classes."""
@@ -371,12 +369,6 @@ def _as_json(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
 
 
-def _seal(tensors: dict[str, Tensor], metadata: dict[str, object]) -> str:
-    """SHA-256 (hex) over what is saved, so that a changed weight, class or alpha is noticed."""
-    text = json.dumps(metadata, sort_keys=True)
-    return hashlib.sha256(f"{tensors_sha256(tensors)} {text}".encode()).hexdigest()
-
-
 def read_saved(
     path: str | Path, clip: FrozenCLIP | None, class_names: Sequence[str] | None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -389,7 +381,7 @@ def read_saved(
     tensors, meta = load_tensors(Path(path))
     if meta.get("format") != "rp_lib method 1":
         raise RPLibError(f"{path} holds no method saved by rp_lib")
-    if meta.pop("sha256", None) != _seal(tensors, meta):
+    if meta.pop("sha256", None) != seal(tensors, meta):
         raise StorageError(f"{path} was altered since it was saved (its SHA-256 differs); fetch or train it again")
     if not meta.get("fitted", True):  # absent in files of before it existed
         raise RPLibError(f"{path} holds a {meta['method']!r} that was never fitted: fit it, and save it again")

@@ -12,7 +12,6 @@ import hashlib
 import io
 import json
 import os
-import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,14 +42,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         partial.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:  # the latter names its cause in words alone
+        full = errno.ENOSPC, errno.EDQUOT
+        if getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full):
             raise StorageError(
                 f"the disk is full while writing {path}; free some space and run the same command again - "
                 "what was saved before is intact"
             ) from error
         raise StorageError(
-            f"cannot write {path} ({error.strerror or error}); choose another output folder or mend its permissions"
+            f"cannot write {path} ({getattr(error, 'strerror', None) or error}); choose another output folder or mend "
+            "its permissions"
         ) from error
     finally:
         with contextlib.suppress(OSError):  # a file where the folder should be; its error is raised above
@@ -79,11 +80,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
     ready = {name: t.clone() if t.nbytes < t.untyped_storage().nbytes() else t for name, t in ready.items()}
 
     def write(partial: Path) -> None:
-        try:
-            save_file(ready, partial, {key: json.dumps(value) for key, value in metadata.items()})
-        except SafetensorError as error:  # it names the cause in words alone
-            code = re.search(r"os error (\d+)", str(error))
-            raise OSError(int(code[1]) if code else errno.EIO, str(error)) from error
+        save_file(ready, partial, {key: json.dumps(value) for key, value in metadata.items()})
         with partial.open("rb+") as file:
             os.fsync(file.fileno())
 
@@ -172,6 +169,11 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name}{tuple(value.shape)}".encode())
         digest.update(value.contiguous().view(-1).view(torch.uint8).numpy())  # without a copy
     return digest.hexdigest()
+
+
+def seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Hex SHA-256 over all that is saved, so that a changed number, class or header is noticed."""
+    return hashlib.sha256(f"{tensors_sha256(tensors)} {json.dumps(metadata, sort_keys=True)}".encode()).hexdigest()
 
 
 def torch_save(state: dict[str, Any], path: Path) -> None:

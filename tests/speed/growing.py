@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import multiprocessing
 import re
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,6 @@ from rp_lib.metrics import ood_metrics
 from rp_lib.outputs import Head, MethodOutputs, Outputs, _LinearLogits, load_outputs, save_outputs
 from rp_lib.run.report import environment
 from rp_lib.utils.io import save_tensors, write_atomically
-from tests.speed.__main__ import apart
 
 WIDTH, SCALE = 512, 100.0
 TEMPLATES = [f"a photo number {i} of a {{}}, as seen from afar." for i in range(80)]
@@ -61,6 +62,12 @@ def main() -> None:
         print("| " + " | ".join(row) + " |")
     write_atomically(args.out, lambda path: path.write_text(json.dumps(record, indent=1) + "\n"))
     print(f"Wrote {args.out}")
+
+
+def apart(function: Callable[..., Found], *arguments: Any) -> Found:
+    """Call it in a process of its own. It is forked, which is sound as long as nothing was computed here."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def _measure(name: str, size: int, classes: int, backbone: str) -> Found:
