@@ -114,7 +114,7 @@ def test_killed_twenty_times_nothing_is_lost(tmp_path: Path):
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
     }
     done = subprocess.run(
-        [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, timeout=240, check=False,
+        [sys.executable, __file__, str(tmp_path)], capture_output=True, text=True, timeout=600, check=False,
         env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
