@@ -186,7 +186,7 @@ def _from_file(name: str, path: Path, options: dict[str, Any]) -> tuple[str, nn.
     state = None if path.suffix in (".npz", ".npy") else read_weights(path)
     if state is not None and state.keys() >= OPENAI_KEYS:
         name, options = _with_quick_gelu(name, f"the file {path.name}", options)
-    with _quiet():  # open_clip warns of random weights, which the file's are about to replace
+    with quiet_about_random_weights():  # open_clip warns of random weights, which the file's are about to replace
         model = _create(name, None, **options)
     try:
         if state is None:
@@ -304,7 +304,7 @@ def _fill(model: nn.Module, state: dict[str, Tensor], name: str, path: Path) -> 
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_about_random_weights() -> Iterator[None]:
     """Hold back open_clip's warning that a model has random weights."""
 
     def other(record: logging.LogRecord) -> bool:

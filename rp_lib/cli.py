@@ -10,15 +10,13 @@ import tomllib
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from rp_lib._version import __version__
 from rp_lib.run import CONFIGS, CORE, shipped
 from rp_lib.utils.errors import RPLibError
 
 if TYPE_CHECKING:
-    from tqdm import tqdm
-
     from rp_lib.data.download import DataStore
     from rp_lib.data.sources import DataSet, Sources
     from rp_lib.methods import Method
@@ -46,18 +44,6 @@ it trains what is new, and moves the earlier records to `earlier`.
 
 exit codes: 0 done, 2 bad input or environment, 6 data sets are missing, 130 interrupted
 """
-# Options of version 0.1.0 and what says the same today.
-_FORMER = {
-    "--track": "--config mini, or --config cifar10-paper", "--id": "--config cifar10-paper, or --config imagenet-paper",
-    "--folders": """--config folders --set 'data={id="folders", train="FOLDER", test="FOLDER"}'""",
-    "--detectors": """--set 'detectors=["msp", "energy"]'""", "--details": "nothing: every set is printed",
-    "--gpu": "rp_lib.run.cost.plan(config, gpu) in Python", "--backbone": "--set backbone.name=NAME",
-    "--utilisation": "rp_lib.run.cost.plan(config, gpu, utilisation) in Python", "--preset": "--set preset=NAME",
-    "--device": "--set device=NAME", "--precision": "--set precision=NAME", "--root": "--set data.root=FOLDER",
-    "--pretrained": "--set backbone.pretrained=FILE", "--subset": "--set data.subset=N",
-    "--per-class": "--set data.per_class=N",
-}  # fmt: skip
-
 
 def add_run_command(commands: argparse._SubParsersAction) -> None:
     """Add ``run`` to the commands of ``rp-lib``."""
@@ -229,18 +215,9 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
     return 0
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what took the place of an option that is gone."""
-
-    def error(self, message: str) -> NoReturn:
-        words = message.removeprefix("unrecognized arguments: ").split() if "unrecognized" in message else []
-        former = {name: _FORMER[name] for word in words if (name := word.partition("=")[0]) in _FORMER}
-        super().error("\n".join([message, *(f"instead of {name}: {today}" for name, today in former.items())]))
-
-
 def build_parser() -> argparse.ArgumentParser:
     """The complete parser."""
-    parser = _Parser(
+    parser = argparse.ArgumentParser(
         prog="rp-lib",
         description="Adapt CLIP without breaking it: reprogramming against fine-tuning on three axes.",
         epilog="Start with `rp-lib demo`.",
@@ -480,10 +457,9 @@ def _data(args: argparse.Namespace) -> None:
     except ValueError as error:
         raise RPLibError(f"--mirror: {error}") from error
     say = (lambda text: None) if args.quiet else print
-    bars = _Bars(enabled=not args.quiet and sys.stderr.isatty())
     limits = Limits(timeout=args.timeout, attempts=args.attempts)
-    sources = load_sources()
-    store = DataStore(args.root or default_root(), mirrors=mirrors, limits=limits, say=say, on_bytes=bars.update)
+    sources, root = load_sources(), args.root or default_root()
+    store = DataStore(root, mirrors=mirrors, limits=limits, say=say, progress=not args.quiet)
     own = dict(_assignment(text) for text in args.folder)
     for name in own:
         sources[name]  # refuses an unknown name before anything is done
@@ -500,18 +476,15 @@ def _data(args: argparse.Namespace) -> None:
     jobs = [(name, lambda n=name: store.adopt(sources[n], own[n])) for name in own]
     jobs += [(d.name, lambda d=d: store.check(d) if args.check else store.download(d)) for d in chosen]
     failed: dict[str, RPLibError] = {}
-    try:
-        for name, job in jobs:  # whatever becomes of the others
-            try:
-                job()
-                say(f"{name}: {store.state(sources[name]).text} ({store.home(sources[name])})")
-            except RPLibError as error:
-                if len(jobs) == 1:
-                    raise
-                failed[name] = error
-                print(f"rp-lib: {error}", file=sys.stderr)
-    finally:
-        bars.close()
+    for name, job in jobs:  # whatever becomes of the others
+        try:
+            job()
+            say(f"{name}: {store.state(sources[name]).text} ({store.home(sources[name])})")
+        except RPLibError as error:
+            if len(jobs) == 1:
+                raise
+            failed[name] = error
+            print(f"rp-lib: {error}", file=sys.stderr)
     if failed:
         error = RPLibError(f"{len(failed)} of {len(jobs)} data sets failed: {', '.join(failed)} (reasons above)")
         error.exit_code = next(code for code in _WORST if code in {e.exit_code for e in failed.values()})
@@ -566,27 +539,3 @@ def _assignment(text: str) -> tuple[str, Path]:
     if not equals or not path:
         raise RPLibError(f"--folder takes NAME=PATH, got {text!r}")
     return name, Path(path)
-
-
-class _Bars:
-    """One tqdm bar for the file that is on its way."""
-
-    def __init__(self, enabled: bool) -> None:
-        self._enabled, self._name = enabled, ""
-        self._bar: tqdm | None = None
-
-    def update(self, name: str, done: int, total: int | None) -> None:
-        if not self._enabled:
-            return
-        if self._bar is None or name != self._name:
-            from tqdm import tqdm
-
-            self.close()
-            self._name, self._bar = name, tqdm(total=total, initial=done, unit="B", unit_scale=True, desc=name)
-        self._bar.n, self._bar.total = done, total
-        self._bar.update(0)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None

@@ -261,8 +261,9 @@ class FrozenCLIP:
             float32, shape (C, d).
         """
         prompts = [t.format(c) for c in class_names for t in templates]
+        parts = self.tokenize(prompts).split(1024 if len(prompts) <= 1024 else 256)
         with evaluating():  # in parts, so that 80 templates of 1,000 classes fit into memory
-            features = torch.cat([self.encode_tokens(t) for t in self.tokenize(prompts).split(1024)])  # (C * T, d)
+            features = torch.cat([self.encode_tokens(part) for part in parts])  # (C * T, d)
         features = features.view(len(class_names), len(templates), -1)  # (C, T, d)
         return F.normalize(features.mean(1), dim=-1)
 

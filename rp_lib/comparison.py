@@ -10,7 +10,7 @@ import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,8 +19,8 @@ from rp_lib.outputs import MethodOutputs, check_comparable
 from rp_lib.stats import (
     TAILS,
     Design,
-    Ranking,
     Resamples,
+    auroc_and_fpr,
     crossed_interval,
     holm,
     in_threads,
@@ -179,12 +179,13 @@ def paired_bootstrap(
     axes = AXES[:1] + AXES[1:2] * bool(everyone[0].shifts) + AXES[2:] * bool(everyone[0].ood)
     by = {name: detector if isinstance(detector, str) else detector[name] for name in contestants}
     correct = _correct(everyone)
-    rankings = in_threads(lambda job: _ranking(job[1], by[job[0]]), named)
+    detectors = [build_detector(by[name]) if o.ood else None for name, o in named]
+    scores = in_threads(lambda job: job[0] and detection_scores(*job), zip(detectors, everyone, strict=True))
     # Some resamples at a time, of all methods: memory holds one block of draws.
     rows, blocks = max(1, BLOCK // sum(map(len, units.values()))), []
     for draws in resample_blocks(rows, units, derived, n_resamples, (0, 0)):
         accuracies = _accuracies(everyone[0], correct, draws)
-        detection = in_threads(lambda ranking, drawn=draws: _detection(ranking, everyone[0].test.name, drawn), rankings)
+        detection = in_threads(lambda found, drawn=draws: _detection(found, everyone[0].test.name, drawn), scores)
         blocks.append([
             np.stack([*(axis[:, everyone.index(job[1])] for axis in accuracies), *outside], 1)
             for job, outside in zip(named, detection, strict=True)
@@ -237,7 +238,7 @@ def _correct(everyone: Sequence[MethodOutputs]) -> dict[str, Array]:
     """By labelled image set, bool (n, methods)."""
     first = everyone[0]
     return {
-        name: np.stack([(o.sets[name].reported.argmax(1) == o.sets[name].labels).numpy() for o in everyone], 1)
+        name: np.stack([o.sets[name].correct for o in everyone], 1)
         for name in (first.test.name, *first.shifts)
     }
 
@@ -252,14 +253,9 @@ def _accuracies(first: MethodOutputs, correct: Mapping[str, Array], draws: Mappi
     return [test, *([np.mean(list(found.values()), axis=0)] if found else [])]
 
 
-def _ranking(outputs: MethodOutputs, detector: str) -> Ranking | None:
-    return Ranking(*detection_scores(build_detector(detector), outputs)) if outputs.ood else None
-
-
-def _detection(ranking: Ranking | None, test: str, draws: Mapping[str, Resamples]) -> list[Array]:
+def _detection(scores: Any, test: str, draws: Mapping[str, Resamples]) -> list[Array]:
     """float64 (1 + r,) AUROC and FPR95 of one fitted method as means over OOD sets; nothing if there are none."""
-    pairs = {} if ranking is None else ranking.auroc_and_fpr(draws[test], draws)
-    return list(np.mean(list(pairs.values()), axis=0)) if pairs else []
+    return [] if scores is None else list(np.mean(list(auroc_and_fpr(*scores, draws[test], draws).values()), axis=0))
 
 
 PARTS = ("id accuracy", "shift accuracy", "auroc")

@@ -92,6 +92,13 @@ def check_alpha(alpha: float) -> float:
     return alpha
 
 
+def check_strengths(**values: float) -> None:
+    """Raise ``RPLibError`` unless each of these factors, such as ``penalty=1.0``, is finite and not negative."""
+    for name, value in values.items():
+        if not 0 <= value < float("inf"):
+            raise RPLibError(f"{name} must be finite and >= 0, got {value}")
+
+
 PAPER = RPConfig()
 AS_RELEASED = PAPER.changed(
     placement="overlay", renormalize_residual=False, objective="contrastive-identity", loss="focal", text_rows="all",

@@ -8,7 +8,6 @@ probabilities.
 from __future__ import annotations
 
 import json
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, MutableMapping
 from dataclasses import asdict, dataclass
@@ -258,13 +257,7 @@ class _Gaussian:
 
 
 def _shrunk_covariance(scatter: Tensor, fourth: float, n: int) -> Tensor:
-    """Shrink a covariance towards a multiple of the identity (Ledoit and Wolf 2004, lemmas 3.2 to 3.4).
-
-    Args:
-        scatter: float64 (d, d), the sum of x x^T over n vectors of mean zero.
-        fourth: The sum of their |x|^4.
-        n: How many there are.
-    """
+    """Shrink the covariance of n centred x (Ledoit and Wolf 2004) from sums of x x^T, float64 (d, d), and of |x|^4."""
     d = len(scatter)
     sample = (scatter + scatter.T) / (2 * n)
     scale = sample.trace() / d
@@ -352,13 +345,13 @@ class NearestNeighbours(Detector):
         return self
 
     def confidence(self, outputs: Outputs) -> Tensor:
-        """Compute scores in [-2, 0].
+        """Compute scores in [-2, 0]: float32 finds the candidates, float64 decides between those that it ties."""
+        rows = max(1, PRODUCTS // len(self.known))
+        return -torch.cat([self._distances(_unit(block)) for block in outputs.features.split(rows)])
 
-        Exact: products in float32 find the candidates, and float64 decides between those that float32 cannot tell
-        apart.
-        """
-        images = _unit(outputs.features)
-        similarity, index = self._nearest(images.float())  # (n, k + some)
+    def _distances(self, images: Tensor) -> Tensor:
+        count = min(self.k + 14, len(self.known))
+        similarity, index = (images.float() @ self.known.T).topk(count)  # (n, k + 14), falling
         # A product of two unit vectors of d numbers in float32 is off by at most d + 4 roundings, in any order.
         unsure = 2 * (images.shape[1] + 4) * 2.0**-24
         gap = similarity - similarity[:, self.k - 1 : self.k]
@@ -367,31 +360,10 @@ class NearestNeighbours(Detector):
         distance[of, column] = (images[of] - _unit(self.train[index[of, column]])).norm(dim=1)
         found = distance.kthvalue(self.k, dim=1).values
         # Where even the last candidate is too near to call, others may be as near: all are compared.
-        crowded = (gap[:, -1] >= -unsure).nonzero()[:, 0] if similarity.shape[1] < len(self.known) else []
-        for i in crowded:
+        for i in (gap[:, -1] >= -unsure).nonzero()[:, 0] if count < len(self.known) else ():
             near = torch.cat([(_unit(block) - images[i]).norm(dim=1) for block in self.train.split(BLOCK)])
             found[i] = near.kthvalue(self.k).values
-        return -found
-
-    def _nearest(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Find the k + 14 largest similarities, float32 (n, k + 14) falling, and whose they are, int64."""
-        count = min(self.k + 14, len(self.known))
-        best, index = torch.empty(len(images), 0), torch.empty(len(images), 0, dtype=torch.int64)
-        step = max(BLOCK, PRODUCTS // len(images))
-        for start in range(0, len(self.known), step):
-            products = images @ self.known[start : start + step].T  # (n, m)
-            # The largest numbers stand in the columns with the largest maxima, of a table of some rows for each image.
-            rows = max(1, math.isqrt(products.shape[1] // count))
-            columns = products.shape[1] // rows
-            maxima = products[:, : rows * columns].unflatten(1, (rows, columns)).amax(1)
-            top = maxima.topk(min(count, columns)).indices  # (n, count)
-            of = (top[:, None] + columns * torch.arange(rows)[:, None]).flatten(1)
-            rest = torch.arange(rows * columns, products.shape[1]).expand(len(images), -1)
-            of = torch.cat([of, rest], 1)
-            best = torch.cat([best, products.gather(1, of)], 1)
-            best, kept = best.topk(min(count, best.shape[1]))
-            index = torch.cat([index, start + of], 1).gather(1, kept)
-        return best, index
+        return found
 
 
 @register

@@ -55,8 +55,9 @@ def accuracy_rows(outputs: MethodOutputs, n_resamples: int = OOD_RESAMPLES) -> l
     rows: list[Row] = []
     seed, shifted = outputs.seed, []
     for data in (outputs.test, *outputs.shifts.values(), *outputs.controls.values()):
-        correct = (data.reported.argmax(1) == data.labels).numpy()
-        gaps = calibration_gaps(data.reported.double().softmax(1).numpy(), data.labels.numpy())
+        correct = data.correct
+        blocks = [calibration_gaps(block.reported.double().softmax(1), block.labels) for block in data.blocks]
+        gaps = map(np.concatenate, zip(*blocks, strict=True))
         ece, floor = calibration_error(*gaps, _draw_pictures(data, n_resamples, seed))
         measured = {
             "accuracy": accuracy_interval(correct, data, seed), "ece": ece, "ece floor": Interval(floor, floor, floor),

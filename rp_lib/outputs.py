@@ -7,14 +7,15 @@ one file per fitted method and seed holds all image sets, with a header that say
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import logging
+from collections import UserDict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,9 +27,10 @@ from rp_lib.negative_labels import NegativeWords
 from rp_lib.utils.device import evaluating
 from rp_lib.utils.distributed import on_main
 from rp_lib.utils.errors import RPLibError
-from rp_lib.utils.io import StorageError, load_tensors, save_tensors, tensors_sha256
+from rp_lib.utils.io import StorageError, load_tensors, save_tensors, seal
 
-FORMAT = "rp_lib outputs 1"
+FORMAT = "rp_lib outputs 2"
+LINEAR = ("features", "scale", "weight", "bias")
 BLOCK = 2**18  # numbers of one block of images, 2 MB of float64: what a score computes of them stays in the cache
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,59 @@ class Head:
 
 
 @dataclass(frozen=True, eq=False)
+class _LinearLogits:
+    """Logits (n, C) as what they follow from, float32 and to the bit: ``(scale * features) @ weight.T + bias``."""
+
+    features: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+    ndim: ClassVar[int] = 2
+
+    @staticmethod
+    def candidates(method: Method, d: int) -> list[_LinearLogits]:
+        """Read off a method's scale, weight and bias, without features, in the two orders that methods multiply in."""
+        # Unit vectors times 2^60 give weights to the last digit: no bias is large enough to change any.
+        none, long = torch.zeros(1, d), 2.0**60 * torch.eye(d)
+        bias, scales = method.head(none)[0], torch.tensor([method.clip.logit_scale, 1.0])
+        return [_LinearLogits(none, s, method.head(long / s).T.contiguous() / 2.0**60, bias) for s in scales]
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, rows: slice) -> _LinearLogits:
+        return replace(self, features=self.features[rows])
+
+
+@functools.lru_cache(maxsize=4)  # of the blocks that are being scored
+def _computed(x: _LinearLogits) -> Tensor:
+    return F.linear(x.features if x.scale == 1 else x.scale * x.features, x.weight, x.bias if x.bias.any() else None)
+
+
+def _read(logits: Tensor | _LinearLogits) -> Tensor:
+    return _computed(logits) if isinstance(logits, _LinearLogits) else logits
+
+
+class _Logits:
+    """A field of an object that reads as a tensor."""
+
+    def __get__(self, outputs: Outputs | None, owner: type) -> Tensor:
+        if outputs is None:
+            raise AttributeError("logits")  # the field has no default
+        return _read(outputs.__dict__["logits"])
+
+    def __set__(self, outputs: Outputs, logits: Tensor | _LinearLogits) -> None:
+        outputs.__dict__["logits"] = logits
+
+
+class _Others(UserDict[str, Any]):
+    """A mapping whose values read as tensors; ``data`` holds them as they are stored."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return _read(self.data[name])
+
+
+@dataclass(frozen=True, eq=False)
 class Outputs:
     """Hold the features and logits of a fitted method for one image set.
 
@@ -92,7 +147,7 @@ class Outputs:
     name: str
     role: str
     features: Tensor
-    logits: Tensor
+    logits: Tensor = cast(Tensor, _Logits())  # noqa: RUF009 - a descriptor
     labels: Tensor | None
     sources: Tensor
     groups: Tensor
@@ -102,9 +157,10 @@ class Outputs:
     class_subset: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "others", _Others(getattr(self.others, "data", self.others)))
         n = len(self.features)
-        matrices = {"features": self.features, "logits": self.logits}
-        matrices |= {f"logits of {name}": logits for name, logits in self.others.items()}
+        matrices = {"features": self.features, "logits": self.__dict__["logits"]}
+        matrices |= {f"logits of {name}": logits for name, logits in self.others.data.items()}
         vectors = {"labels": self.labels, "sources": self.sources, "groups": self.groups}
         for what, values, ndim in [(k, v, 2) for k, v in matrices.items()] + [(k, v, 1) for k, v in vectors.items()]:
             if values is not None and (values.ndim != ndim or len(values) != n):
@@ -117,18 +173,20 @@ class Outputs:
     def blocks(self) -> list[Outputs]:
         """The images in runs of some hundreds, as views."""
         negatives = 0 if self.head is None or self.head.negatives is None else len(self.head.negatives)
-        rows = max(64, BLOCK // max(1, self.features.shape[1], self.logits.shape[1], negatives))
-        if len(self) <= rows:
-            return [self]
-        ranges = [slice(start, start + rows) for start in range(0, len(self), rows)]
-        return [
-            replace(
-                self, features=self.features[r], logits=self.logits[r],
-                labels=None if self.labels is None else self.labels[r], sources=self.sources[r], groups=self.groups[r],
-                others={name: logits[r] for name, logits in self.others.items()},
-            )
-            for r in ranges
-        ]  # fmt: skip
+        rows = max(64, BLOCK // max(1, self.features.shape[1], self.logits[:1].shape[1], negatives))
+        # The last block takes what is left: products of a few rows are rounded in another way.
+        starts = range(0, max(1, len(self) - rows + 1), rows)
+        ranges = [slice(start, end) for start, end in zip(starts, [*starts[1:], None], strict=True)]
+        return [self] if len(ranges) == 1 else [self._rows(r) for r in ranges]
+
+    def _rows(self, rows: slice) -> Outputs:
+        parts = {k: v[rows] for k, v in self.__dict__.items() if isinstance(v, (Tensor, _LinearLogits))}
+        return replace(self, others={k: v[rows] for k, v in self.others.data.items()}, **parts)
+
+    @property
+    def correct(self) -> np.ndarray:
+        """Whether the reported prediction is the label, bool (n,)."""
+        return torch.cat([block.reported.argmax(1) == block.labels for block in self.blocks]).numpy()
 
     @property
     def reported(self) -> Tensor:
@@ -226,17 +284,22 @@ def save_outputs(path: str | Path, outputs: MethodOutputs) -> None:
     (head,) = heads.values()
     tensors = {f"head/{k}": getattr(head, k) for k in ("weight", "bias", "negatives")}
     for name, s in outputs.sets.items():
-        for key in ("features", "logits", "labels", "sources", "groups"):
-            tensors[f"{name}/{key}"] = getattr(s, key)
-        tensors |= {f"{name}/others/{other}": logits for other, logits in s.others.items()}
-    # Sets that share a tensor (a derived one has the labels of the test set) are stored on their own.
-    tensors = {key: t.clone() for key, t in tensors.items() if t is not None}
+        tensors |= {f"{name}/{key}": getattr(s, key) for key in ("features", "labels", "sources", "groups")}
+        logits = {f"{name}/logits": s.__dict__["logits"], **{f"{name}/others/{k}": v for k, v in s.others.data.items()}}
+        for key, found in logits.items():
+            linear = isinstance(found, _LinearLogits)
+            tensors |= {f"{key}/{part}": getattr(found, part) for part in LINEAR} if linear else {key: found}
+    # What image sets or methods share is stored once.
+    first: dict[tuple[Any, ...], str] = {}
+    same = {k: first.setdefault((t.data_ptr(), t.shape), k) for k, t in tensors.items() if t is not None}
+    tensors = {key: tensors[key] for key in first.values()}
     sets = [
         {"name": s.name, "role": s.role, "n": len(s), "derived": s.derived, "among": s.class_subset}
         for s in outputs.sets.values()
     ]
-    about = json.loads(json.dumps({**outputs.about, "sets": sets}))
-    on_main(lambda: save_tensors(Path(path), tensors, {**about, "sha256": _seal(tensors, about)}))
+    same = {key: of for key, of in same.items() if of != key}
+    about = json.loads(json.dumps({**outputs.about, "format": FORMAT, "sets": sets, "same": same}))
+    on_main(lambda: save_tensors(Path(path), tensors, {**about, "sha256": seal(tensors, about)}))
 
 
 def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> MethodOutputs:
@@ -253,14 +316,19 @@ def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> Method
     tensors, about = load_tensors(Path(path))
     if about.get("half_precision") or any(key.endswith("/reported_logits") for key in tensors):
         raise RPLibError(f"{path} holds scores of the released detection script, saved by 0.1.0; compute it again")
-    if about.get("format") != FORMAT:
+    if about.get("format") not in (FORMAT, "rp_lib outputs 1"):  # the older ones hold all logits
         raise RPLibError(f"{path} holds no outputs saved by this version of rp_lib; compute them again")
-    if about.pop("sha256", None) != _seal(tensors, about):
+    if about.pop("sha256", None) != seal(tensors, about):
         raise StorageError(f"{path} was altered since it was saved (its SHA-256 differs); compute it again")
     if benchmark is not None and about["benchmark_sha256"] != benchmark.fingerprint:
         raise RPLibError(
             f"{path} holds outputs for another version of the benchmark {about['benchmark']!r}; compute them again"
         )
+    tensors |= {key: tensors[of] for key, of in about.pop("same", {}).items()}
+
+    def logits(key: str) -> Tensor | _LinearLogits:
+        return tensors[key] if key in tensors else _LinearLogits(*(tensors[f"{key}/{part}"] for part in LINEAR))
+
     head = Head(
         *(tensors.get(f"head/{k}") for k in ("weight", "bias")), logit_scale=about["logit_scale"],
         negatives=tensors.get("head/negatives"),
@@ -268,17 +336,13 @@ def load_outputs(path: str | Path, benchmark: Benchmark | None = None) -> Method
     sets = {}
     for stored in about.pop("sets"):
         name = stored["name"]
-        parts = {k: tensors.get(f"{name}/{k}") for k in ("features", "logits", "labels", "sources", "groups")}
-        others = {other: tensors[f"{name}/others/{other}"] for other in about["others"]}
+        parts = {k: tensors.get(f"{name}/{k}") for k in ("features", "labels", "sources", "groups")}
+        parts["logits"] = logits(f"{name}/logits")
+        others = {other: logits(f"{name}/others/{other}") for other in about["others"]}
         subset = stored.get("among")  # absent in files of before it existed
         sets[name] = Outputs(name, stored["role"], **parts, head=head, derived=stored["derived"], others=others,
                              class_subset=None if subset is None else tuple(subset))  # fmt: skip
     return MethodOutputs(about, sets)
-
-
-def _seal(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> str:
-    """Compute SHA-256 (hex) over all that is saved, so that a changed number or header is noticed."""
-    return hashlib.sha256(f"{tensors_sha256(tensors)} {json.dumps(about, sort_keys=True)}".encode()).hexdigest()
 
 
 def check_comparable(outputs: Collection[MethodOutputs]) -> None:
@@ -328,13 +392,19 @@ def compute_outputs(
     if len({s.name for s in images}) != len(images):
         raise RPLibError(f"two image sets of benchmark {benchmark.name!r} have the same name; rename one")
 
-    def outputs_of(by: Method, data: ImageSet) -> tuple[Tensor, Tensor]:
+    linear: dict[Method, list[_LinearLogits]] = {}
+
+    def outputs_of(by: Method, data: ImageSet) -> tuple[Tensor, Tensor | _LinearLogits]:
         label = f"{by.name}: {data.name}" if progress else None
         features = by.mix_features(*(store.get(e, data, label) for e in by.encoders))
-        return features, by.head(features)
+        logits = by.head(features)
+        linear[by] = linear.get(by) or _LinearLogits.candidates(by, features.shape[1])
+        tried = (replace(parts, features=features) for parts in linear[by])
+        return features, next((found for found in tried if torch.equal(_read(found), logits)), logits)
 
     features = {data.name: outputs_of(method, data) for data in images}
-    head = head_of(method, *next(iter(features.values())), negatives)
+    first, logits = next(iter(features.values()))
+    head = head_of(method, first, _read(logits), negatives)
     sets = {}
     for data in images:
         read = data.for_classes(method.class_names)

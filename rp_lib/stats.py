@@ -3,21 +3,7 @@
 Every bootstrap interval comes from :class:`Resamples`: counts of how often each picture, designer or seed is drawn.
 Statistics are then weighted sums, so all methods, detectors and metrics share the same resamples, in milliseconds.
 
-How often a difference between two methods that are equally good is called real, at p < 0.05 (percent of 500 simulated
-evaluations on the mini benchmark's designers, three seeds; ID accuracy, mean accuracy over shifts, AUROC, FPR95; the
-standard error of each is about one point). "Seeds" and "designers" say what makes methods differ by chance:
-
-======================================= =================== =================== ===================
-procedure                               seeds               designers           both
-======================================= =================== =================== ===================
-percentiles, pictures and seeds drawn    20.8 17.6 19.6  2.6 55.8 44.8 80.4 53.8 34.4 28.0 60.4 42.6
-percentiles, designers and seeds drawn   22.0 17.6 20.6  2.8 11.6 10.6 10.6  8.4 13.4  9.6  9.2  7.0
-normal interval of the two variances     17.4 14.4 14.6  4.0 10.4  6.2  8.0  9.0  8.2  5.8  6.4  8.2
-t, Satterthwaite's degrees of freedom     7.6  6.0  6.4  3.6  4.8  4.0  5.6  6.8  4.8  3.0  4.4  6.0
-:func:`crossed_interval`                  5.0  4.6  4.2  1.2  4.0  1.8  5.2  4.4  3.0  1.6  2.4  3.2
-======================================= =================== =================== ===================
-
-With five seeds and both it errs in 3.2 3.4 5.0 5.0 %; a test repeats a part of this.
+What intervals of differences do between methods that are equally good is simulated in ``tests/test_stats.py``.
 """
 
 from __future__ import annotations
@@ -274,7 +260,7 @@ def crossed_interval(numbers: Array, designs: Sequence[Design]) -> tuple[Array, 
     The variance of a mean over crossed clusters and seeds is that between clusters plus that between seeds, less what
     both hold (Owen 2007; Cameron, Gelbach and Miller 2011). Each part has few degrees of freedom and its own t
     quantile, ``half^2 = t_clusters^2 V_clusters + t_seeds^2 V_seeds`` (Banerjee 1960), which errs on the safe side; one
-    t of Satterthwaite's degrees of freedom does not, see the table above. With one seed nothing is known of others.
+    t of Satterthwaite's degrees of freedom does not. With one seed nothing is known of others.
 
     Args:
         numbers: float64 (s, 1 + r, ..., a), for s seeds: the number of the data, then those of r resamples of clusters,
@@ -511,49 +497,37 @@ def auroc_and_fpr(
     Returns:
         By set, two float64 (1 + r,) arrays of fractions.
     """
-    return Ranking(id_scores, ood_scores).auroc_and_fpr(id_draws, ood_draws)
-
-
-class Ranking:
-    """Hold where OOD scores stand among sorted ID scores, for :func:`auroc_and_fpr` of many blocks of resamples."""
-
-    def __init__(self, id_scores: Array, ood_scores: Mapping[Any, Array]) -> None:
-        self.descending = np.argsort(-id_scores, kind="stable")
-        ranked = id_scores[self.descending]
-        # How many ID scores are above each OOD score, and how many are not below it: ties count half.
-        self.above = {k: len(ranked) - np.searchsorted(ranked[::-1], s, "right") for k, s in ood_scores.items()}
-        self.least = {k: len(ranked) - np.searchsorted(ranked[::-1], s, "left") for k, s in ood_scores.items()}
-
-    def auroc_and_fpr(
-        self, id_draws: Resamples, ood_draws: Mapping[Any, Resamples]
-    ) -> dict[Any, tuple[Array, Array]]:
-        """Compute :func:`auroc_and_fpr` of these scores."""
-        above, least, n_id, rows = self.above, self.least, len(self.descending), len(id_draws.weights)
-        found = {name: (np.empty(rows), np.empty(rows)) for name in above}
-        step = max(1, BLOCK // max(n_id, *map(len, above.values())))
-        for start in range(0, rows, step):
-            block = slice(start, start + step)
-            # counts[k]: how many of the k highest ID scores each resample of the block drew.
-            counts = np.zeros((1 + n_id, len(id_draws.weights[block])), np.float32)
-            np.take(id_draws.weights[block].T, self.descending, axis=0, out=counts[1:])
-            for before, row in itertools.pairwise(counts):  # np.cumsum runs down each column: far slower
-                row += before
-            n = counts[-1].astype(np.float64)
-            # The strictest threshold that accepts enough is an ID score that was drawn; ties with it are accepted too.
-            first = _first_row_reaching(counts[1:], n, TPR)
-            for name in above:
-                drawn = ood_draws[name].weights[block].T  # (m, rows)
-                m = drawn.sum(0, dtype=np.float64)
-                # AUROC: pairs in which the ID score is higher, plus half of the ties, as twice their number over 2 n m.
-                won = counts[above[name]]
-                won += won if (above[name] == least[name]).all() else counts[least[name]]
-                exact = np.float32 if 2 * n.max() * m.max() <= EXACT else np.float64
-                auroc, fpr = found[name]
-                auroc[block] = np.einsum("mr,mr->r", drawn, won, dtype=exact) / (2 * n * m)
-                # FPR: the drawn OOD scores that no more ID scores exceed than the threshold.
-                accepted = np.less_equal(above[name][:, None], first, out=won)
-                fpr[block] = np.einsum("mr,mr->r", drawn, accepted, dtype=exact) / m
-        return found
+    rows = len(id_draws.weights)
+    found = {name: (np.empty(rows), np.empty(rows)) for name in ood_scores}
+    descending = np.argsort(-id_scores, kind="stable")
+    ranked = id_scores[descending]
+    # How many ID scores are above each OOD score, and how many are not below it: ties count half.
+    above = {name: len(ranked) - np.searchsorted(ranked[::-1], s, "right") for name, s in ood_scores.items()}
+    least = {name: len(ranked) - np.searchsorted(ranked[::-1], s, "left") for name, s in ood_scores.items()}
+    step = max(1, BLOCK // max(len(id_scores), *(len(s) for s in ood_scores.values())))
+    for start in range(0, rows, step):
+        block = slice(start, start + step)
+        # counts[k]: how many of the k highest ID scores each resample of the block drew.
+        counts = np.zeros((1 + len(ranked), len(id_draws.weights[block])), np.float32)
+        np.take(id_draws.weights[block].T, descending, axis=0, out=counts[1:])
+        for before, row in itertools.pairwise(counts):  # np.cumsum runs down each column: far slower
+            row += before
+        n = counts[-1].astype(np.float64)
+        # The strictest threshold that accepts enough is an ID score that was drawn; ties with it are accepted too.
+        first = _first_row_reaching(counts[1:], n, TPR)
+        for name in ood_scores:
+            drawn = ood_draws[name].weights[block].T  # (m, rows)
+            m = drawn.sum(0, dtype=np.float64)
+            # AUROC: pairs in which the ID score is higher, plus half of the ties, as twice their number over 2 n m.
+            won = counts[above[name]]
+            won += won if (above[name] == least[name]).all() else counts[least[name]]
+            exact = np.float32 if 2 * n.max() * m.max() <= EXACT else np.float64
+            auroc, fpr = found[name]
+            auroc[block] = np.einsum("mr,mr->r", drawn, won, dtype=exact) / (2 * n * m)
+            # FPR: the drawn OOD scores that no more ID scores exceed than the threshold.
+            accepted = np.less_equal(above[name][:, None], first, out=won)
+            fpr[block] = np.einsum("mr,mr->r", drawn, accepted, dtype=exact) / m
+    return found
 
 
 def _first_row_reaching(counts: Array, n: Array, tpr: float) -> Array:

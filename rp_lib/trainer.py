@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import logging
 import math
-import os
-import re
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,9 +23,12 @@ from tqdm import tqdm
 from rp_lib.utils import distributed
 from rp_lib.utils.device import autocast_dtype, computing
 from rp_lib.utils.errors import RPLibError, UnknownName
-from rp_lib.utils.io import StorageError, tensors_sha256, torch_save, write_atomically
+from rp_lib.utils.io import StorageError, check_writable, tensors_sha256, torch_save, write_atomically
 
+log = logging.getLogger(__name__)
 SCHEDULES = ("constant", "cosine", "steps")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+LOOK = {"cpu": 1}  # steps from one look at the losses to the next; 50 elsewhere, as a look waits for the device
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,6 @@ class Schedule:
     warmup_steps: int = 0
     seed: int = 1
     precision: str = "auto"
-    validate_every: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in SCHEDULES:
@@ -93,29 +94,26 @@ def prefetch(indices: Sequence[Tensor], take: Callable[[Tensor], tuple[Tensor, .
 
 # The state of a training run on disk: when it is written, and how a run goes on from it.
 
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """Where the state of a run is kept, and how often it is written; any of the three makes it due.
+    """Where the state of a run is kept, and how often it is written: what a kill can cost.
 
     Attributes:
-        path: the file.
-        epochs: after every so many epochs; 0 never; None leaves it to the method (1; 20 of a linear probe).
-        steps: after every so many optimizer steps; 0 never.
-        minutes: as soon as so many have passed since the last one; 0 never. Bounds what a kill can cost when epochs
-            are long.
-        keep: leave the file, with the final state, when the run is whole, for whoever removes it as soon as what was
+        path: The file.
+        minutes: From one to the next, at least; more where writing takes long, so that it stays one per cent of the
+            time. 0 writes after every step.
+        keep: Leave the file, with the final state, when the run is whole, for whoever removes it as soon as what was
             trained is safe elsewhere; else it is removed then.
     """
 
     path: Path
-    epochs: int | None = None
-    steps: int = 0
-    minutes: float = 10.0
+    minutes: float = 0.5
     keep: bool = False
 
     def __post_init__(self) -> None:
-        if (self.epochs or 0) < 0 or self.steps < 0 or not self.minutes >= 0:
-            raise RPLibError("epochs, steps and minutes between checkpoints must be >= 0; 0 means never")
+        if not self.minutes >= 0:
+            raise RPLibError("minutes between checkpoints must be >= 0; 0 means after every step")
 
 
 @dataclass
@@ -129,11 +127,10 @@ class History:
 class RunState:
     """What a run must know to go on: trained module, optimizers, gradient scaler, history, and where it is.
 
-    Only the main process writes; the others hold the same state.
+    Every process holds the same state; the main one writes it.
 
     Attributes:
-        epoch, position: epochs done, and batches done in the one after them.
-        failure: why the main of several processes could not write; the next :meth:`check` raises it in all of them.
+        epoch, position: Epochs done, and batches done in the one after them.
     """
 
     def __init__(
@@ -148,53 +145,44 @@ class RunState:
         self.module, self.optimizers, self.scaler, self.history = module, optimizers, scaler, history
         self.identity, self.checkpoint = identity, checkpoint
         self.epoch = self.position = 0
-        self.failure: StorageError | None = None
-        self._written = time.monotonic()
+        self.look: Callable[[], None] = lambda: None  # reads losses that are not in the history yet
+        self._written, self._pause = time.monotonic(), 60 * checkpoint.minutes if checkpoint else 0.0
 
     def save(self) -> None:
-        """Write the checkpoint, if one is wanted and this is the main process.
+        """Write the checkpoint, if one is wanted. Collective.
 
         Raises:
-            StorageError: it cannot be written; the one before is intact. Of several processes none raises it here,
-                where only one of them would, but all do in :meth:`check`.
+            StorageError: It cannot be written; the one before is intact.
         """
-        if self.checkpoint is None or not distributed.is_main():
+        self.look()
+        if self.checkpoint is None:
             return
+        begun = time.monotonic()
+        distributed.on_main(self._write)
+        self._written = time.monotonic()
+        if self.checkpoint.minutes:
+            self._pause = max(60 * self.checkpoint.minutes, 100 * (self._written - begun))
+
+    def _write(self) -> None:
         state = {
             "identity": self.identity, "module": self.module.state_dict(), "scaler": self.scaler.state_dict(),
             "optimizers": [o.state_dict() for o in self.optimizers], "epoch": self.epoch, "position": self.position,
             "losses": self.history.losses, "accuracies": self.history.accuracies,
         }  # fmt: skip
-        try:
-            write_atomically(self.checkpoint.path, lambda partial: torch_save(state, partial))
-        except StorageError as error:
-            if distributed.world_size() == 1:
-                raise
-            self.failure = error
-        self._written = time.monotonic()
+        write_atomically(self.checkpoint.path, lambda partial: torch_save(state, partial))
 
-    def check(self, asked: bool = False) -> bool:
-        """Whether any process is asked to stop; all processes must call this. They meet here.
+    def save_if_due(self, stop: bool) -> None:
+        """Write the checkpoint if the last one is old enough, or if any process is to stop. Collective.
 
         Raises:
-            StorageError: in every process, if the checkpoint could not be written.
+            KeyboardInterrupt: In every process if any is to stop, and behind the checkpoint.
         """
-        said = distributed.all_reduce_max(2 if self.failure is not None else int(asked))
-        if said == 2:
-            raise self.failure or StorageError("the main process could not write the checkpoint; its message says why")
-        return said == 1
-
-    def save_if_due(self) -> None:
-        """Write the checkpoint if its rule says so; to be called after every step, and after every epoch."""
-        rule = self.checkpoint
-        if rule is None:
-            return
-        at_end = self.position == 0
-        by_epochs = at_end and rule.epochs and self.epoch % rule.epochs == 0
-        by_steps = rule.steps and len(self.history.losses) % rule.steps == 0
-        by_time = rule.minutes and time.monotonic() - self._written >= 60 * rule.minutes
-        if by_epochs or by_steps or by_time:
+        due = self.checkpoint is not None and time.monotonic() - self._written >= self._pause
+        agreed = distributed.all_reduce_max(2 if stop else int(due))
+        if agreed:
             self.save()
+        if agreed == 2:
+            raise KeyboardInterrupt
 
     def resume(self, device: torch.device) -> bool:
         """Take over what the checkpoint holds, if it is there; returns whether it was.
@@ -207,33 +195,26 @@ class RunState:
         if self.checkpoint is None:
             return False
         path = self.checkpoint.path
-        content = distributed.read_on_main(lambda: _read(path))
+        content = distributed.on_main(lambda: _read(path))
         if content is None:
             return False
         failure: StorageError | None = None
         try:
-            self._load(content, path, device)
+            self._take(torch.load(io.BytesIO(content), map_location=device, weights_only=True))
         except StorageError as error:
             failure = error
+        except Exception as error:  # a damaged zip, a missing key, a tensor of another shape
+            # Not torch's own message: it advises to load the file without its safeguard.
+            kind = type(error).__name__
+            failure = StorageError(f"{path} is damaged or no rp_lib checkpoint ({kind}); remove it to start anew")
         if distributed.any_process(failure is not None):
             raise failure or StorageError(f"another process could not take over {path}; its own message says why")
         return True
 
-    def _load(self, content: bytes, path: Path, device: torch.device) -> None:
-        try:
-            state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-            if state["identity"] != self.identity:
-                raise StorageError(f"{path} belongs to a run with other data or settings; remove it to start anew")
-            self._take(state)
-        except StorageError:
-            raise
-        except Exception as error:  # a damaged zip, a missing key, a tensor of another shape
-            # Not torch's own message: it advises to load the file without its safeguard.
-            raise StorageError(
-                f"{path} is damaged or no rp_lib checkpoint ({type(error).__name__}); remove it to start anew"
-            ) from error
-
     def _take(self, state: dict[str, Any]) -> None:
+        if state["identity"] != self.identity:
+            path = self.checkpoint.path
+            raise StorageError(f"{path} belongs to a run with other data or settings; remove it to start anew")
         self.module.load_state_dict(state["module"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
@@ -249,7 +230,6 @@ class RunState:
         """
         if self.checkpoint is not None and self.checkpoint.keep:
             self.save()
-            self.check()
         elif self.checkpoint is not None:
             path = self.checkpoint.path
             distributed.on_main(lambda: path.unlink(missing_ok=True))  # gone for all when any goes on
@@ -257,7 +237,9 @@ class RunState:
 
 def _read(path: Path) -> bytes | None:
     """The file's bytes, or None if it is not there."""
-    _sweep(path)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # half-written by a killed process
+        with contextlib.suppress(OSError):
+            left.unlink()
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):  # writing it will say what is wrong with the folder
@@ -269,42 +251,8 @@ def _read(path: Path) -> bytes | None:
         ) from error
 
 
-def _sweep(path: Path) -> None:
-    """Remove what a killed process left half-written beside ``path``."""
-    if not path.parent.is_dir():
-        return
-    name = re.compile(rf"\.{re.escape(path.name)}\.(\d+)\.partial")
-    for entry in path.parent.iterdir():
-        found = name.fullmatch(entry.name)
-        if found and not _alive(int(found[1])):
-            with contextlib.suppress(OSError):
-                entry.unlink()
-
-
-def _alive(process: int) -> bool:
-    if os.name == "nt":  # there, asking would interrupt it
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is there, but another user's
-        return True
-    return True
-
-
 # One training loop for every method: seeded, resumable to the bit, and without waste.
-#
-# A method hands over a :class:`Task`: what is trained, the loss of a batch, the accuracy on validation data.
-# The loop does the rest. Nothing that is not trained gets a gradient, images stay uint8 until their batch is
-# due, and a run that was interrupted goes on exactly where it stopped.
-
-__all__ = [
-    "OPTIMIZERS", "SCHEDULES", "Checkpoint", "Group", "History", "Schedule", "Task", "TrainingDiverged", "batches",
-    "interrupt_between_steps", "train",
-]  # fmt: skip
-log = logging.getLogger(__name__)
-OPTIMIZERS = ("adam", "adamw", "sgd")
+# Nothing that is not trained gets a gradient, and images stay uint8 until their batch is due.
 
 
 class TrainingDiverged(RPLibError):
@@ -369,10 +317,8 @@ def train(
     validate: Callable[[], float] | None = None,
     identity: str = "",
     checkpoint: Path | Checkpoint | None = None,
-    checkpoint_every: int = 1,
     content: str | None = None,
     progress: str | None = None,
-    on_epoch: Callable[[int, History], None] | None = None,
 ) -> History:
     """Train ``task`` and return its history. Several processes share the work, see :mod:`rp_lib.utils.distributed`.
 
@@ -384,14 +330,11 @@ def train(
         validate: returns the accuracy on validation data, as a fraction; called after each epoch.
         identity: all that the run depends on next to data and schedule; a checkpoint of another run is refused.
         checkpoint: file to write now and then and on Ctrl-C, and to resume from if it is there; removed when the run
-            is whole. A path alone means after every ``checkpoint_every`` epochs, and every ten minutes in between;
-            a :class:`rp_lib.trainer.Checkpoint` says how often, and whether it stays.
-        checkpoint_every: epochs from one checkpoint to the next.
+            is whole. A :class:`rp_lib.trainer.Checkpoint` also says how often, and whether it stays.
         content: digest that stands for ``inputs`` in the checkpoint. For data that is not in memory: without it, a
             checkpoint reads all of them once, to be sure that it is resumed with the same. With it, batches are
             read one step ahead of use.
         progress: label of a progress bar on stderr; None shows none.
-        on_epoch: called after each epoch with (epochs done, history).
 
     Raises:
         TrainingDiverged: a loss is NaN or infinite.
@@ -410,19 +353,27 @@ def train(
     steps = len(batches(len(labels), schedule.batch_size, 0, 0))
     total = schedule.epochs * steps
     rule = Checkpoint(checkpoint) if isinstance(checkpoint, Path) else checkpoint
-    if rule is not None and rule.epochs is None:
-        rule = replace(rule, epochs=checkpoint_every)
     identity = f"{asdict(schedule)} {identity} {_digest(inputs, labels, content)}" if rule else ""
+    if rule:  # a folder that cannot be written is refused now, not when the first checkpoint is due
+        distributed.on_main(lambda: check_writable(rule.path.parent))
     state = RunState(task.modules(), optimizers, scaler, history, identity, rule)
     if state.resume(device):
         log.info("resuming from %s at epoch %d, step %d", rule and rule.path, state.epoch, state.position)
 
-    def stop_if(asked: bool) -> None:
-        if state.check(asked):
-            state.save()
-            state.check()  # no process leaves, and ends the launcher's patience, before it is saved
-            raise KeyboardInterrupt
+    waiting: list[Tensor] = []  # the last losses of the history, which the device may still be computing
 
+    def look() -> None:
+        first = len(history.losses) - len(waiting)
+        for at, loss in enumerate(torch.stack(waiting).tolist() if waiting else (), first):
+            if not math.isfinite(loss):
+                raise TrainingDiverged(
+                    f"the loss became {loss} at epoch {at // steps + 1}, step {at % steps + 1}: lower the learning "
+                    "rate, lengthen the warm-up or train with --precision float32, and check the images for NaN"
+                )
+            history.losses[at] = loss
+        waiting.clear()
+
+    state.look = look
     bar: Any = tqdm(
         total=total, initial=len(history.losses), desc=progress, unit="step", leave=False,
         disable=progress is None or not distributed.is_main(),
@@ -441,12 +392,10 @@ def train(
                 torch.manual_seed(schedule.seed * 1_000_003 + step)
                 with computing(device, dtype):
                     loss = task.loss(x, y)
-                if not torch.isfinite(loss):
-                    raise TrainingDiverged(
-                        f"the loss became {loss.item()} at epoch {state.epoch + 1}, step {state.position + 1}: lower "
-                        "the learning rate, lengthen the warm-up or train with --precision float32, and check the "
-                        "images for NaN"
-                    )
+                history.losses.append(math.nan)
+                waiting.append(loss.detach())
+                if len(waiting) >= LOOK.get(device.type, 50):
+                    look()
                 scaler.scale(loss).backward()
                 distributed.average_gradients(parameters)
                 for optimizer in optimizers:
@@ -454,22 +403,14 @@ def train(
                     optimizer.zero_grad(set_to_none=True)
                 scaler.update()
                 state.position += 1
-                history.losses.append(float(loss.detach()))
                 bar.update()
-                stop_if(interrupted())
-                if state.position < steps:
-                    state.save_if_due()
+                state.save_if_due(stop=interrupted())
+            look()
             state.epoch, state.position = state.epoch + 1, 0
-            last = state.epoch == schedule.epochs
-            due = last or (schedule.validate_every and state.epoch % schedule.validate_every == 0)
-            history.accuracies.append(validate() if due and validate is not None else None)
+            history.accuracies.append(None if validate is None else validate())
             if history.accuracies[-1] is not None:
                 bar.set_postfix(val=f"{100 * history.accuracies[-1]:.1f}%")
-            if on_epoch is not None:
-                on_epoch(state.epoch, history)
-            stop_if(interrupted())  # while validating
-            if not last:
-                state.save_if_due()
+            state.save_if_due(stop=interrupted())  # while validating
     state.finish()
     return history
 

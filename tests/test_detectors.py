@@ -77,6 +77,20 @@ def test_a_score_depends_on_its_image_alone(name):
     np.testing.assert_allclose(scores_of(name, part), scores_of(name, many)[some], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", DETECTORS)
+def test_scores_and_fits_do_not_depend_on_blocks(name, monkeypatch):
+    expected = scores_of(name, make(150), make(180, seed=3))
+    monkeypatch.setattr("rp_lib.outputs.BLOCK", 1)  # 64 images at once
+    monkeypatch.setattr("rp_lib.detectors.BLOCK", 25)
+    monkeypatch.setattr("rp_lib.detectors.PRODUCTS", 7 * 180)
+    data, train = make(150), make(180, seed=3)
+    assert [len(block) for block in data.blocks] == [64, 86]
+    found = scores_of(name, data, train)
+    if name in LOGIT_DETECTORS:
+        assert np.array_equal(found, expected)
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+
+
 @pytest.mark.parametrize("name", LOGIT_DETECTORS)
 def test_order_of_the_classes_does_not_matter(name):
     data, order = make(), torch.tensor([3, 0, 4, 1, 2])

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 
+from rp_lib.benchmark import ImageSet
 from rp_lib.config import AS_RELEASED, PAPER
 from rp_lib.evaluation import RECORDED, Run, evaluate, evaluate_outputs
 from rp_lib.features import FeatureStore
@@ -11,7 +12,7 @@ from rp_lib.methods import LinearProbe, Reprogrammer, ResidualReprogrammer, Zero
 from rp_lib.negative_labels import mine_negative_words
 from rp_lib.outputs import Outputs, compute_outputs, load_outputs, save_outputs
 from rp_lib.utils.errors import RPLibError
-from rp_lib.utils.io import StorageError, load_tensors, save_tensors
+from rp_lib.utils.io import StorageError, load_tensors, save_tensors, seal
 
 
 @pytest.fixture(scope="module")
@@ -107,13 +108,72 @@ def test_saved_outputs_come_back_whole(full, tmp_path, tiny_benchmark):
         assert mine.head.logit_scale == other.head.logit_scale
 
 
+def stored_logits(outputs, name="test"):
+    return outputs.sets[name].__dict__["logits"]
+
+
+def test_linear_logits_are_stored_as_what_they_are_computed_of(task, tiny_benchmark, probe, full, tmp_path):
+    """A cosine classifier, one with a bias and their fellows: no logits in the file, and the same digits."""
+    zero_shot = ZeroShot(*task)
+    frozen = compute_outputs(probe, tiny_benchmark, seed=1, others={"zero-shot": zero_shot, "linear-probe": probe})
+    for outputs in (frozen, full):
+        save_outputs(tmp_path / "o", outputs)
+        tensors = load_tensors(tmp_path / "o")[0]
+        back = load_outputs(tmp_path / "o")
+        assert not any(key.endswith(("/logits", "/others/zero-shot", "/others/linear-probe")) for key in tensors)
+        for name, mine in outputs.sets.items():
+            assert torch.equal(back.sets[name].logits, mine.logits)
+            for other in ("zero-shot", "linear-probe"):
+                assert torch.equal(back.sets[name].others[other], mine.others[other])
+    # All three classifiers read the same features: they are stored once, and so is each weight.
+    save_outputs(tmp_path / "o", frozen)
+    tensors = load_tensors(tmp_path / "o")[0]
+    assert sum(t.shape == frozen.test.features.shape for k, t in tensors.items() if k.startswith("test/")) == 1
+    assert sum(torch.equal(t, stored_logits(frozen).weight) for t in tensors.values()) == 1
+    # What was read can be saved again.
+    save_outputs(tmp_path / "again", load_outputs(tmp_path / "o"))
+    assert torch.equal(load_outputs(tmp_path / "again").test.logits, frozen.test.logits)
+
+
+def test_logits_that_do_not_follow_to_the_bit_are_stored(task, tiny_benchmark, tmp_path):
+    class Rounded(ZeroShot):
+        def head(self, features):
+            return super().head(features) * (1 + 2.0**-23)
+
+    outputs = compute_outputs(Rounded(*task), tiny_benchmark, seed=1, roles=("test",))
+    assert isinstance(stored_logits(outputs), torch.Tensor) and outputs.test.head.weight is not None
+    save_outputs(tmp_path / "o", outputs)
+    assert torch.equal(stored_logits(load_outputs(tmp_path / "o")), outputs.test.logits)
+
+
+def test_blocks_of_linear_logits_are_the_logits(task, tiny_benchmark, tmp_path, monkeypatch):
+    monkeypatch.setattr("rp_lib.outputs.BLOCK", 1)
+    images, labels = tiny_benchmark.test.images.repeat(11, 1, 1, 1), tiny_benchmark.test.labels.repeat(11)
+    benchmark = dataclasses.replace(tiny_benchmark, test=ImageSet("test", "test", images, labels))
+    save_outputs(tmp_path / "o", compute_outputs(ZeroShot(*task), benchmark, seed=1, roles=("test",)))
+    test = load_outputs(tmp_path / "o").test
+    sizes = [len(block) for block in test.blocks]
+    assert len(sizes) > 1 and set(sizes[:-1]) == {64} and 64 <= sizes[-1] < 128
+    assert torch.equal(torch.cat([block.logits for block in test.blocks]), test.logits)
+
+
+def test_files_of_the_first_format_are_read(full, tmp_path):
+    about = {**full.about, "format": "rp_lib outputs 1", "others": []}
+    s, head = full.test, full.test.head
+    tensors = {f"test/{key}": getattr(s, key) for key in ("features", "logits", "labels", "sources", "groups")}
+    tensors |= {"head/weight": head.weight, "head/bias": head.bias}
+    about["sets"] = [{"name": "test", "role": "test", "n": len(s), "derived": False, "among": None}]
+    save_tensors(tmp_path / "o", tensors, {**about, "sha256": seal(tensors, about)})
+    assert torch.equal(load_outputs(tmp_path / "o").test.logits, s.logits)
+
+
 def test_derived_sets_are_remembered(tmp_path, task, tiny_benchmark):
     test = tiny_benchmark.test
     dark = dataclasses.replace(test, name="dark", role="shift", images=255 - test.images, derived_from="dark")
     benchmark = dataclasses.replace(tiny_benchmark, shifts={"dark": dark})
     save_outputs(tmp_path / "o", compute_outputs(ZeroShot(*task), benchmark, seed=1, roles=("test", "shift")))
     back = load_outputs(tmp_path / "o")
-    assert back.shifts["dark"].derived and not back.test.derived  # and the tensor of labels they share was saved twice
+    assert back.shifts["dark"].derived and not back.test.derived
 
 
 @pytest.mark.parametrize("config", [PAPER, AS_RELEASED], ids=["paper", "as_released"])
@@ -131,7 +191,7 @@ def test_damaged_files_and_other_kinds_are_refused(full, tmp_path, tiny_benchmar
     save_outputs(path, full)
     tensors, about = load_tensors(path)
     changed = {k: t.clone() for k, t in tensors.items()}
-    changed["test/logits"][0, 0] += 1e-3
+    changed["test/features"][0, 0] += 1e-3
     save_tensors(tmp_path / "number", changed, about)
     save_tensors(tmp_path / "header", tensors, about | {"seed": 5})
     (tmp_path / "short").write_bytes(path.read_bytes()[:-10])

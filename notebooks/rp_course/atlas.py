@@ -24,9 +24,9 @@ from open_clip.tokenizer import SimpleTokenizer
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rp_course.tower_costs import TowerCosts
 from rp_lib.clip import FrozenCLIP
 from rp_lib.methods import Reprogrammer
-from rp_lib.run.cost import TowerCosts
 from rp_lib.towers import TextTower
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import load_table, save_table
@@ -205,8 +205,8 @@ def compare(clip: FrozenCLIP) -> dict[str, Any]:
 def costs(name: str) -> dict[str, Any]:
     """Count the complete architecture: parameters, and FLOPs of a step of RP and of fine-tuning."""
     towers = TowerCosts.open_clip(name, tokenizer_for(open_clip.get_model_config(name)["text_cfg"]))
-    length = towers.clip.tokenize([TEMPLATES[0].format(c) for c in CLASSES])
-    length = TextTower(towers.clip.model).cut(length).shape[1]
+    length = towers.tokenize([TEMPLATES[0].format(c) for c in CLASSES])
+    length = TextTower(towers.model).cut(length).shape[1]
     image, weights, text = (
         towers.image("input").flops,
         towers.image("weights").flops,

@@ -12,7 +12,7 @@ _HOME = {
         "DataSet", "DownloadError", "NoSpace", "NotThere", "Sources", "UnsafeArchive", "VerificationError",
         "default_root", "load_sources",
     ),
-    "download": ("DataStore", "locate"),
+    "download": ("DataStore",),
     "image_folders": ("ClassFolder", "FolderError", "image_files", "image_folder"),
     "pixel_cache": ("BrokenImages", "CachedImages", "default_cache", "load_images"),
     "splits": ("SharedImages",),

@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rp_lib.benchmark import Benchmark, ImageSet
-from rp_lib.data.class_names import CIFAR10, STL10_ORDERS, STL10_TO_CIFAR10, TINY_IMAGENET_TO_CIFAR10, prompt_templates
+from rp_lib.benchmark import Benchmark
+from rp_lib.data.class_names import CIFAR10, STL10_ORDERS, STL10_TO_CIFAR10, TINY_IMAGENET_TO_CIFAR10
 from rp_lib.data.image_folders import FolderError, image_files, image_folder, listed, several
-from rp_lib.data.splits import Maker, check_sizes, located, shots
+from rp_lib.data.splits import Maker, located
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 # All that CIFAR-10's own files name. numpy moved its modules; old pickles name the old place, new ones the new place.
@@ -154,21 +154,11 @@ OOD_FOLDERS = {
     "places365": "val_256",
 }  # fmt: skip
 OOD = ("svhn", *OOD_FOLDERS)
+DEFAULTS = {"size": 32, "val_per_class": 500}
 
 
 def cifar10_benchmark(
-    root: Path | None = None,
-    *,
-    subset: int | None = None,
-    per_class: int | None = None,
-    val_per_class: int = 500,
-    size: int = 32,
-    templates: str | Sequence[str] = "plain",
-    stl10_order: str = "cifar10",
-    missing: str = "error",
-    cache: Path | None = None,
-    seed: int = 0,
-    progress: bool = False,
+    root: Path | None = None, *, stl10_order: str = "cifar10", missing: str = "error", **options: Any
 ) -> Benchmark:
     """Read CIFAR-10 with its shifted and OOD sets, as ``./data_download.sh cifar`` gets them.
 
@@ -177,52 +167,35 @@ def cifar10_benchmark(
 
     Args:
         root: Folder of the data sets; by default ``$RP_DATA``, else ``data``.
-        subset: At most so many images of each of val, test, every shifted and every OOD set, drawn with ``seed``;
-            classes keep their shares.
-        per_class: Training images of each class, drawn likewise; by default all.
-        val_per_class: Images of each class of the training batches that are kept aside for validation.
-        size: Side of all images, pixels.
-        templates: Prompts, or ``plain``, ``as_released`` or ``ensemble``, see
-            :func:`rp_lib.data.class_names.prompt_templates`.
         stl10_order: ``cifar10``, or ``as_released``, which leaves STL-10's labels as they are, see :func:`read_stl10`.
         missing: What a shifted or OOD set that is not there is: an ``"error"``, or ``"skip"``, left out with a warning.
-        cache: Folder of the decoded images, see :func:`rp_lib.data.load_images`.
-        seed: Of all draws.
-        progress: Show bars.
+        options: Side, draws and prompts, see :class:`rp_lib.data.splits.Maker`; by default 32 pixels, and 500 images of
+            each class kept aside.
 
     Raises:
         NotThere: Data sets that are not downloaded; the message lists all and the command that gets them.
         RPLibError: Files that are not as published, or options that do not fit.
     """
-    check_sizes(subset=subset, per_class=per_class, val_per_class=val_per_class, size=size)
+    make = Maker(**DEFAULTS | options)
     if stl10_order not in STL10_ORDERS:
         raise UnknownName("order of STL-10's labels", stl10_order, STL10_ORDERS)
-    prompts = prompt_templates(templates)
-    folders = located(["cifar10"], [*SHIFTS, *OOD], root, missing)
-    make = Maker(size, cache, progress, seed)
+    prompts, folders = make.prompts, located(["cifar10"], [*SHIFTS, *OOD], root, missing)
     files = {n: image_files(folders[n] / below) for n, below in OOD_FOLDERS.items() if n in folders}
 
     photos = read_cifar10(folders["cifar10"], train=True)
-    learnt, aside = shots(photos.labels, per_class, val_per_class, seed)
-    train = make.of_pixels("train", "train", photos.pixels[learnt.numpy()], photos.labels[learnt])
-    val = make.of_pixels("val", "val", photos.pixels[aside.numpy()], photos.labels[aside], subset=subset)
-    test = make.of_pixels("test", "test", *read_cifar10(folders["cifar10"], train=False), subset=subset)
-
+    train, val = (
+        make.of_pixels(part, part, photos.pixels[index.numpy()], photos.labels[index])
+        for part, index in zip(("train", "val"), make.shots(photos.labels), strict=True)
+    )
+    test = make.of_pixels("test", "test", *read_cifar10(folders["cifar10"], train=False))
     readers = {
         "cifar10.1": read_cifar10_1,
         "cifar10.2": read_cifar10_2,
         "stl10": lambda folder: read_stl10(folder, order=stl10_order),
     }
-    shifts = {
-        name: make.of_pixels(name, "shift", *readers[name](folders[name]), subset=subset)
-        for name in SHIFTS
-        if name in folders
-    }
-    ood: dict[str, ImageSet] = {}
-    if "svhn" in folders:
-        ood["svhn"] = make.of_pixels("svhn", "far-ood", read_svhn(folders["svhn"]), subset=subset)
-    for name, paths in files.items():
-        ood[name] = make.of_files(name, "far-ood", paths, subset=subset)
+    shifts = {n: make.of_pixels(n, "shift", *readers[n](folders[n])) for n in SHIFTS if n in folders}
+    ood = {"svhn": make.of_pixels("svhn", "far-ood", read_svhn(folders["svhn"]))} if "svhn" in folders else {}
+    ood |= {name: make.of_files(name, "far-ood", paths) for name, paths in files.items()}
     return Benchmark("cifar10", CIFAR10, prompts, train, val, test, shifts, ood)
 
 
@@ -232,14 +205,7 @@ def cifar10_from_folders(
     *,
     tiny_imagenet: Path | str | None = None,
     ood: Mapping[str, Path | str | Sequence[Path | str]] | None = None,
-    subset: int | None = None,
-    per_class: int | None = None,
-    val_per_class: int = 500,
-    size: int = 32,
-    templates: str | Sequence[str] = "plain",
-    cache: Path | None = None,
-    seed: int = 0,
-    progress: bool = False,
+    **options: Any,
 ) -> Benchmark:
     """Read CIFAR-10 from class folders of image files, with Tiny-ImageNet as a natural shift and OOD folders.
 
@@ -250,38 +216,30 @@ def cifar10_from_folders(
             class folders by WordNet id. Images of :data:`rp_lib.data.class_names.TINY_IMAGENET_TO_CIFAR10` become the
             shifted set ``tiny-imagenet``; they show seven of the ten classes, predictions are made among all ten.
         ood: Image folders, one or several, by name; none may show a class of CIFAR-10.
-        subset, per_class, val_per_class, size, templates, cache, seed, progress: See :func:`cifar10_benchmark`.
+        options: As :func:`cifar10_benchmark` takes them.
 
     Raises:
         RPLibError: Folders that do not fit, or files that cannot be decoded.
     """
-    check_sizes(subset=subset, per_class=per_class, val_per_class=val_per_class, size=size)
-    prompts = prompt_templates(templates)
-    make = Maker(size, cache, progress, seed)
-    found = {"train": image_folder(train), "test": image_folder(test)}
+    make = Maker(**DEFAULTS | options)
+    prompts, found = make.prompts, {"train": image_folder(train), "test": image_folder(test)}
     for part in found.values():
         if part.classes != CIFAR10:
             raise FolderError(f"{part.root} must have the class folders {', '.join(CIFAR10)}, not {part.classes}")
-    learnt, aside = shots(found["train"].labels, per_class, val_per_class, seed)
-
-    def chosen(name: str, index: torch.Tensor, most: int | None) -> ImageSet:
-        paths = [found["train"].paths[i] for i in index.tolist()]
-        return make.of_files(name, name, paths, found["train"].labels[index], subset=most)
-
     shifts = {}
     if tiny_imagenet is not None:
-        paths, numbers = _tiny_imagenet(Path(tiny_imagenet).expanduser())
-        shifts["tiny-imagenet"] = make.of_files("tiny-imagenet", "shift", paths, numbers, subset=subset)
+        shifts["tiny-imagenet"] = _tiny_imagenet(Path(tiny_imagenet).expanduser())
     for name in ood or {}:
         if name in ("train", "val", "test", *shifts):
             raise RPLibError(f"the name {name!r} stands for two image sets; give each its own")
-    train_set, val_set = chosen("train", learnt, None), chosen("val", aside, subset)
-    test_set = make.of_files("test", "test", found["test"].paths, found["test"].labels, subset=subset)
+    train_set, val_set = make.train_and_val(found["train"], found["train"].labels)
+    test_set = make.of_files("test", "test", found["test"].paths, found["test"].labels)
+    shift_sets = {name: make.of_files(name, "shift", *files) for name, files in shifts.items()}
     ood_sets = {
-        name: make.of_files(name, "far-ood", [f for at in several(folders) for f in image_files(at)], subset=subset)
+        name: make.of_files(name, "far-ood", [f for at in several(folders) for f in image_files(at)])
         for name, folders in (ood or {}).items()
     }
-    return Benchmark("cifar10-folders", CIFAR10, prompts, train_set, val_set, test_set, shifts, ood_sets)
+    return Benchmark("cifar10-folders", CIFAR10, prompts, train_set, val_set, test_set, shift_sets, ood_sets)
 
 
 def _tiny_imagenet(folder: Path) -> tuple[list[Path], torch.Tensor]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import http.client
 import json
 import lzma
 import math
@@ -22,17 +21,15 @@ import os
 import random
 import re
 import shutil
-import stat
 import subprocess
 import tarfile
 import time
-import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -46,9 +43,7 @@ from rp_lib.data.sources import (
     SourceFile,
     UnsafeArchive,
     VerificationError,
-    default_root,
     digest,
-    load_sources,
     verify_file,
 )
 from rp_lib.utils.errors import MissingDependency, RPLibError
@@ -59,10 +54,10 @@ IMAGES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".we
 _BLOCK = 1 << 20
 _PASSING = {408, 425, 429, 500, 502, 503, 504}  # worth another try: timeouts, too many requests, a server's troubles
 _FINAL = {1, 3, 35, 47, 51, 58, 60, 77, 83, 90, 91}  # curl's codes for addresses and certificates that stay wrong
-_UNPACKED = 1.5  # unpacked over packed bytes, as long as the archive cannot be asked: images hardly compress
-_CLUSTER = 4096  # bytes that even the smallest file takes on most disks
-_MEMBERS, _TOTAL, _RATIO, _HARMLESS = 300_000, 300 * 10**9, 100, 64 << 20  # beyond that it is a decompression bomb
-_DAMAGE = (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError)
+_NO_RANGES = 33  # curl's code for a server that cannot go on in the middle
+_UNPACKED = 1.5  # unpacked over packed bytes: images hardly compress
+_RATIO, _HARMLESS = 100, 64 << 20  # beyond that it is a decompression bomb
+_DAMAGE = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, ValueError)
 
 
 def human(n: int | None) -> str:
@@ -154,28 +149,6 @@ class Limits:
     max_backoff: float = 60.0
 
 
-@dataclass(frozen=True)
-class Entity:
-    """One version of a file on a server (RFC 9110, section 8.8): what must not change between two parts of it."""
-
-    url: str
-    total: int | None
-    etag: str | None
-    modified: str | None
-
-    @property
-    def validator(self) -> str | None:
-        """What may stand in ``If-Range``: a strong ETag, else Last-Modified; a weak ETag may not."""
-        return self.etag if self.etag and not self.etag.startswith("W/") else self.modified
-
-    def continues(self, earlier: Entity) -> bool:
-        """Whether this answer may go on with the bytes of ``earlier``: no fact that both know differs."""
-        pairs = [(self.total, earlier.total)]
-        if self.url == earlier.url:  # mirrors have validators of their own
-            pairs += [(self.etag, earlier.etag), (self.modified, earlier.modified)]
-        return all(a == b for a, b in pairs if a is not None and b is not None)
-
-
 class _Retry(Exception):
     """This try failed, another may succeed; ``wait`` is the server's wish in seconds."""
 
@@ -190,35 +163,34 @@ class _GiveUp(Exception):
 
 @dataclass
 class Transfer:
-    """One file on its way: ``TARGET.partial``, and ``TARGET.partial.json`` that says what it is the beginning of.
+    """One file on its way: ``TARGET.partial``.
 
-    curl carries the bytes. What it lacks is here: it has no If-Range of its own, its ``--retry`` asks for the same
-    range again, and its ``--continue-at`` joins whatever the server sends. The bytes come through a pipe, so that
-    curl ends when this process is killed, and the description is on disk before the first byte.
+    curl carries the bytes, and sees whether a server goes on where the last try stopped. They come through a pipe, so
+    that curl ends when this process is killed.
 
     Attributes:
         urls: Addresses of the file, tried in order.
         target: Where it goes once it is complete and verified.
         verify: Raises :class:`VerificationError` for wrong bytes.
         size: Its published size in bytes, if any.
-        hashed: Whether ``verify`` compares with a hash known beforehand, so that parts of two mirrors may be joined.
-        reserve: Called with the bytes to come before they do; raises ``NoSpace``.
-        on_bytes: Called with the bytes so far and in all (None: not known).
+        about: Its size for the bar, if ``size`` is not known.
+        joins: Whether wrongly joined parts would be noticed, by ``verify`` or by a checksum within the file; if not,
+            nothing is continued.
+        progress: Show a bar, if standard error is a terminal.
     """
 
     urls: Sequence[str]
     target: Path
     verify: Callable[[Path], object]
     size: int | None = None
-    hashed: bool = True
+    about: int | None = None
+    joins: bool = True
     limits: Limits = Limits()
-    reserve: Callable[[int], None] = lambda n: None
     say: Callable[[str], None] = lambda text: None
-    on_bytes: Callable[[int, int | None], None] = lambda done, total: None
+    progress: bool = False
 
     def __post_init__(self) -> None:
         self.partial = self.target.with_name(self.target.name + ".partial")
-        self.about = self.target.with_name(self.target.name + ".partial.json")
 
     @property
     def have(self) -> int:
@@ -257,6 +229,8 @@ class Transfer:
                 failure = VerificationError
                 reasons.append(f"{url}: refused, {error}")
             self.say(reasons[-1])
+        if not self.have:
+            self.partial.unlink(missing_ok=True)
         raise failure(
             f"{self.target.name} could not be fetched:\n  " + "\n  ".join(reasons) + "\nTry again later, name another "
             f"server with --mirror, or put the file there yourself: {self.target}"
@@ -270,12 +244,11 @@ class Transfer:
                 self.verify(self.partial)
                 break
             except VerificationError:
-                self._discard()
+                self.partial.unlink()
                 if not joined or last:
                     raise
                 self.say(f"{self.target.name}: the joined parts are not the published file; fetching it in one go")
         self.partial.replace(self.target)
-        self.about.unlink(missing_ok=True)
 
     def _receive_all(self, url: str) -> bool:
         """Receive in as many tries as ``limits`` grant; returns whether the bytes came in more than one part."""
@@ -297,189 +270,97 @@ class Transfer:
                 time.sleep(pause)
 
     def _receive(self, url: str) -> None:
-        """One call of curl, and its answer appended to what is there."""
-        try:
-            known = Entity(**json.loads(self.about.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
-            known = None
-        # Without a validator or a hash, nothing would tell that the second half is of another version.
-        joins = known and (self.hashed or (known.url == url and known.validator))
-        have, total = self.have if joins else 0, None
-        if known and have and have == known.total:
+        """One call of curl, whose bytes are appended to what is there."""
+        from tqdm import tqdm
+
+        if not self.joins:
+            self.partial.unlink(missing_ok=True)
+        done, limits = self.have, self.limits
+        if done and done == self.size:
             return
-        limits = self.limits
-        command = ["curl", "--disable", "--silent", "--show-error", "--fail", "--location", "--include", "--globoff"]
-        command += ["--suppress-connect-headers", "--proto", "=http,https", "--user-agent", f"rp_lib/{__version__}"]
+        command = ["curl", "--disable", "--silent", "--show-error", "--fail", "--location", "--globoff"]
+        command += ["--proto", "=http,https", "--user-agent", f"rp_lib/{__version__}", "--continue-at", f"{done}"]
         command += ["--connect-timeout", f"{limits.timeout}", "--speed-time", f"{math.ceil(limits.timeout)}"]
         command += ["--speed-limit", f"{limits.min_rate}", "--url", url]
-        if have:
-            command += ["--range", f"{have}-"]
-            if known and known.url == url and known.validator:
-                command += ["--header", f"If-Range: {known.validator}"]  # another version is sent from its beginning
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl:
+        command += ["--write-out", "%{stderr}\n%{http_code} %header{retry-after}"]
+        bar = tqdm(
+            total=self.size or self.about, initial=done, unit="B", unit_scale=True, desc=self.target.name,
+            disable=None if self.progress else True,
+        )  # fmt: skip
+        with (
+            reports_full_disk(f"saving {self.target.name}"),
+            subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as curl,
+            self.partial.open("ab") as file,
+            bar,
+        ):
             try:
-                status, headers = _final_answer(curl.stdout)
-                if status in (200, 206):
-                    have, total = self._append(status, headers, curl.stdout, url, known, have)
-                complaint = curl.stderr.read().decode(errors="replace").strip()
+                while chunk := curl.stdout.read1(_BLOCK):  # type: ignore[union-attr]
+                    file.write(chunk)
+                    done += len(chunk)
+                    bar.update(len(chunk))
+                    if self.size is not None and done > self.size:
+                        curl.kill()
+                        break
+                said = curl.stderr.read().decode(errors="replace").splitlines()  # type: ignore[union-attr]
             except BaseException:
                 curl.kill()
                 raise
-        reason = re.sub(r"^curl: \(\d+\) ", "", complaint.splitlines()[0]) if complaint else "no answer"
-        if status == 416:
-            self._discard()
-            raise _Retry("the server has no more bytes than we; starting afresh", wait=0)
+        if self.size is not None and done > self.size:
+            self.partial.unlink()
+            raise VerificationError(f"the server sends more than the published {self.size:,} bytes")
+        if curl.returncode == 0:
+            return
+        code, _, wait = (said or [""])[-1].partition(" ")
+        status = int(code) if code.isdecimal() else 0
+        reason = next((re.sub(r"^curl: \(\d+\) ", "", line) for line in said if line.startswith("curl: ")), "no answer")
+        if status == 416 or curl.returncode == _NO_RANGES:
+            self.partial.unlink()
+            raise _Retry("the server does not go on where the last try stopped; starting afresh", wait=0)
         if status >= 400:
-            wait = headers.get("Retry-After", "")
             if status not in _PASSING:
                 raise _GiveUp(f"HTTP {status}")
             raise _Retry(f"HTTP {status}", float(wait) if wait.isdecimal() else None)
         if curl.returncode in _FINAL:
             raise _GiveUp(reason)
-        if status not in (200, 206):
-            raise _Retry(f"an answer that makes no sense (HTTP {status})" if status else f"no connection ({reason})")
-        if curl.returncode or have != (total or have):
-            raise _Retry(f"the server cut off after {human(have)} of {human(total)}" + f" ({reason})" * bool(complaint))
-
-    def _append(
-        self, status: int, headers: Mapping[str, str], body: BinaryIO, url: str, known: Entity | None, have: int
-    ) -> tuple[int, int | None]:
-        """Save the body of an answer; returns the bytes there are then, and in all."""
-        start, length = 0, headers.get("Content-Length", "")
-        if status == 206:
-            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("Content-Range", "").strip())
-            if not match:
-                raise _Retry("an answer that makes no sense (HTTP 206)")
-            start, length = int(match[1]), match[2]
-        entity = Entity(
-            url, int(length) if length.isdecimal() else None, headers.get("ETag"), headers.get("Last-Modified")
-        )
-        if start and not (known and start == have and entity.continues(known)):
-            self._discard()
-            raise _Retry("the file changed on the server; starting afresh", wait=0)
-        if self.size is not None and entity.total not in (None, self.size):
-            raise VerificationError(f"the server offers {entity.total:,} bytes instead of {self.size:,}")
-        total = self.size if entity.total is None else entity.total
-        self.reserve(max((total or 0) - start, 0))
-        with reports_full_disk(f"saving {self.target.name}"):
-            if not start:
-                self._discard()
-                write_json(self.about, asdict(entity))
-            done = start
-            with self.partial.open("ab") as file:
-                while chunk := body.read1(_BLOCK):  # type: ignore[attr-defined]
-                    file.write(chunk)
-                    done += len(chunk)
-                    if self.size is not None and done > self.size:
-                        break
-                    self.on_bytes(done, total)
-        if self.size is not None and done > self.size:
-            self._discard()
-            raise VerificationError(f"the server sends more than the published {self.size:,} bytes")
-        return done, total
-
-    def _discard(self) -> None:
-        # The description first: bytes that nobody describes are not used.
-        self.about.unlink(missing_ok=True)
-        self.partial.unlink(missing_ok=True)
-
-
-def _final_answer(stream: BinaryIO) -> tuple[int, Mapping[str, str]]:
-    """Status and headers of the last answer, which its body follows; 0 if there is none."""
-    status, headers = 0, http.client.HTTPMessage()
-    while status not in (200, 206) and (line := stream.readline()).startswith(b"HTTP/"):
-        status, headers = int(line.split()[1]), http.client.parse_headers(stream)
-    return status, headers
+        raise _Retry(f"the server cut off after {human(done)} ({reason})" if status else f"no connection ({reason})")
 
 
 # --- Archives that nobody has to trust ---
 
 
-class Contents(NamedTuple):
-    """What an archive unpacks to."""
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpack a tar archive (plain, gz, bz2 or xz) into ``folder``, with the standard library's ``data`` filter.
 
-    files: int
-    bytes: int
-
-
-class _Header(tarfile.TarInfo):
-    """A header of a tar file, refused where ``tarfile`` itself would be generous."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes, encoding: str, errors: str) -> tarfile.TarInfo:
-        """Read one header."""
-        try:
-            header = super().frombuf(buf, encoding, errors)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
-            raise tarfile.ReadError("a header cannot be read") from error  # tarfile takes it for the archive's end
-        if not header.isreg() and header.size > _BLOCK:  # a long name, say, that tarfile reads at once
-            raise UnsafeArchive(f"a header of the archive wants {human(header.size)} at once")
-        return header
-
-
-def unpack(archive: Path, folder: Path | None) -> Contents:
-    """Check every member of a zip or tar archive and unpack it into ``folder``; None only checks.
-
-    The standard library unpacks (tar files with ``filter="data"``). What it lets pass is refused here: names that it
-    would mend, links, names that stand twice, decompression bombs, and damage that it takes for the end.
+    What that filter would mend or let pass is refused here: names that lead elsewhere, links, decompression bombs.
 
     Raises:
         UnsafeArchive: A member is absolute, has ``..``, is no plain file or folder; or there is too much.
-        VerificationError: It is damaged, or no zip, tar, tar.gz, tar.bz2 or tar.xz.
+        VerificationError: It is damaged, or no such archive.
         NoSpace: The disk is full.
     """
-    files, folders, total = set(), {PurePosixPath()}, 0
-    packed = archive.stat().st_size
+    packed, total = archive.stat().st_size, 0
     try:
-        with reports_full_disk(f"unpacking {archive.name}"):
-            for count, (name, kind, size, extract) in enumerate(_members(archive), 1):
-                path = PurePosixPath(name)
+        with reports_full_disk(f"unpacking {archive.name}"), tarfile.open(archive) as tar:
+            for member in tar:
+                name, path = member.name, PurePosixPath(member.name)
                 strange = re.search(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:|^$", name)  # Windows: backslashes and drives
                 if strange or path.is_absolute() or ".." in path.parts:
                     raise UnsafeArchive(f"{archive.name}: {name!r} would land outside its folder or has no plain name")
-                if kind == "other":
+                if not (member.isreg() or member.isdir()):
+                    raise UnsafeArchive(f"{archive.name}: {name} is a link or a device; only files are unpacked")
+                total += member.size
+                if total > max(_HARMLESS, _RATIO * packed):
                     raise UnsafeArchive(
-                        f"{archive.name}: {name} is a link, a device or behind a password; only files are unpacked"
+                        f"{archive.name} ({human(packed)}) unpacks to {human(total)} or more: a decompression bomb, or "
+                        "no data set that this table knows"
                     )
-                if path in files or (kind == "file" and path in folders) or not files.isdisjoint(path.parents):
-                    raise UnsafeArchive(f"{archive.name}: {name} is there twice, or both a file and a folder")
-                folders.update(path.parents)
-                (files if kind == "file" else folders).add(path)
-                total += size
-                if count > _MEMBERS or total > _TOTAL or (total > _HARMLESS and total > _RATIO * packed):
-                    raise UnsafeArchive(
-                        f"{archive.name} ({human(packed)}) unpacks to {count:,} members, {human(total)} or more: a "
-                        "decompression bomb, or no data set that this table knows"
-                    )
-                if folder:
-                    extract(folder)
+                tar.extract(member, folder, set_attrs=False, filter="data")
+            while tar.fileobj.read(_BLOCK):  # type: ignore[union-attr]
+                pass  # only at its end is a compressed stream's sum compared
     except (*_DAMAGE, OSError) as error:
         if getattr(error, "errno", None) is not None:  # the disk's; gzip and bz2 raise OSErrors of their own
             raise
         raise VerificationError(f"{archive.name} is damaged or no archive ({error})") from error
-    return Contents(len(files), total)
-
-
-def _members(archive: Path) -> Iterator[tuple[str, str, int, Callable[[Path], object]]]:
-    """Name, kind (``file``, ``folder`` or ``other``), size and unpacker of every member."""
-    with archive.open("rb") as file:
-        if file.read(2) == b"PK":
-            with zipfile.ZipFile(file) as zipped:
-                for info in zipped.infolist():
-                    plain = stat.S_IFMT(info.external_attr >> 16) in (0, stat.S_IFREG, stat.S_IFDIR)
-                    kind = "folder" if info.is_dir() else "file" if plain and not info.flag_bits & 1 else "other"
-                    yield info.filename, kind, info.file_size, lambda at, info=info: zipped.extract(info, at)
-            return
-    with tarfile.open(archive, tarinfo=_Header) as tar:
-        for info in tar:
-            kind = "file" if info.isreg() else "folder" if info.isdir() else "other"
-            size = info.size if info.isreg() else 0
-            yield info.name, kind, size, lambda at, i=info: tar.extract(i, at, set_attrs=False, filter="data")
-        rest = 0  # only at its end is a compressed stream's sum compared
-        while block := tar.fileobj.read(_BLOCK):  # type: ignore[union-attr]
-            rest += len(block)
-            if rest > _HARMLESS:
-                raise UnsafeArchive(f"{archive.name} goes on and on behind its end")
 
 
 # --- Finished folders ---
@@ -613,7 +494,7 @@ class DataStore:
         mirrors: Addresses of servers that hold ``NAME/FILE``, tried before the table's own and verified the same.
         limits: Patience with servers.
         say: Receives one line for each step.
-        on_bytes: Receives file name, bytes so far and in all (None: not known), for a progress bar.
+        progress: Show a bar for each file, if standard error is a terminal.
 
     Example:
         >>> DataStore(Path("data")).state(load_sources()["svhn"]).kind  # doctest: +SKIP
@@ -627,9 +508,9 @@ class DataStore:
         mirrors: Sequence[str] = (),
         limits: Limits = Limits(),
         say: Callable[[str], None] = lambda text: None,
-        on_bytes: Callable[[str, int, int | None], None] = lambda name, done, total: None,
+        progress: bool = False,
     ) -> None:
-        self.root, self.limits, self.say, self.on_bytes = root, limits, say, on_bytes
+        self.root, self.limits, self.say, self.progress = root, limits, say, progress
         self.mirrors = tuple(mirror.rstrip("/") for mirror in mirrors)
 
     def home(self, data: DataSet) -> Path:
@@ -729,7 +610,8 @@ class DataStore:
                 )
             if data.by_hand:
                 raise NotThere(f"{data.name} has no free download: {self.remedy(data)}")
-            require_space(self.root, (data.size or 0) - self._begun(data), f"downloading {data.name}")
+            sizes = [(f.size or f.about or 0) * (1 if f.unpack is None else 1 + _UNPACKED) for f in data.files]
+            require_space(self.root, sum(sizes) - self._begun(data), f"downloading {data.name}")
             try:
                 self._assemble(data, [self._fetch(data, file) for file in data.files])
             except VerificationError:
@@ -740,34 +622,23 @@ class DataStore:
             shutil.rmtree(self.incoming(data), ignore_errors=True)
         return home
 
-    def _fetch(self, data: DataSet, file: SourceFile) -> tuple[str, Contents]:
-        """Fetch one file into ``incoming``, verified and looked through; returns its address and what is in it."""
-        target, found = self.incoming(data) / file.name, [Contents(0, 0)]
-
-        def verify(path: Path) -> None:
-            self._verify(data, file, path)
-            if file.unpack is not None:
-                found.append(unpack(path, None))
-
-        def reserve(coming: int) -> None:
-            factor = 1 if file.unpack is None else 1 + _UNPACKED
-            require_space(target.parent, coming * factor, f"downloading and unpacking {file.name}")
-
+    def _fetch(self, data: DataSet, file: SourceFile) -> str:
+        """Fetch one file into ``incoming``, verified; returns its address."""
+        target = self.incoming(data) / file.name
         if not target.is_file():
             self.say(f"{data.name}: fetching {file.name}, {human(file.size)}")
         transfer = Transfer(
-            self.urls(data, file), target, verify, file.size, bool(file.hashes or self._seen(data).get(file.name)),
-            self.limits, reserve, lambda text: self.say(f"{data.name}: {text}"),
-            lambda done, total: self.on_bytes(file.name, done, total),
+            self.urls(data, file), target, lambda path: self._verify(data, file, path), file.size, file.about,
+            bool(file.hashes or file.unpack is not None or self._seen(data).get(file.name)), self.limits,
+            lambda text: self.say(f"{data.name}: {text}"), self.progress,
         )  # fmt: skip
-        return transfer.run(), found[-1]
+        return transfer.run()
 
-    def _assemble(self, data: DataSet, fetched: Sequence[tuple[str, Contents]]) -> None:
+    def _assemble(self, data: DataSet, urls: Sequence[str]) -> None:
         """Build the data set next to its place and rename it."""
         aside, home = self._work("unpacking", data.name), self.home(data)
         paths = [self.incoming(data) / file.name for file in data.files]
         shutil.rmtree(aside, ignore_errors=True)  # of a process that died
-        require_space(self.root, sum(c.bytes + c.files * _CLUSTER for _, c in fetched), f"unpacking {data.name}")
         try:
             with reports_full_disk(f"unpacking {data.name}"):
                 aside.mkdir(parents=True)
@@ -785,7 +656,7 @@ class DataStore:
                 sha256 = {path: digest(path, "sha256") for path in paths}
                 sources = [
                     {"file": p.name, "url": url, "size": p.stat().st_size, "sha256": sha256[p]}
-                    for p, (url, _) in zip(paths, fetched, strict=True)
+                    for p, url in zip(paths, urls, strict=True)
                 ]
                 files = {path: (size, digest(aside / path, "sha256")) for path, size in sizes.items()}
                 Note(data.name, len(files), sum(sizes.values()), sources=sources, files=files).write(aside)
@@ -811,6 +682,8 @@ class DataStore:
 
     def _verify(self, data: DataSet, file: SourceFile, path: Path) -> None:
         """Compare a file with its published digests, else with what it was at the first download."""
+        if file.unpack is not None and not file.hashes and not tarfile.is_tarfile(path):
+            raise VerificationError(f"{path.name} is damaged or no archive")
         first = None if file.hashes else self._seen(data).get(file.name)
         try:
             verify_file(path, file.size, {"sha256": first} if first else file.hashes)
@@ -842,13 +715,3 @@ class DataStore:
 
 def _holds_anything(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-
-
-def locate(name: str, root: Path | None = None) -> Path:
-    """The folder of a data set that was downloaded or pointed to.
-
-    Raises:
-        UnknownName: No such data set.
-        NotThere: It is not there yet; the message says how to get it.
-    """
-    return DataStore(root or default_root()).locate(load_sources()[name])

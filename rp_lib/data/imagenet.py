@@ -9,16 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from rp_lib.benchmark import Benchmark, ImageSet
-from rp_lib.data.class_names import imagenet_class_names, imagenet_wnids, prompt_templates
+from rp_lib.benchmark import Benchmark
+from rp_lib.data.class_names import imagenet_class_names, imagenet_wnids
 from rp_lib.data.image_folders import ClassFolder, FolderError, class_folders, image_files, image_folder, listed
-from rp_lib.data.splits import Maker, check_sizes, located, shots
+from rp_lib.data.splits import Maker, located
 from rp_lib.utils.errors import RPLibError
-from rp_lib.utils.preparation import Preparation
 
 SHIFTS = ("imagenet-v2", "imagenet-r", "imagenet-a", "imagenet-sketch")
 OF_200 = ("imagenet-r", "imagenet-a")  # show 200 of the 1000 classes
@@ -29,17 +29,10 @@ OOD_FOLDERS = {"inaturalist": ".", "sun": ".", "places": ".", "textures": "dtd/d
 def imagenet_benchmark(
     root: Path | None = None,
     *,
-    subset: int | None = None,
-    per_class: int | None = None,
-    val_per_class: int = 10,
-    size: int | Preparation = 224,
-    templates: str | Sequence[str] = "plain",
     class_names: str | Sequence[str] = "distinct",
     score_among_all_classes: bool = False,
     missing: str = "error",
-    cache: Path | None = None,
-    seed: int = 0,
-    progress: bool = False,
+    **options: Any,
 ) -> Benchmark:
     """Read ImageNet-1k with its shifted and OOD sets, as ``./data_download.sh imagenet`` gets them.
 
@@ -49,54 +42,40 @@ def imagenet_benchmark(
 
     Args:
         root: Folder of the data sets; by default ``$RP_DATA``, else ``data``.
-        subset: At most so many images of each of val, test, every shifted and every OOD set, drawn with ``seed``;
-            classes keep their shares.
-        per_class: Training images of each class ("shots"), drawn likewise; by default all.
-        val_per_class: Training images of each class that are kept aside for validation.
-        size: Side of all images, pixels.
-        templates: Prompts, or ``plain``, ``as_released`` or ``ensemble``, see
-            :func:`rp_lib.data.class_names.prompt_templates`.
         class_names: 1000 names, or ``distinct`` or ``as_released`` (998 distinct prompts), see
             :func:`rp_lib.data.class_names.imagenet_class_names`.
         score_among_all_classes: Score ImageNet-R and -A over 1000 classes, as the released code does, instead of over
             the 200 that they show.
         missing: What a shifted or OOD set that is not there is: an ``"error"``, or ``"skip"``, left out with a warning.
-        cache: Folder of the decoded images, see :func:`rp_lib.data.load_images`.
-        seed: Of all draws.
-        progress: Show bars.
+        options: Side, draws and prompts, see :class:`rp_lib.data.splits.Maker`; by default 224 pixels, and 10 images
+            of each class kept aside.
 
     Raises:
         NotThere: Data sets that are not there; the message lists all and how to get them.
         FolderError: Class folders that are not ImageNet's.
         RPLibError: Files that cannot be decoded, or options that do not fit.
     """
-    check_sizes(subset=subset, per_class=per_class, val_per_class=val_per_class)
-    prompts = prompt_templates(templates)
+    make = Maker(**{"size": 224} | options)
+    prompts = make.prompts
     names = imagenet_class_names(class_names) if isinstance(class_names, str) else tuple(class_names)
     if len(names) != 1000:
         raise RPLibError(f"class_names must be 1000 names in the order of the sorted WordNet ids, got {len(names)}")
     folders = located(["imagenet-1k"], [*SHIFTS, *OOD_FOLDERS], root, missing)
-    make, wnids = Maker(size, cache, progress, seed), imagenet_wnids()
+    wnids = imagenet_wnids()
 
     # Everything is listed and checked before the first image is decoded.
-    source = image_folder(folders["imagenet-1k"] / "train")
-    labels = _labels(source, wnids, len(wnids))
-    learnt, aside = shots(labels, per_class, val_per_class, seed)
-    judged = image_folder(folders["imagenet-1k"] / "val")
-    judged_labels = _labels(judged, wnids, len(wnids))
+    source, judged = (image_folder(folders["imagenet-1k"] / part) for part in ("train", "val"))
+    labels, judged_labels = (_labels(found, wnids, len(wnids)) for found in (source, judged))
     shifted = {name: _shifted(name, folders[name], wnids) for name in SHIFTS if name in folders}
     other = {name: image_files(folders[name] / below) for name, below in OOD_FOLDERS.items() if name in folders}
 
-    def part(name: str, index: Tensor, most: int | None) -> ImageSet:
-        return make.of_files(name, name, [source.paths[i] for i in index.tolist()], labels[index], subset=most)
-
-    train, val = part("train", learnt, None), part("val", aside, subset)
-    test = make.of_files("test", "test", judged.paths, judged_labels, subset=subset)
+    train, val = make.train_and_val(source, labels)
+    test = make.of_files("test", "test", judged.paths, judged_labels)
     shifts = {}
     for name, (paths, numbers) in shifted.items():
         class_subset = tuple(numbers.unique().tolist()) if name in OF_200 and not score_among_all_classes else None
-        shifts[name] = make.of_files(name, "shift", paths, numbers, subset=subset, class_subset=class_subset)
-    ood = {name: make.of_files(name, "far-ood", paths, subset=subset) for name, paths in other.items()}
+        shifts[name] = make.of_files(name, "shift", paths, numbers, class_subset)
+    ood = {name: make.of_files(name, "far-ood", paths) for name, paths in other.items()}
     return Benchmark("imagenet", names, prompts, train, val, test, shifts, ood)
 
 

@@ -29,13 +29,14 @@ import sys
 import time
 import warnings
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from stat import S_ISREG
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL
@@ -442,34 +443,23 @@ def _mapped(descriptor: int, length: int) -> Tensor:
     return torch.frombuffer(view, dtype=torch.uint8)
 
 
-@dataclass(frozen=True)
-class _Copy:
-    """Where a picture stands in another cache: file, offset and length in bytes, and what ``Decoded`` says of it."""
-
-    file: Path
-    offset: int
-    length: int
-    greyscale: bool
-    sha256: bytes
-
-    def read(self, size: int) -> Decoded | None:
-        """Read it; None if the cache is gone or damaged."""
-        try:
-            with self.file.open("rb") as file:
-                file.seek(self.offset)
-                data = file.read(self.length)
-        except OSError:
-            return None
-        if hashlib.sha256(data).digest() != self.sha256:
-            return None
-        return Decoded(np.frombuffer(data, np.uint8).reshape(3, size, size), self.greyscale, self.sha256)
+def _copied(file: Path, i: int, size: int, greyscale: bool, sha256: bytes) -> Decoded | None:
+    """Read image ``i`` of another cache; None if that is gone or damaged."""
+    length = 3 * size**2
+    try:
+        with file.open("rb") as pixels:
+            pixels.seek(i * length)
+            data = pixels.read(length)
+    except OSError:
+        return None
+    if hashlib.sha256(data).digest() != sha256:
+        return None
+    return Decoded(np.frombuffer(data, np.uint8).reshape(3, size, size), greyscale, sha256)
 
 
-def _already_decoded(cache: Path, files: np.ndarray, settings: Mapping[str, object]) -> dict[bytes, _Copy]:
-    """Find pictures of ``files`` in caches made with the same settings: by the SHA-256 of the file."""
-    wanted = {row.tobytes() for row in files}
-    length = 3 * int(settings["size"]) ** 2  # type: ignore[call-overload]
-    found: dict[bytes, _Copy] = {}
+def _already_decoded(cache: Path, files: np.ndarray, settings: Mapping[str, Any]) -> dict[bytes, Callable]:
+    """Find pictures of ``files`` in caches made with the same settings: by the SHA-256 of the file, what reads them."""
+    wanted, found = {row.tobytes() for row in files}, {}
     for place in (cache / "pixels").glob("*"):
         try:
             tensors, about = load_tensors(place / "about.safetensors")
@@ -480,19 +470,19 @@ def _already_decoded(cache: Path, files: np.ndarray, settings: Mapping[str, obje
             continue
         for i, (sha256, pixels, greyscale) in enumerate(rows):
             if (key := sha256.tobytes()) in wanted and key not in found:
-                found[key] = _Copy(place / "pixels.u8", i * length, length, greyscale, pixels.tobytes())
+                found[key] = partial(_copied, place / "pixels.u8", i, settings["size"], greyscale, pixels.tobytes())
     return found
 
 
 def _decoded(
     paths: Sequence[Path], files: np.ndarray, size: Preparation, workers: int, progress: str | None,
-    known: Mapping[bytes, _Copy],
+    known: Mapping[bytes, Callable[[], Decoded | None]],
 ) -> Generator[Decoded | str]:  # fmt: skip
     """Every image in order, or what is wrong with it; a few chunks for each worker are in memory at a time."""
 
     def one(i: int) -> Decoded | str:
-        copy = known.get(sha256 := files[i].tobytes())
-        return (copy and copy.read(size.size)) or _decode_file(paths[i], sha256, size)
+        copied = known.get(sha256 := files[i].tobytes(), lambda: None)
+        return copied() or _decode_file(paths[i], sha256, size)
 
     def work(start: int) -> list[Decoded | str]:
         return [one(i) for i in range(len(paths))[start : start + _AT_ONCE]]
@@ -531,11 +521,11 @@ def _build(
     place: Path,
     paths: Sequence[Path],
     files: np.ndarray,
-    settings: Mapping[str, object],
+    settings: Mapping[str, Any],
     results: Generator[Decoded | str],
 ) -> None:
     """Write the cache next to ``place`` and rename it; under its lock."""
-    cache, n, size = place.parent.parent, len(paths), int(settings["size"])  # type: ignore[call-overload]
+    cache, n, size = place.parent.parent, len(paths), settings["size"]
     aside = cache / "building" / place.name
     _sweep(cache, place.name)
     needed, free = n * 3 * size**2 + 64 * n, free_bytes(cache)
@@ -559,16 +549,13 @@ def _build(
             os.fsync(file.fileno())
         if broken:
             raise BrokenImages(broken, n)
-        tensors = {
-            "files": torch.from_numpy(files), "pixels": torch.from_numpy(pixels),
-            "greyscale": torch.from_numpy(greyscale),
-        }  # fmt: skip
+        arrays = {"files": files, "pixels": pixels, "greyscale": greyscale}
         stat = (aside / "pixels.u8").stat()
         about = {
             "content": content_of(pixels, size), "modified": stat.st_mtime_ns, "settings": dict(settings),
             "pillow": PIL.__version__,
         }  # fmt: skip
-        save_tensors(aside / "about.safetensors", tensors, about)
+        save_tensors(aside / "about.safetensors", {k: torch.from_numpy(a) for k, a in arrays.items()}, about)
         shutil.rmtree(place, ignore_errors=True)  # a damaged one
         place.parent.mkdir(parents=True, exist_ok=True)
         aside.rename(place)
@@ -599,8 +586,5 @@ def _sweep(cache: Path, own: str) -> None:
         if left.name == own:
             shutil.rmtree(left)
             continue
-        try:
-            with FileLock(cache / "locks" / left.name, timeout=0):
-                shutil.rmtree(left, ignore_errors=True)
-        except Timeout:
-            pass
+        with contextlib.suppress(Timeout), FileLock(cache / "locks" / left.name, timeout=0):
+            shutil.rmtree(left, ignore_errors=True)

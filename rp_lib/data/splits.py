@@ -10,7 +10,7 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from rp_lib.benchmark import ImageSet
+from rp_lib.data.class_names import prompt_templates
 from rp_lib.data.download import DataStore
 from rp_lib.data.image_folders import ClassFolder, FolderError, listed
 from rp_lib.data.pixel_cache import CachedImages, load_images
@@ -361,16 +362,53 @@ def check_sizes(**numbers: int | None) -> None:
 
 @dataclass(frozen=True)
 class Maker:
-    """Makes image sets of one side (``size`` pixels), drawn with one seed.
+    """Makes the image sets of a benchmark: squares of one side, drawn with one seed.
+
+    Args:
+        size: Side of all images, pixels, or all that a backbone wants.
+        subset: At most so many images of each set but ``train``, drawn with ``seed``; classes keep their shares.
+        per_class: Training images of each class ("shots"), drawn likewise; by default all.
+        val_per_class: Training images of each class that are kept aside for validation.
+        templates: Prompts, or ``plain``, ``as_released`` or ``ensemble``, see
+            :func:`rp_lib.data.class_names.prompt_templates`.
+        cache: Folder of the decoded images, see :func:`rp_lib.data.load_images`.
+        seed: Of all draws.
+        progress: Show bars.
 
     Example:
-        >>> Maker(32).of_files("scenes", "far-ood", image_files("scenes"), subset=1000)  # doctest: +SKIP
+        >>> Maker(32, subset=1000).of_files("scenes", "far-ood", image_files("scenes"))  # doctest: +SKIP
     """
 
     size: int | Preparation
+    _: KW_ONLY
+    subset: int | None = None
+    per_class: int | None = None
+    val_per_class: int = 10
+    templates: str | Sequence[str] = "plain"
     cache: Path | None = None
-    progress: bool = False
     seed: int = 0
+    progress: bool = False
+
+    def __post_init__(self) -> None:
+        side = None if isinstance(self.size, Preparation) else self.size
+        check_sizes(size=side, subset=self.subset, per_class=self.per_class, val_per_class=self.val_per_class)
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The prompt templates."""
+        return prompt_templates(self.templates)
+
+    def shots(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Positions of the images to train on and of those kept aside, see :func:`shots`."""
+        return shots(labels, self.per_class, self.val_per_class, self.seed)
+
+    def train_and_val(self, found: ClassFolder, labels: Tensor) -> tuple[ImageSet, ImageSet]:
+        """The images to train on and those kept aside, of a folder whose images have these labels, int64 (n,)."""
+        train, val = (
+            self.of_files(part, part, [found.paths[i] for i in index.tolist()], labels[index])
+            for part, index in zip(("train", "val"), self.shots(labels), strict=True)
+        )
+        return train, val
 
     def of_files(
         self,
@@ -378,12 +416,10 @@ class Maker:
         role: str,
         paths: Sequence[Path],
         labels: Tensor | None = None,
-        *,
-        subset: int | None = None,
         class_subset: tuple[int, ...] | None = None,
     ) -> ImageSet:
         """At most ``subset`` of these files, decoded once into the cache and mapped into memory."""
-        index = draw(labels, len(paths), subset, self.seed)
+        index = self._drawn(role, len(paths), labels)
         bar = name if self.progress else None
         cached = load_images([paths[i] for i in index.tolist()], self.size, cache=self.cache, progress=bar)
         labels = None if labels is None else labels[index]
@@ -392,11 +428,9 @@ class Maker:
             preparation=Preparation.of(self.size),
         )  # fmt: skip
 
-    def of_pixels(
-        self, name: str, role: str, pixels: np.ndarray, labels: Tensor | None = None, *, subset: int | None = None
-    ) -> ImageSet:
+    def of_pixels(self, name: str, role: str, pixels: np.ndarray, labels: Tensor | None = None) -> ImageSet:
         """At most ``subset`` of uint8 (n, h, h, 3) images; another side is resized as that of files is, antialiased."""
-        index = draw(labels, len(pixels), subset, self.seed)
+        index = self._drawn(role, len(pixels), labels)
         chosen = pixels[index.numpy()]
         size = Preparation.of(self.size).size
         if chosen.shape[1] != size:
@@ -404,3 +438,6 @@ class Maker:
             chosen = np.stack([np.asarray(Image.fromarray(x).resize(side, Image.Resampling.BICUBIC)) for x in chosen])
         images = torch.from_numpy(np.ascontiguousarray(chosen.transpose(0, 3, 1, 2)))
         return ImageSet(name, role, images, None if labels is None else labels[index])
+
+    def _drawn(self, role: str, n: int, labels: Tensor | None) -> Tensor:
+        return draw(labels, n, None if role == "train" else self.subset, self.seed)

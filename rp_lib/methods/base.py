@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
 import inspect
-import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,12 +24,13 @@ from rp_lib.trainer import Checkpoint, Group, History, Schedule, train
 from rp_lib.utils.device import evaluating
 from rp_lib.utils.distributed import on_main
 from rp_lib.utils.errors import RPLibError
-from rp_lib.utils.io import StorageError, load_tensors, save_tensors, tensors_sha256
+from rp_lib.utils.io import StorageError, load_tensors, save_tensors, seal
 from rp_lib.utils.preparation import Preparation
 
 log = logging.getLogger(__name__)
 
 
+@dataclass(eq=False, repr=False)
 class Method(ABC):
     """An adaptation of CLIP to a task of C classes.
 
@@ -40,29 +40,35 @@ class Method(ABC):
     A method's features are combined from those of its ``encoders``, so that whoever evaluates can compute each
     encoder once and share it: the residual needs nothing new beside RP's and the zero-shot features.
 
+    A method is a dataclass: what it takes next to these three are its hyper-parameters, keyword arguments all of them.
+
     Args:
-        clip: the frozen backbone. class_names: the task's C classes, distinct. templates: prompts with one ``{}``.
+        clip: The frozen backbone.
+        class_names: The task's C classes, distinct.
+        templates: Prompts with one ``{}``.
     """
 
     name: ClassVar[str]
-    checkpoint_every: ClassVar[int] = 1  # epochs
 
-    def __init__(self, clip: FrozenCLIP, class_names: Sequence[str], templates: Sequence[str]) -> None:
-        if len(set(class_names)) != len(class_names) or not class_names:
+    clip: FrozenCLIP
+    class_names: Sequence[str]
+    templates: Sequence[str]
+
+    def __post_init__(self) -> None:
+        self.class_names, self.templates = tuple(self.class_names), tuple(self.templates)
+        if len(set(self.class_names)) != len(self.class_names) or not self.class_names:
             raise RPLibError("class names must be distinct and not empty")
-        if len(class_names) < 2:
-            raise RPLibError(f"a task needs at least two classes; with {class_names[0]!r} alone nothing can be wrong")
-        if not templates:
+        if len(self.class_names) < 2:
+            only = self.class_names[0]
+            raise RPLibError(f"a task needs at least two classes; with {only!r} alone nothing can be wrong")
+        if not self.templates:
             raise RPLibError("at least one prompt template is needed, such as 'a photo of a {}.'")
-        clip.check_prompts(class_names, templates)
-        self.clip = clip
-        self.class_names = tuple(class_names)
-        self.templates = tuple(templates)
+        self.clip.check_prompts(self.class_names, self.templates)
         self.history = History()
         # Fingerprint of the training images, and how they were prepared, as new pictures are then too.
         self.trained_on: str | None = None
         self._loaded = False
-        self.preparation: Preparation = getattr(clip, "preparation", Preparation())
+        self.preparation: Preparation = getattr(self.clip, "preparation", Preparation())
 
     # What a method is made of -------------------------------------------------------------------------
 
@@ -111,8 +117,8 @@ class Method(ABC):
         try:
             self.history = train(
                 self, inputs, train_set.labels, self.training_schedule(), validate=None if val is None else accuracy,
-                identity=repr(self.metadata()), checkpoint=checkpoint, checkpoint_every=self.checkpoint_every,
-                content=None if frozen else train_set.content, progress=progress,
+                identity=repr(self.metadata()), checkpoint=checkpoint, content=None if frozen else train_set.content,
+                progress=progress,
             )  # fmt: skip
         finally:
             self.set_training(False)
@@ -202,13 +208,7 @@ class Method(ABC):
     @classmethod
     def parameter_names(cls) -> list[str]:
         """Return the names of the keyword arguments that it takes, next to clip, class names and templates."""
-        names: list[str] = []
-        for owner in cls.__mro__:
-            parameters = inspect.signature(owner.__init__).parameters.values()
-            names += [p.name for p in list(parameters)[4:] if p.kind is not p.VAR_KEYWORD]
-            if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-                break  # else the parent takes the rest
-        return names
+        return list(inspect.signature(cls).parameters)[3:]
 
     def get_params(self) -> dict[str, Any]:
         """Return the keyword arguments that build this method again, next to clip, class names and templates."""
@@ -266,7 +266,7 @@ class Method(ABC):
     def fingerprint(self) -> str:
         """SHA-256 (hex) over the trained weights, settings, classes, prompts and backbone."""
         keys = ("method", "settings", "class_names", "templates", "backbone_sha256")
-        return _seal(self.state_dict(), {key: self.metadata()[key] for key in keys})
+        return seal(self.state_dict(), {key: self.metadata()[key] for key in keys})
 
     def save(self, path: str | Path) -> None:
         """Write the trained part as safetensors, with the backbone's fingerprint and the classes.
@@ -276,7 +276,7 @@ class Method(ABC):
         tensors, metadata = self.state_dict(), {**self.metadata(), "fitted": self.is_fitted}
         if not self.is_fitted:
             log.warning("%s was never fitted: %s holds its start", self.name, path)
-        on_main(lambda: save_tensors(Path(path), tensors, {**metadata, "sha256": _seal(tensors, metadata)}))
+        on_main(lambda: save_tensors(Path(path), tensors, {**metadata, "sha256": seal(tensors, metadata)}))
 
     def check_labels(self, data: ImageSet) -> None:
         """Note what is trained on; raise unless its labels fit the classes."""
@@ -329,19 +329,11 @@ class Mixture(Method):
         made.alpha = check_alpha(alpha)
         return made
 
-    def fit(
-        self,
-        train_set: ImageSet,
-        val: ImageSet | None = None,
-        *,
-        store: FeatureStore | None = None,
-        checkpoint: Path | Checkpoint | None = None,
-        progress: str | None = None,
-    ) -> Self:
+    def fit(self, train_set: ImageSet, val: ImageSet | None = None, **options: Any) -> Self:
         """Fit the method inside; see :meth:`Method.fit`."""
-        self.base.fit(train_set, val, store=store, checkpoint=checkpoint, progress=progress)
-        if store is not None:
-            store.drop(self)
+        self.base.fit(train_set, val, **options)
+        if options.get("store") is not None:
+            options["store"].drop(self)
         self.history, self.trained_on, self.preparation = self.base.history, self.base.trained_on, self.base.preparation
         return self
 
@@ -371,12 +363,6 @@ def _as_json(value: Any) -> Any:
     return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
 
 
-def _seal(tensors: dict[str, Tensor], metadata: dict[str, object]) -> str:
-    """SHA-256 (hex) over what is saved, so that a changed weight, class or alpha is noticed."""
-    text = json.dumps(metadata, sort_keys=True)
-    return hashlib.sha256(f"{tensors_sha256(tensors)} {text}".encode()).hexdigest()
-
-
 def read_saved(
     path: str | Path, clip: FrozenCLIP | None, class_names: Sequence[str] | None
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -389,7 +375,7 @@ def read_saved(
     tensors, meta = load_tensors(Path(path))
     if meta.get("format") != "rp_lib method 1":
         raise RPLibError(f"{path} holds no method saved by rp_lib")
-    if meta.pop("sha256", None) != _seal(tensors, meta):
+    if meta.pop("sha256", None) != seal(tensors, meta):
         raise StorageError(f"{path} was altered since it was saved (its SHA-256 differs); fetch or train it again")
     if not meta.get("fitted", True):  # absent in files of before it existed
         raise RPLibError(f"{path} holds a {meta['method']!r} that was never fitted: fit it, and save it again")

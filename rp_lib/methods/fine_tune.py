@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rp_lib.clip import FrozenCLIP
 from rp_lib.features import Encoder
 from rp_lib.methods.base import Method
 from rp_lib.towers import encode_image
@@ -18,6 +18,7 @@ from rp_lib.utils.device import computing, in_float32
 from rp_lib.utils.distributed import gather
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class FineTune(Method):
     """All weights of a copy of the image tower and a linear head, cross-entropy.
 
@@ -33,27 +34,20 @@ class FineTune(Method):
 
     name = "fine-tune"
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        *,
-        lr: float = 3e-5,
-        weight_decay: float = 0.1,
-        epochs: int = 25,
-        batch_size: int = 128,
-        warmup_steps: int = 0,
-        schedule: str = "steps",
-        seed: int = 1,
-        precision: str = "auto",
-    ) -> None:
-        super().__init__(clip, class_names, templates)
-        self.lr, self.weight_decay, self.epochs, self.batch_size = lr, weight_decay, epochs, batch_size
-        self.warmup_steps, self.schedule, self.seed, self.precision = warmup_steps, schedule, seed, precision
+    lr: float = 3e-5
+    weight_decay: float = 0.1
+    epochs: int = 25
+    batch_size: int = 128
+    warmup_steps: int = 0
+    schedule: str = "steps"
+    seed: int = 1
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.training_schedule()  # a bad value is refused now, not when training begins
-        self.visual = clip.arrange(copy.deepcopy(clip.model.visual).requires_grad_(True))
-        self.classifier = self.new_classifier().to(clip.device)
+        self.visual = self.clip.arrange(copy.deepcopy(self.clip.model.visual).requires_grad_(True))
+        self.classifier = self.new_classifier().to(self.clip.device)
 
     def new_classifier(self, bias: bool = False) -> nn.Module:
         """What turns features into logits: (C, d) zero-shot weights at CLIP's logit scale, ``bias`` zero."""

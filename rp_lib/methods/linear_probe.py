@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rp_lib.clip import FrozenCLIP
 from rp_lib.features import Encoder
 from rp_lib.methods.base import Method
 from rp_lib.trainer import Group, Schedule
 from rp_lib.utils.distributed import gather
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class LinearProbe(Method):
     """Softmax regression on unit features, with bias, trained with Adam as the released code does.
 
@@ -30,23 +30,16 @@ class LinearProbe(Method):
     schedule: ClassVar[str] = "steps"
     optimizer: ClassVar[str] = "adam"
     eps: ClassVar[float] = 1e-8
-    checkpoint_every = 20
     device = torch.device("cpu")  # the features are there, and a (d, C) matrix needs no GPU
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        *,
-        lr: float = 1e-2,
-        epochs: int = 25,
-        batch_size: int = 128,
-        weight_decay: float = 0.0,
-        seed: int = 1,
-    ) -> None:
-        super().__init__(clip, class_names, templates)
-        self.lr, self.epochs, self.batch_size, self.weight_decay, self.seed = lr, epochs, batch_size, weight_decay, seed
+    lr: float = 1e-2
+    epochs: int = 25
+    batch_size: int = 128
+    weight_decay: float = 0.0
+    seed: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.training_schedule()  # a bad value is refused now, not when training begins
         self.classifier = self.new_classifier()
 

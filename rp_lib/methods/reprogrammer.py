@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import ClassVar
 
 import torch
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
-from rp_lib.clip import FrozenCLIP, check_images, to_unit_range
+from rp_lib.clip import check_images, to_unit_range
 from rp_lib.config import PAPER, RPConfig
 from rp_lib.features import Encoder, FeatureStore
 from rp_lib.losses import reprogramming_loss
@@ -22,6 +23,7 @@ from rp_lib.utils.distributed import gather, shared
 from rp_lib.utils.errors import RPLibError
 
 
+@dataclass(eq=False, repr=False)
 class Reprogrammer(Method):
     """Trains a border around the images and an input layer for the prompts; CLIP itself never changes.
 
@@ -32,23 +34,19 @@ class Reprogrammer(Method):
 
     name = "rp"
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        config: RPConfig = PAPER,
-        *,
-        seed: int = 1,
-        precision: str = "auto",
-    ) -> None:
-        super().__init__(clip, class_names, templates)
+    config: RPConfig = PAPER
+    _: KW_ONLY
+    seed: int = 1
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        config, clip = self.config, self.clip
         if config.objective == "sigmoid" and clip.logit_bias is None:
             raise RPLibError(
                 f"{clip.name} was not trained with the sigmoid loss and has no logit bias: take another objective, or "
                 "a backbone such as SigLIP"
             )
-        self.config, self.seed, self.precision = config, seed, precision
         size = clip.image_size
         self.image_program = ImageProgram(
             size,
@@ -56,7 +54,7 @@ class Reprogrammer(Method):
             placement=config.placement,
             init=config.border_init,
             resolution=_pixels(config.eval_resolution, size),
-            seed=seed,
+            seed=self.seed,
         ).to(clip.device)
         self.text_program = TextProgram(clip, self.class_names, self.templates, rows=config.text_rows)
         self._class_embeddings: Tensor | None = None
@@ -243,20 +241,11 @@ class _SingleProgram(Reprogrammer):
     kept: ClassVar[str]
     dropped: ClassVar[str]
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        config: RPConfig = PAPER,
-        *,
-        seed: int = 1,
-        precision: str = "auto",
-    ) -> None:
-        if not getattr(config, self.kept):
+    def __post_init__(self) -> None:
+        if not getattr(self.config, self.kept):
             raise RPLibError(f"{self.name} is nothing without its program; leave {self.kept} on")
-        config = config.changed(**{self.dropped: False})
-        super().__init__(clip, class_names, templates, config, seed=seed, precision=precision)
+        self.config = self.config.changed(**{self.dropped: False})
+        super().__post_init__()
 
 
 class ImageReprogrammer(_SingleProgram):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Self
 
 from torch import Tensor
 
 from rp_lib.benchmark import ImageSet
-from rp_lib.clip import FrozenCLIP
 from rp_lib.features import Encoder
 from rp_lib.methods.base import Method
 
@@ -18,9 +16,9 @@ class ZeroShot(Method):
 
     name = "zero-shot"
 
-    def __init__(self, clip: FrozenCLIP, class_names: Sequence[str], templates: Sequence[str]) -> None:
-        super().__init__(clip, class_names, templates)
-        self.class_embeddings = clip.class_embeddings(self.class_names, self.templates).cpu()
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.class_embeddings = self.clip.class_embeddings(self.class_names, self.templates).cpu()
 
     def fit(self, train_set: ImageSet, val: ImageSet | None = None, **options: object) -> Self:
         """Learn nothing: there is nothing to learn."""

@@ -7,7 +7,6 @@ hyper-parameters have a table of their own, ``[settings.NAME]``; those of the re
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
 import tomllib
@@ -22,7 +21,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from rp_lib.config import PRESETS, RPConfig, preset
 from rp_lib.detectors import DETECTORS
 from rp_lib.losses import LOSSES, OBJECTIVES
-from rp_lib.methods import BASES, METHODS, Method, Reprogrammer, ResidualReprogrammer
+from rp_lib.methods import BASES, METHODS, Reprogrammer, ResidualReprogrammer
 from rp_lib.methods.baselines.prompts import STARTS
 from rp_lib.metrics import CONVENTIONS
 from rp_lib.programs import BORDER_INITS, PLACEMENTS, TEXT_ROWS
@@ -154,20 +153,10 @@ def accepted(name: str) -> dict[str, Any]:
     if issubclass(METHODS[name], (Reprogrammer, ResidualReprogrammer)):
         hints = typing.get_type_hints(RPConfig)
     else:
-        hints = _arguments(METHODS[BASES.get(name, name)]) | ({"alpha": float} if name in BASES else {})
+        method = METHODS[BASES.get(name, name)]
+        known = typing.get_type_hints(method)
+        hints = {key: known[key] for key in method.parameter_names()} | ({"alpha": float} if name in BASES else {})
     return {key: _kind(key, hint) for key, hint in hints.items() if key not in ("seed", "precision")}
-
-
-def _arguments(cls: type[Method]) -> dict[str, Any]:
-    """Types of the keyword arguments of a class, and, where it passes ``**settings`` on, of its parents."""
-    found: dict[str, Any] = {}
-    for owner in (c for c in cls.__mro__ if "__init__" in c.__dict__ and c is not Method):
-        parameters = inspect.signature(owner.__init__).parameters.values()
-        hints = typing.get_type_hints(owner.__init__)
-        found = {p.name: hints[p.name] for p in parameters if p.kind is p.KEYWORD_ONLY} | found
-        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
-            break
-    return found
 
 
 def _kind(key: str, hint: Any) -> Any:

@@ -11,13 +11,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -29,22 +28,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count, sdpa_flop_count
 
-from rp_lib.backbones import SCHEMAS
+from rp_lib.backbones import SCHEMAS, quiet_about_random_weights
 from rp_lib.clip import FrozenCLIP
 from rp_lib.data.download import DataStore
 from rp_lib.data.sources import NotThere, default_root, load_sources
+from rp_lib.features import Encoder
 from rp_lib.methods import LPFT, build_method
 from rp_lib.methods.base import Mixture
 from rp_lib.run import FULL_IDS
 from rp_lib.run.config import RunConfig
 from rp_lib.run.opening import RANDOM, check_data, placed, published_sets
-from rp_lib.towers import TextTower, encode_image
 from rp_lib.trainer import batches
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.preparation import Preparation
 
-# What gradients a pass computes: none; back to the input through frozen weights; of the weights.
-GRADIENTS = ("none", "input", "weights")
 # Dense TFLOP/s of the makers' data sheets: bfloat16 (T4: float16) with float32 accumulation, and plain float32.
 GPUS: dict[str, tuple[float, float]] = {
     "a100": (312.0, 19.5), "h100": (989.0, 67.0), "l4": (121.0, 30.3), "t4": (65.0, 8.1), "rtx-3090": (71.0, 35.6),
@@ -97,8 +94,8 @@ class _FusedAttention(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def _shapes() -> Iterator[None]:
-    """Build and run modules without numbers."""
+def shapes_only() -> Iterator[None]:
+    """Build and run modules without numbers; the counted methods run inside."""
     move = nn.Module.to
     nn.Module.to = lambda module, *place, **options: module  # torch cannot move such a tensor; all are in one place
     try:
@@ -135,7 +132,7 @@ def _counter() -> FlopCounterMode:
     return FlopCounterMode(display=False, custom_mapping=rules)
 
 
-def _measure(run: Callable[[], Tensor], weights: Iterable[Tensor], bfloat16: bool) -> Pass:
+def measure(run: Callable[[], Tensor], weights: Iterable[Tensor] = (), bfloat16: bool = False) -> Pass:
     """Count what ``run`` computes, and the gradients of what it returns; ``weights`` are not counted as kept."""
     own = {tensor.untyped_storage()._cdata for tensor in weights}
     kept: dict[int, tuple[Tensor, int]] = {}
@@ -158,106 +155,48 @@ def _measure(run: Callable[[], Tensor], weights: Iterable[Tensor], bfloat16: boo
     return Pass(there.get_total_flops(), back.get_total_flops(), sum(size for _, size in kept.values()))
 
 
-class _Weightless(FrozenCLIP):
-    """A backbone that has the shapes of its weights alone."""
-
-    def __init__(self, model: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor], name: str, size: int) -> None:
-        self.device, self.channels_last, self.compiled = torch.device("cpu"), False, False
-        self.model, self.tokenizer, self.name, self.image_size = model, tokenizer, name, size
-        self.preparation, self.source = Preparation(size), None
-        self.logit_scale, self.logit_bias, self._known_prompts = 100.0, 0.0, set()
-        self._mean = self._std = torch.zeros(1, 3, 1, 1)
-        with torch.no_grad():
-            self.embed_dim = self.encode_tokens(self.tokenize(["a"])).shape[1]
-
-
-class TowerCosts:
-    """Costs of the two towers of a CLIP.
+class Weightless(FrozenCLIP):
+    """A backbone whose weights have shapes and no numbers: its steps can be counted, and it takes no memory.
 
     Args:
-        clip: Any backbone; it is copied without its weights and stays as it is.
-
-    Attributes:
-        clip: The backbone without weights.
-        context_length: Tokens of a text that is not cut, marks included.
+        clip: Any backbone; it stays as it is.
 
     Example:
-        >>> from rp_lib import mini
-        >>> costs = TowerCosts(mini.load_clip())
-        >>> costs.image("input").flops < costs.image("weights").flops  # a border is cheaper than fine-tuning
-        True
+        >>> Weightless.open_clip("ViT-B-32").embed_dim
+        512
     """
 
     def __init__(self, clip: FrozenCLIP) -> None:
-        self._build(clip.model, clip.tokenizer, clip.name, clip.image_size)
+        self._take(clip.model, clip.tokenizer, clip.name, clip.image_size)
 
-    @staticmethod
+    @classmethod
     @functools.cache
-    def open_clip(name: str, tokenizer: Callable[[Sequence[str]], Tensor] | None = None) -> TowerCosts:
-        """Build those of an open_clip architecture, with its own tokenizer or another; no memory is taken."""
+    def open_clip(cls, name: str, tokenizer: Callable[[Sequence[str]], Tensor] | None = None) -> Self:
+        """Build an open_clip architecture, with its own tokenizer or another."""
         import open_clip
 
         if name not in open_clip.list_models():
             raise UnknownName("open_clip model", name, open_clip.list_models())
-        root = logging.getLogger()
-        root.addFilter(_expected)
-        try:
-            with torch.device("meta"):
-                model = open_clip.create_model(name, pretrained=None, device="meta")
-        finally:
-            root.removeFilter(_expected)
+        with quiet_about_random_weights(), torch.device("meta"):
+            model = open_clip.create_model(name, pretrained=None, device="meta")
         size = model.visual.image_size
-        costs = TowerCosts.__new__(TowerCosts)
-        tokenizer = tokenizer or open_clip.get_tokenizer(name)
-        costs._build(model, tokenizer, name, size[0] if isinstance(size, tuple | list) else size)
-        return costs
+        made = cls.__new__(cls)
+        made._take(
+            model, tokenizer or open_clip.get_tokenizer(name), name, size[0] if isinstance(size, tuple | list) else size
+        )
+        return made
 
-    def _build(self, model: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor], name: str, size: int) -> None:
+    def _take(self, model: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor], name: str, size: int) -> None:
         with FAKE:
             memo = {id(t): _empty(t) for t in [*model.parameters(), *model.buffers()]}
-            model = copy.deepcopy(model, memo).eval()
-        with _shapes():
-            self.clip: FrozenCLIP = _Weightless(model, tokenizer, name, size)
-        self.name, self.image_size = name, size
-        self.context_length = self.clip.tokenize(["a"]).shape[1]
-        self._pass = functools.cache(self._measure)
-
-    @property
-    def parameters(self) -> dict[str, int]:
-        """Numbers of weights: of the image tower, and of the whole model."""
-        return {"image": _numel(self.clip.model.visual.parameters()), "all": _numel(self.clip.model.parameters())}
-
-    def image(self, gradient: str = "none", batch: int = 1, bfloat16: bool = False) -> Pass:
-        """Count a batch of images; ``gradient`` is one of :data:`GRADIENTS`."""
-        return self._pass("visual", gradient, (batch, 3, self.image_size, self.image_size), bfloat16)
-
-    def text(self, length: int, gradient: str = "none", batch: int = 1, bfloat16: bool = False) -> Pass:
-        """Count a batch of prompts of ``length`` tokens, marks included, from their embeddings on.
-
-        Raises:
-            RPLibError: The tower has no such number of positions.
-        """
-        if not 1 <= length <= self.context_length:
-            raise RPLibError(f"the text tower of {self.name} has {self.context_length} positions, not {length}")
-        tower = TextTower(self.clip.model)
-        length = length if tower.cuts else self.context_length  # other towers read their padding
-        return self._pass("text", gradient, (batch, length, tower.embedding.weight.shape[1]), bfloat16)
-
-    def _measure(self, tower: str, gradient: str, shape: tuple[int, ...], bfloat16: bool) -> Pass:
-        if gradient not in GRADIENTS:
-            raise UnknownName("gradient", gradient, GRADIENTS)
-        with _shapes(), torch.set_grad_enabled(gradient != "none"):
-            model = copy.deepcopy(self.clip.model).requires_grad_(gradient == "weights")
-            x = torch.zeros(shape).requires_grad_(gradient == "input")
-            if tower == "visual":
-                return _measure(lambda: encode_image(model.visual, x), model.parameters(), bfloat16)
-            tokens = torch.zeros(shape[:2], dtype=torch.int64)
-            return _measure(lambda: TextTower(model).encode(x, tokens), model.parameters(), bfloat16)
-
-
-def _expected(record: logging.LogRecord) -> bool:
-    """False for open_clip's warning of random weights: here there are none at all."""
-    return "initialized randomly" not in record.getMessage()
+            self.model = copy.deepcopy(model, memo).eval()
+        self.device, self.channels_last, self.compiled = torch.device("cpu"), False, False
+        self.tokenizer, self.name, self.image_size = tokenizer, name, size
+        self.preparation, self.source = Preparation(size), None
+        self.logit_scale, self.logit_bias, self._known_prompts = 100.0, 0.0, set()
+        with shapes_only(), torch.no_grad():
+            self._mean = self._std = torch.zeros(1, 3, 1, 1)
+            self.embed_dim = self.encode_tokens(self.tokenize(["a"])).shape[1]
 
 
 def _empty(tensor: Tensor) -> Tensor:
@@ -306,14 +245,6 @@ class TaskSize:
         """The number of classes."""
         return len(self.class_names)
 
-    @property
-    def prompt_tokens(self) -> int:
-        """Tokens of the longest prompt in CLIP's vocabulary, marks included."""
-        from open_clip.tokenizer import SimpleTokenizer
-
-        tokenizer = SimpleTokenizer()
-        return 2 + max(len(tokenizer.encode(t.format(n))) for n in self.class_names for t in self.templates)
-
 
 @dataclass(frozen=True)
 class MethodCost:
@@ -346,7 +277,7 @@ class MethodCost:
 
 
 def method_cost(
-    name: str, settings: Mapping[str, Any], task: TaskSize, towers: TowerCosts, *, bfloat16: bool = True
+    name: str, settings: Mapping[str, Any], task: TaskSize, clip: Weightless, *, bfloat16: bool = True
 ) -> MethodCost:
     """Count what one method should cost for one seed: the method itself takes a step.
 
@@ -354,15 +285,13 @@ def method_cost(
         name: Of a method.
         settings: As :func:`rp_lib.build_method` takes them; what is not named is the default.
         task: What it is trained and judged on.
-        towers: Of the backbone.
+        clip: The backbone.
         bfloat16: Precision of the steps.
 
     Returns:
         Of a mixture with zero-shot, what it adds to the method that it is made of.
     """
-    clip = towers.clip
-    pixels = (3, towers.image_size, towers.image_size)
-    with _shapes():
+    with shapes_only():
         method = build_method(name, clip, task.class_names, task.templates, dict(settings))
         shared = (clip, *(method.base.encoders if isinstance(method, Mixture) else ()))
         own = [encoder for encoder in method.encoders if encoder not in shared]
@@ -376,26 +305,32 @@ def method_cost(
             plan = method.training_schedule()
             batch = min(plan.batch_size, task.train)
             with FAKE:
-                inputs = torch.empty(batch, *pixels, dtype=torch.uint8)
+                inputs = torch.empty(batch, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
                 if method.encoders == (clip,):  # features that are there already
                     inputs = torch.empty(batch, clip.embed_dim)
             # As many distinct classes as a batch has on average, evenly spaced.
             k = max(1, round(distinct_classes(batch, task.classes)))
             labels = torch.tensor([i % k * task.classes // k for i in range(batch)])
             weights = [*clip.model.parameters(), *method.modules().parameters()]
-            step = _measure(lambda: method.loss(inputs, labels), weights, bfloat16)
+            step = measure(lambda: method.loss(inputs, labels), weights, bfloat16)
             method.set_training(False)
             steps = plan.epochs * len(batches(task.train, plan.batch_size, 0, 0))
             validated = plan.epochs * task.val
             # A float32 weight, its gradient, and one (SGD) or two (Adam) numbers of the optimizer.
             groups = [(1 if g.optimizer == "sgd" else 2, _numel(g.parameters)) for g in method.parameter_groups()]
-            memory = 4 * towers.parameters["all"] + sum(n * (8 + 4 * moments) for moments, n in groups) + step.kept
-        with FAKE:
-            image = torch.empty(1, *pixels, dtype=torch.uint8)
-        with torch.no_grad():
-            once = sum(_measure(lambda e=e: e.encode(image), (), False).forward for e in own)
+            memory = 4 * _numel(clip.model.parameters()) + step.kept
+            memory += sum(n * (8 + 4 * moments) for moments, n in groups)
+        once = sum(_encoding(encoder, clip.image_size) for encoder in own)
     features = bool(trains) and (method.encoders == (clip,) or isinstance(method, LPFT))
     return MethodCost(steps, step.flops, once * (validated + task.judged), memory, trained if trains else 0, features)
+
+
+def _encoding(encoder: Encoder, side: int) -> int:
+    """FLOPs of encoding one image."""
+    with FAKE:
+        image = torch.empty(1, 3, side, side, dtype=torch.uint8)
+    with shapes_only(), torch.no_grad():
+        return measure(lambda: encoder.encode(image)).forward
 
 
 def _training_set(task: TaskSize, width: int) -> tuple[Any, Any]:
@@ -531,10 +466,10 @@ def _counted(data: Mapping[str, Any]) -> TaskSize:
 
 
 def _estimate(config: RunConfig, gpu: str, utilisation: float) -> list[str]:
-    towers = _towers(config.backbone["name"])
+    clip = _backbone(config.backbone["name"])
     task = task_size(config.data)
     half = config.precision != "float32"
-    costs = {n: method_cost(n, s, task, towers, bfloat16=half) for n, s in config.settings().items()}
+    costs = {n: method_cost(n, s, task, clip, bfloat16=half) for n, s in config.settings().items()}
     head = ("method", "seeds", "steps a seed", "GFLOP a step", "PFLOP a seed", "GPU memory", "time a seed")
     rows = [head]
     total_half = total_full = 0.0
@@ -549,7 +484,7 @@ def _estimate(config: RunConfig, gpu: str, utilisation: float) -> list[str]:
                 duration(seconds(low, full, gpu, utilisation)) if low + full else "-",
             )
         )  # fmt: skip
-    once = towers.image().forward * _frozen_images(costs, task)
+    once = _encoding(clip, clip.image_size) * _frozen_images(costs, task)
     rows.append(("frozen CLIP", "", "", "", _figure(once / 1e15), "", duration(seconds(0, once, gpu, utilisation))))
     total = seconds(total_half, total_full + once, gpu, utilisation)
     everything = (total_half + total_full + once) / 1e15
@@ -568,12 +503,12 @@ def _estimate(config: RunConfig, gpu: str, utilisation: float) -> list[str]:
     ]
 
 
-def _towers(name: str) -> TowerCosts:
+def _backbone(name: str) -> Weightless:
     if name != "mini":
-        return TowerCosts.open_clip(name.replace("/", "-"))
+        return Weightless.open_clip(name.replace("/", "-"))
     from rp_lib.mini import load_clip
 
-    return TowerCosts(load_clip())
+    return Weightless(load_clip())
 
 
 def _frozen_images(costs: Mapping[str, MethodCost], task: TaskSize) -> int:

@@ -27,12 +27,7 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "numpy", "pandas", "sciki
 
 def environment() -> dict[str, Any]:
     """Versions, hardware and the commit, as far as they are known."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
+    found = {package: importlib.metadata.distributions(name=package) for package in PACKAGES}
     return {
         "rp_lib": __version__,
         "commit": commit(),
@@ -41,7 +36,7 @@ def environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "packages": versions,
+        "packages": {package: next((d.version for d in ds), None) for package, ds in found.items()},
     }
 
 
@@ -50,21 +45,16 @@ def commit() -> str | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=root, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=root, capture_output=True, text=True, check=True, timeout=10
-        )
-        dirty = subprocess.run(
-            ["git", "status", "--porcelain", "--", "rp_lib"],
-            cwd=root,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=10,
-        )
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--", "rp_lib") else "")
     except (OSError, subprocess.SubprocessError):
         return None
-    return head.stdout.strip() + ("+changes" if dirty.stdout.strip() else "")
 
 
 def save_records(records: pd.DataFrame, path: Path, provenance: dict[str, Any]) -> None:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
 import logging
 import os
@@ -49,7 +48,7 @@ from rp_lib.trainer import Checkpoint
 from rp_lib.utils import distributed
 from rp_lib.utils.device import pick_device
 from rp_lib.utils.errors import RPLibError, UnknownName
-from rp_lib.utils.io import StorageError, check_writable, file_sha256, load_table
+from rp_lib.utils.io import StorageError, check_writable, file_sha256
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -474,24 +473,20 @@ def _part(text: str) -> tuple[str, int]:
 def _recorded(path: Path) -> tuple[pd.DataFrame | None, dict[str, Any]]:
     """The records that are there with their provenance, if they are complete; the main process reads for all."""
 
-    def read() -> bytes | None:
+    def read() -> tuple[pd.DataFrame | None, dict[str, Any]]:
         if not (path.is_file() and path.with_suffix(".json").is_file()):
-            return None
+            return None, {}
         try:
-            _, about = load_records(path)
+            records, about = load_records(path)
         except StorageError as error:
             log.warning("%s; evaluating again", error)
-            return None
+            return None, {}
         if about.get("records_sha256") != file_sha256(path):
             log.warning("%s was altered since it was measured; evaluating again", path)
-            return None
-        return json.dumps([about, path.read_text(encoding="utf-8")]).encode()
+            return None, {}
+        return records, about
 
-    content = distributed.read_on_main(read)
-    if content is None:
-        return None, {}
-    about, table = json.loads(content)
-    return load_table(io.StringIO(table)), about
+    return distributed.on_main(read)
 
 
 def _set_aside(out: Path) -> None:

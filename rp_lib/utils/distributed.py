@@ -24,14 +24,15 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from rp_lib.utils.errors import RPLibError
-from rp_lib.utils.io import StorageError
 
+T = TypeVar("T")
 BUCKET = 8_000_000  # gradients averaged in one go, numbers; small against a model, large against the latency
 
 _alone: ContextVar[bool] = ContextVar("alone", default=False)
@@ -182,49 +183,13 @@ def copy_from_main(module: nn.Module) -> None:
             value.copy_(sent)
 
 
-def bytes_from_main(content: bytes | None) -> bytes | None:
-    """What the main process passes, on every process."""
-    if world_size() == 1:
-        return content
-    where = _comm_device()
-    size = torch.tensor([-1 if content is None else len(content)], device=where)
-    dist.broadcast(size, 0)
-    if size < 0:
-        return None
-    if is_main():
-        sent = torch.frombuffer(bytearray(content or b"\0"), dtype=torch.uint8).to(where)
-    else:
-        sent = torch.empty(max(1, int(size)), dtype=torch.uint8, device=where)
-    dist.broadcast(sent, 0)
-    return sent.cpu().numpy().tobytes()[: int(size)]
-
-
-def read_on_main(read: Callable[[], bytes | None]) -> bytes | None:
-    """What ``read`` returns on the main process, on every process; all processes must call this.
-
-    Raises:
-        StorageError: on every process, with the same message, if ``read`` raises one.
-    """
-    error: StorageError | None = None
-    content = None
-    if is_main():
-        try:
-            content = read()
-        except StorageError as caught:
-            error = caught
-    failed = bytes_from_main(None if error is None else str(error).encode())
-    if failed is not None:  # whole sentences in every process: any of them may be the one whose output is read
-        raise error or StorageError(failed.decode())
-    return bytes_from_main(content)
-
-
 def any_process(flag: bool) -> bool:
-    """Whether any process says so; all processes must ask. They meet here."""
+    """Whether any process says so. Collective."""
     return all_reduce_max(int(flag)) > 0
 
 
 def all_reduce_max(number: int) -> int:
-    """The largest number that a process passes; all processes must ask. They meet here."""
+    """The largest number that a process passes. Collective."""
     if world_size() == 1:
         return number
     answer = torch.tensor([number], device=_comm_device())
@@ -232,24 +197,27 @@ def all_reduce_max(number: int) -> int:
     return int(answer)
 
 
-def on_main(work: Callable[[], None]) -> None:
-    """Do ``work`` on the main process while the others wait for it; all processes must call this.
+def on_main(work: Callable[[], T]) -> T:
+    """Do ``work`` on the main process, and return what it returns on every process. Collective.
 
     Raises:
-        RPLibError: in the other processes, if it failed; the main process raises what went wrong.
+        RPLibError: In the other processes, if it failed, with the same message; the main process raises what went
+            wrong.
     """
+    if world_size() == 1:
+        return work()
     error: Exception | None = None
+    done: list[Any] = [None, None]  # the result, and what went wrong
     if is_main():
         try:
             with alone():  # what it calls may well wait for the others, who are not there
-                work()
+                done[0] = work()
         except Exception as caught:
-            error = caught
-    failed = any_process(error is not None)
-    if error is not None:
-        raise error
-    if failed:
-        raise RPLibError("the main process could not finish; its own message says why")
+            error, done[1] = caught, f"the main process could not finish: {caught}"
+    dist.broadcast_object_list(done, 0, device=torch.device(_comm_device()))
+    if error is not None or done[1] is not None:
+        raise error or RPLibError(done[1])
+    return done[0]
 
 
 def _comm_device() -> torch.device | str:

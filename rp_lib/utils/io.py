@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
+from safetensors.torch import save_file
 from torch import Tensor
 
 from rp_lib.utils.errors import RPLibError
@@ -42,14 +42,16 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write(partial)
         partial.replace(path)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:  # the latter names its cause in words alone
+        full = errno.ENOSPC, errno.EDQUOT
+        if getattr(error, "errno", None) in full or any(f"(os error {number})" in str(error) for number in full):
             raise StorageError(
                 f"the disk is full while writing {path}; free some space and run the same command again - "
                 "what was saved before is intact"
             ) from error
         raise StorageError(
-            f"cannot write {path} ({error.strerror or error}); choose another output folder or mend its permissions"
+            f"cannot write {path} ({getattr(error, 'strerror', None) or error}); choose another output folder or mend "
+            "its permissions"
         ) from error
     finally:
         with contextlib.suppress(OSError):  # a file where the folder should be; its error is raised above
@@ -73,11 +75,16 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         >>> load_tensors(path)
         ({'b': tensor([0., 0.])}, {'epochs': 3})
     """
-    payload = serialise(
-        {name: t.detach().cpu().contiguous() for name, t in tensors.items()},
-        {key: json.dumps(value) for key, value in metadata.items()},
-    )
-    write_atomically(path, lambda partial: write_synced(partial, payload))
+    ready = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    # Parts of a larger tensor, or of a file that was read, are copied; all else is written from where it is.
+    ready = {name: t.clone() if t.nbytes < t.untyped_storage().nbytes() else t for name, t in ready.items()}
+
+    def write(partial: Path) -> None:
+        save_file(ready, partial, {key: json.dumps(value) for key, value in metadata.items()})
+        with partial.open("rb+") as file:
+            os.fsync(file.fileno())
+
+    write_atomically(path, write)
 
 
 def write_synced(path: Path, payload: bytes | memoryview) -> None:
@@ -160,8 +167,13 @@ def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
         value = tensors[name].detach().cpu()
         value = value.float() if value.is_floating_point() else value
         digest.update(f"{name}{tuple(value.shape)}".encode())
-        digest.update(value.contiguous().numpy().tobytes())
+        digest.update(value.contiguous().view(-1).view(torch.uint8).numpy())  # without a copy
     return digest.hexdigest()
+
+
+def seal(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> str:
+    """Hex SHA-256 over all that is saved, so that a changed number, class or header is noticed."""
+    return hashlib.sha256(f"{tensors_sha256(tensors)} {json.dumps(metadata, sort_keys=True)}".encode()).hexdigest()
 
 
 def torch_save(state: dict[str, Any], path: Path) -> None:

@@ -127,8 +127,8 @@ class Server:
             for i in range(0, len(body), fault.chunk):
                 if self.stop.is_set():
                     return
+                entry[2] += len(body[i : i + fault.chunk])  # before the client has them, and looks
                 request.wfile.write(body[i : i + fault.chunk])
-                entry[2] += len(body[i : i + fault.chunk])
                 if fault.pace:
                     time.sleep(fault.pace)
             if fault.stall is not None:

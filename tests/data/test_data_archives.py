@@ -7,7 +7,6 @@ import io
 import lzma
 import stat
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -38,22 +37,6 @@ def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "", body: bytes
     return info, body if kind == tarfile.REGTYPE else b""
 
 
-def zip_bytes(*members, files=FILES) -> bytes:
-    out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as zipped:
-        for name, body in files.items():
-            zipped.writestr(name, body)
-        for info, body in members:
-            zipped.writestr(info, body)
-    return out.getvalue()
-
-
-def zip_member(name: str, mode: int):
-    info = zipfile.ZipInfo(name)
-    info.create_system, info.external_attr = 3, mode << 16
-    return info
-
-
 def save(tmp_path: Path, body: bytes, name: str = "a.bin") -> Path:
     path = tmp_path / name
     path.write_bytes(body)
@@ -72,15 +55,12 @@ def tree(folder: Path) -> dict[str, bytes]:
         gzip.compress(tar_bytes()),
         bz2.compress(tar_bytes()),
         lzma.compress(tar_bytes()),
-        zip_bytes(),
     ],
-    ids=["tar", "gnu", "gz", "bz2", "xz", "zip"],
+    ids=["tar", "gnu", "gz", "bz2", "xz"],
 )
 def test_every_kind_whatever_its_name(tmp_path, body):
     archive = save(tmp_path, body)
-    assert unpack(archive, None) == (3, sum(map(len, FILES.values())))
-    assert [p.name for p in tmp_path.iterdir()] == ["a.bin"]  # looking writes nothing
-    assert unpack(archive, tmp_path / "out") == unpack(archive, None)
+    unpack(archive, tmp_path / "out")
     assert tree(tmp_path / "out") == FILES
     for path in (tmp_path / "out").rglob("*"):
         assert not path.stat().st_mode & (stat.S_ISUID | stat.S_IWOTH)
@@ -98,10 +78,8 @@ UNSAFE_NAMES = ["../out", "set/../../out", "/etc/out", "..", "set\\..\\..\\out",
 
 
 @pytest.mark.parametrize("name", UNSAFE_NAMES)
-@pytest.mark.parametrize("kind", ["tar", "zip"])
-def test_a_member_outside_its_folder(tmp_path, name, kind):
-    body = tar_bytes(member(name)) if kind == "tar" else zip_bytes((name, b"x"))
-    refused(tmp_path, body, "outside its folder")
+def test_a_member_outside_its_folder(tmp_path, name):
+    refused(tmp_path, tar_bytes(member(name)), "outside its folder")
 
 
 @pytest.mark.parametrize(
@@ -116,20 +94,10 @@ def test_a_member_outside_its_folder(tmp_path, name, kind):
         (member("pipe", tarfile.FIFOTYPE), "device"),
         (member("null", tarfile.CHRTYPE), "device"),
         (member("disk", tarfile.BLKTYPE), "device"),
-        (member("set/a.txt"), "twice"),
-        (member("./set//a.txt"), "twice"),
-        (member("set/a.txt/below"), "both a file and a folder"),
-        (member("set"), "twice|both"),
-        (member("."), "twice"),
     ],
 )
 def test_members_that_are_no_plain_file(tmp_path, info, message):
     refused(tmp_path, tar_bytes(info), message)
-
-
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO])
-def test_zip_members_that_are_no_plain_file(tmp_path, kind):
-    refused(tmp_path, zip_bytes((zip_member("link", kind | 0o777), b"../../secret")), "is a link, a device")
 
 
 def refused(tmp_path: Path, body: bytes, message: str, error=UnsafeArchive) -> None:
@@ -137,20 +105,9 @@ def refused(tmp_path: Path, body: bytes, message: str, error=UnsafeArchive) -> N
     inner.mkdir(parents=True)
     archive = save(tmp_path, body)
     with pytest.raises(error, match=message):
-        unpack(archive, None)
-    assert not any(inner.iterdir())
-    with pytest.raises(error, match=message):
         unpack(archive, inner / "out")
     outside = [p for p in tmp_path.rglob("*") if p.is_file() and not p.is_relative_to(inner / "out")]
     assert outside == [archive]
-
-
-def test_a_file_behind_a_password(tmp_path):
-    body = bytearray(zip_bytes())
-    for sign, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        at = body.index(sign) + offset
-        body[at] |= 1
-    refused(tmp_path, bytes(body), "password")
 
 
 def test_a_sparse_file(tmp_path):
@@ -164,20 +121,13 @@ ZEROS = {"zeros": b"\0" * 3_000_000}
 
 @pytest.fixture
 def tight(monkeypatch):
-    for name, value in {"_MEMBERS": 50, "_TOTAL": 10**7, "_RATIO": 20, "_HARMLESS": 1_000_000}.items():
+    for name, value in {"_RATIO": 20, "_HARMLESS": 1_000_000}.items():
         monkeypatch.setattr(archives, name, value)
 
 
-@pytest.mark.parametrize("body", [gzip.compress(tar_bytes(files=ZEROS)), zip_bytes(files=ZEROS)], ids=["gz", "zip"])
-def test_bombs_by_ratio(tmp_path, body, tight, monkeypatch):
-    refused(tmp_path, body, "decompression bomb")
-    monkeypatch.setattr(archives, "_HARMLESS", 64 << 20)
-    assert unpack(tmp_path / "a.bin", None).bytes == 3_000_000  # as small as this it is harmless
-
-
-def test_bombs_by_total(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "_TOTAL", 2_999_999)
-    refused(tmp_path, tar_bytes(files=ZEROS), "decompression bomb")
+def test_a_bomb(tmp_path, tight):
+    refused(tmp_path, gzip.compress(tar_bytes(files=ZEROS)), r"unpacks to 3\.0 MB or more: a decompression bomb")
+    unpack(save(tmp_path, tar_bytes(files=ZEROS), "plain.tar"), tmp_path / "plain")  # as large as it says
 
 
 def test_a_size_that_is_only_claimed(tmp_path):
@@ -187,31 +137,13 @@ def test_a_size_that_is_only_claimed(tmp_path):
     refused(tmp_path, info.tobuf(tarfile.GNU_FORMAT) + b"\0" * 1024, "decompression bomb")
 
 
-def test_too_many_members(tmp_path, tight):
-    refused(tmp_path, tar_bytes(files={str(i): b"" for i in range(51)}), "51 members.* decompression bomb")
-
-
-def test_a_header_that_would_fill_the_memory(tmp_path):
-    info = tarfile.TarInfo("x")
-    info.type, info.size = tarfile.XHDTYPE, 8 << 20
-    body = info.tobuf(tarfile.GNU_FORMAT) + b"\0" * (8 << 20) + tar_bytes()
-    refused(tmp_path, gzip.compress(body), "header of the archive wants")
-
-
-def test_what_goes_on_behind_the_end(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "_HARMLESS", 1_000_000)
-    refused(tmp_path, gzip.compress(tar_bytes() + b"\0" * (1 << 20), 1), "on and on")
-
-
-@pytest.mark.parametrize(
-    "body", [b"<html>Not here</html>" * 100, b"", b"\x1f\x8b\x08\x00no gzip", b"PK\x03\x04 no zip"]
-)
+@pytest.mark.parametrize("body", [b"<html>Not here</html>" * 100, b"", b"\x1f\x8b\x08\x00no gzip", b"PK\x03\x04 a zip"])
 def test_what_is_no_archive(tmp_path, body):
     refused(tmp_path, body, "damaged or no archive", VerificationError)
 
 
 @pytest.mark.parametrize("keep", [0.2, 0.5, 0.9, 0.99])
-@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress, lambda b: zip_bytes()])
+@pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
 def test_cut_short(tmp_path, keep, pack):
     body = pack(tar_bytes())
     refused(tmp_path, body[: int(len(body) * keep)], "damaged or no archive", VerificationError)
@@ -219,15 +151,6 @@ def test_cut_short(tmp_path, keep, pack):
 
 def test_cut_short_within_a_member_of_a_plain_tar(tmp_path):
     refused(tmp_path, tar_bytes()[:4000], "damaged or no archive", VerificationError)
-
-
-def test_a_damaged_header_is_not_taken_for_the_end(tmp_path):
-    body = bytearray(tar_bytes())
-    body[1024] ^= 0xFF  # the second header
-    refused(tmp_path, bytes(body), "damaged", VerificationError)
-    refused_body = gzip.compress(bytes(body))
-    (tmp_path / "again").mkdir()
-    refused(tmp_path / "again", refused_body, "damaged", VerificationError)
 
 
 def test_a_checksum_behind_the_last_member(tmp_path):

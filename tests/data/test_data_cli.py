@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from data_server import Fault, Server, child_code
+from tqdm import tqdm
 
 from rp_lib import cli
 from rp_lib.data import load_sources
@@ -189,7 +190,7 @@ def test_interrupted(table, capsys, monkeypatch, server):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(cli._Bars, "update", stop)
+        patch.setattr(tqdm, "update", stop)
         assert run("good") == 130
     assert "run the same command again" in capsys.readouterr().err
     assert run("good") == 0

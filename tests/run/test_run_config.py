@@ -164,7 +164,7 @@ def test_whole_numbers_are_numbers_and_a_list_of_seeds_stays_one():
 
 
 def test_a_value_out_of_range_is_refused_before_a_backbone_is_built(capsys, monkeypatch):
-    monkeypatch.setattr("rp_lib.run.cost.TowerCosts.open_clip", lambda name: pytest.fail("a backbone was built"))
+    monkeypatch.setattr("rp_lib.run.cost.Weightless.open_clip", lambda name: pytest.fail("a backbone was built"))
     assert call("--config", "cifar10-paper", "--set", "settings.rp.image_lr=-1", "--dry-run") == 2
     assert "settings.rp.image_lr should be greater than 0, got -1" in capsys.readouterr().err
 
@@ -189,13 +189,6 @@ def test_a_wrong_command_line_exits_2(arguments, message, capsys, tmp_path, monk
     assert call(*arguments) == 2
     said = capsys.readouterr().err
     assert message in said and "Traceback" not in said
-
-
-@pytest.mark.parametrize("option", cli._FORMER)
-def test_an_option_that_is_gone_names_what_took_its_place(option, capsys):
-    with pytest.raises(SystemExit) as left:
-        call("--config", "mini", option, "3")
-    assert left.value.code == 2 and f"instead of {option}: {cli._FORMER[option]}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text", ["preset = ", "preset = 'paper'\npreset = 'paper'", "\xff"])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from rp_lib import ZeroShot
 from rp_lib.mini import load_clip
-from tests.speed import measures
+from tests.speed import growing, measures
 from tests.speed.__main__ import STEP_RATIOS, table
 from tests.speed.plain import TEMPLATE, Plain
 
@@ -62,6 +62,28 @@ def test_steps_of_other_methods_learn(plain, data):
     assert not torch.equal(moved, plain.model.visual.conv1.weight)
 
 
+# What grows -----------------------------------------------------------------------------------------------
+
+linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
+
+
+@linux
+def test_what_is_compared_gives_the_same_digits():
+    """Each measurement asserts it of its own: logits from a file, distances; here what is left to compare."""
+    assert growing.outputs(2000, 300)["plain file"] > 1.5 * growing.outputs(2000, 300)["file"]
+    assert growing.paired(300, resamples=40)["numbers"] == growing.paired(300, True, resamples=40)["numbers"]
+    assert growing.neighbours(20, 700)["ours"] > 0
+    found = growing.scores(400, 20)
+    assert max(found[name]["float64 gap"] for name in growing.CHEAP if name != "gen") < 1e-9
+
+
+@linux
+def test_memory_is_that_of_the_work():
+    kept = []
+    assert 200e6 < growing.above(lambda: kept.append(torch.ones(60_000_000))) < 300e6
+    assert growing.above(lambda: None) < 20e6
+
+
 def made_up(**changes):
     steps = {"ours rp": [2.0, 2.0], "ours fine-tune": [4.0, 4.0], "plain rp": [6.0, 8.0], "plain fine-tune": [4.0, 4.0]}
     found = {
@@ -88,14 +110,12 @@ def test_the_table_says_what_was_reached():
     assert missed["memory: RP step / our fine-tuning step"] == "reached: at most 1"
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in (ROOT / "tests.speed" / "records").glob("*.json")))
-def test_the_readme_quotes_the_record(name):
-    record = json.loads((ROOT / "tests.speed" / "records" / f"{name}.json").read_text())
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    told = readme[readme.index("## Speed") :].split("\n## ")[0]
-    assert record["setting"]["backbone"] in told and f"{name}.json" in told
+def test_the_page_quotes_the_records():
+    page = (ROOT / "notebooks" / "pages" / "speed.md").read_text(encoding="utf-8")
+    record = json.loads((ROOT / "tests" / "speed" / "records" / "vit-b-32.json").read_text())
+    assert record["setting"]["backbone"] in page and "records/vit-b-32.json" in page
     values = {row: value for row, value, _ in table(record)}
-    quoted = dict(re.findall(r"\| ([^|]+?) \| ([0-9.]+ \[[0-9., ]+\]|[0-9.]+) \|", told))
+    quoted = dict(re.findall(r"\| ([^|]+?) \| ([0-9.]+ \[[0-9., ]+\]|[0-9.]+) \|", page))
     assert len(quoted) >= len(STEP_RATIOS) + 4
     for row, value in quoted.items():
         assert values[row] == value, row

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
@@ -12,16 +12,9 @@ from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP
+from rp_lib.config import check_strengths
 from rp_lib.features import FeatureStore
 from rp_lib.methods.linear_probe import LinearProbe
-from rp_lib.trainer import Checkpoint
-from rp_lib.utils.errors import RPLibError
-
-
-def _check_strengths(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 <= value < float("inf"):
-            raise RPLibError(f"{name} must be finite and >= 0, got {value}")
 
 
 def _zero_shot(method: LinearProbe) -> Tensor:
@@ -64,6 +57,7 @@ class _Prototypes(nn.Module):
         return self.logit_scale * features @ F.normalize(self.start + self.scale * self.residual, dim=1).T
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class TaskRes(LinearProbe):
     """Task residual: frozen class embeddings t plus a learnt residual x (Yu et al. 2023, arXiv 2211.10277).
 
@@ -89,29 +83,22 @@ class TaskRes(LinearProbe):
     name = "task-res"
     schedule = "cosine"
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        *,
-        residual_scale: float = 0.5,
-        lr: float = 2e-4,
-        epochs: int = 100,
-        batch_size: int = 256,
-        weight_decay: float = 5e-4,
-        **settings: Any,
-    ) -> None:
-        _check_strengths(residual_scale=residual_scale)
-        self.residual_scale = residual_scale
-        plan = {"lr": lr, "epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay}
-        super().__init__(clip, class_names, templates, **plan, **settings)
+    residual_scale: float = 0.5
+    lr: float = 2e-4
+    epochs: int = 100
+    batch_size: int = 256
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        check_strengths(residual_scale=self.residual_scale)
+        super().__post_init__()
 
     def new_classifier(self) -> _Prototypes:
         """Return the prototypes, with a residual of zero, float32 (C, d)."""
         return _Prototypes(_zero_shot(self), self.residual_scale, self.clip.logit_scale)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CLAP(LinearProbe):
     """Zero-shot-initialised probe with a class-adaptive penalty (Silva-Rodriguez et al. 2024, arXiv 2312.12730).
 
@@ -138,23 +125,15 @@ class CLAP(LinearProbe):
     name = "clap"
     schedule, optimizer = "cosine", "sgd"
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        *,
-        penalty: float = 1.0,
-        lr: float = 0.1,
-        epochs: int = 300,
-        batch_size: int = 256,
-        weight_decay: float = 0.0,
-        **settings: Any,
-    ) -> None:
-        _check_strengths(penalty=penalty)
-        plan = {"lr": lr, "epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay}
-        super().__init__(clip, class_names, templates, **plan, **settings)
-        self.penalty = penalty
+    penalty: float = 1.0
+    lr: float = 0.1
+    epochs: int = 300
+    batch_size: int = 256
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_strengths(penalty=self.penalty)
+        super().__post_init__()
         self.multipliers = torch.ones(len(self.class_names))  # lambda, (C,)
 
     def new_classifier(self) -> _Prototypes:
@@ -198,6 +177,7 @@ class _Cache(nn.Module):
         return logits + self.cache_weight * torch.zeros_like(logits).index_add(1, self.labels, affinity)
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class TipAdapterF(LinearProbe):
     """Tip-Adapter-F: a cache of the training images whose keys are trained (Zhang et al. 2022, arXiv 2111.03930).
 
@@ -224,24 +204,16 @@ class TipAdapterF(LinearProbe):
     name = "tip-adapter-f"
     schedule, optimizer, eps = "cosine", "adamw", 1e-4
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        *,
-        cache_weight: float = 1.0,
-        sharpness: float = 5.5,
-        lr: float = 1e-3,
-        epochs: int = 20,
-        batch_size: int = 256,
-        weight_decay: float = 0.01,
-        **settings: Any,
-    ) -> None:
-        _check_strengths(cache_weight=cache_weight, sharpness=sharpness)
-        self.cache_weight, self.sharpness = cache_weight, sharpness
-        plan = {"lr": lr, "epochs": epochs, "batch_size": batch_size, "weight_decay": weight_decay}
-        super().__init__(clip, class_names, templates, **plan, **settings)
+    cache_weight: float = 1.0
+    sharpness: float = 5.5
+    lr: float = 1e-3
+    epochs: int = 20
+    batch_size: int = 256
+    weight_decay: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_strengths(cache_weight=self.cache_weight, sharpness=self.sharpness)
+        super().__post_init__()
 
     def new_classifier(self) -> _Cache:
         """Return an empty cache: zero-shot CLIP."""
@@ -285,13 +257,7 @@ class TipAdapter(TipAdapterF):
         self.classifier.requires_grad_(False)
 
     def fit(
-        self,
-        train_set: ImageSet,
-        val: ImageSet | None = None,
-        *,
-        store: FeatureStore | None = None,
-        checkpoint: Path | Checkpoint | None = None,
-        progress: str | None = None,
+        self, train_set: ImageSet, val: ImageSet | None = None, *, store: FeatureStore | None = None, **options: Any
     ) -> Self:
         """Fill the cache anew with these images; there is no training to watch or to resume."""
         train_set = train_set.for_classes(self.class_names)

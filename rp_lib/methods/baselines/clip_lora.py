@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from rp_lib.clip import FrozenCLIP
 from rp_lib.methods.fine_tune import FineTune
 from rp_lib.towers import cut_padding, embed, encode_embedded, end_positions, text_part
 from rp_lib.trainer import Group
@@ -66,6 +66,7 @@ class _Attention(nn.MultiheadAttention):
         return (x if self.batch_first else x.transpose(0, 1)), None
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CLIPLoRA(FineTune):
     """Trains low-rank changes of queries, keys and values in every block of both towers; all else stays frozen.
 
@@ -94,34 +95,26 @@ class CLIPLoRA(FineTune):
 
     name = "clip-lora"
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        *,
-        rank: int = 2,
-        lora_alpha: float = 1.0,
-        dropout: float = 0.25,
-        lr: float = 2e-4,
-        weight_decay: float = 0.01,
-        epochs: int | None = None,
-        batch_size: int = 32,
-        schedule: str = "cosine",
-        **settings: Any,
-    ) -> None:
-        if rank < 1 or not 0 <= dropout < 1:
-            raise RPLibError(f"rank must be >= 1 and dropout in [0, 1), got {rank} and {dropout}")
-        if epochs is None:
-            epochs = max(1, round(PUBLISHED_STEPS * 32 / max(1, len(class_names))))
-        plan = {"lr": lr, "weight_decay": weight_decay, "epochs": epochs, "batch_size": batch_size}
-        super().__init__(clip, class_names, templates, schedule=schedule, **plan, **settings)
-        self.rank, self.lora_alpha, self.dropout = rank, lora_alpha, dropout
+    rank: int = 2
+    lora_alpha: float = 1.0
+    dropout: float = 0.25
+    lr: float = 2e-4
+    weight_decay: float = 0.01
+    epochs: int | None = None
+    batch_size: int = 32
+    schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise RPLibError(f"rank must be >= 1 and dropout in [0, 1), got {self.rank} and {self.dropout}")
+        if self.epochs is None:
+            self.epochs = max(1, round(PUBLISHED_STEPS * 32 / max(1, len(self.class_names))))
+        super().__post_init__()
         generator = torch.Generator().manual_seed(self.seed)
         self.adapters = nn.ModuleDict({
             "visual": self._adapt(self.visual.requires_grad_(False), generator),
             "text": self._adapt(self.classifier, generator),
-        }).to(clip.device)  # fmt: skip
+        }).to(self.clip.device)  # fmt: skip
         self.set_training(False)
 
     def _adapt(self, tower: nn.Module, generator: torch.Generator) -> nn.ModuleList:

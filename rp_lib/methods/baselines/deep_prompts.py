@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rp_lib.clip import FrozenCLIP
 from rp_lib.features import Encoder
 from rp_lib.methods.baselines.prompts import STD, ContextPrompts, PromptLearner
 from rp_lib.towers import encode_prompted, text_part, vision_part, walk_blocks
@@ -17,6 +17,7 @@ from rp_lib.utils.device import computing
 from rp_lib.utils.errors import RPLibError
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class DeepPrompts(PromptLearner):
     """Trained tokens in the first J layers of the text tower, each mapped linearly into one of the image tower's.
 
@@ -42,40 +43,29 @@ class DeepPrompts(PromptLearner):
 
     name = "maple"
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        *,
-        n_prompts: int = 2,
-        depth: int | None = None,
-        start: str = "words",
-        lr: float = 3.5e-3,
-        weight_decay: float = 5e-4,
-        epochs: int = 5,
-        batch_size: int = 4,
-        warmup_steps: int = 500,
-        seed: int = 1,
-        precision: str = "auto",
-    ) -> None:
-        super().__init__(
-            clip, class_names, templates, lr=lr, weight_decay=weight_decay, epochs=epochs, batch_size=batch_size,
-            warmup_steps=warmup_steps, seed=seed, precision=precision,
-        )  # fmt: skip
-        transformers = text_part(clip.model).transformer, vision_part(clip.model).transformer
+    n_prompts: int = 2
+    depth: int | None = None
+    start: str = "words"
+    lr: float = 3.5e-3
+    epochs: int = 5
+    batch_size: int = 4
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        transformers = text_part(self.clip.model).transformer, vision_part(self.clip.model).transformer
         layers = min(len(t.resblocks) for t in transformers)
-        self.depth = min(9, layers) if depth is None else depth
+        self.depth = min(9, layers) if self.depth is None else self.depth
         if not 1 <= self.depth <= layers:
             raise RPLibError(f"prompts in {self.depth} layers do not fit these towers; depth must be 1 to {layers}")
-        self.n_prompts, self.start = n_prompts, start
-        self.prompts = ContextPrompts(clip, self.class_names, self.templates[0], n=n_prompts, start=start, seed=seed)
+        self.prompts = ContextPrompts(
+            self.clip, self.class_names, self.templates[0], n=self.n_prompts, start=self.start, seed=self.seed
+        )
         widths = transformers[0].width, transformers[1].width
         with torch.random.fork_rng([]):  # the draws of nn.Linear follow no generator of our own
-            torch.manual_seed(seed)
-            self.deep = nn.ParameterList(STD * torch.randn(n_prompts, widths[0]) for _ in range(self.depth - 1))
+            torch.manual_seed(self.seed)
+            self.deep = nn.ParameterList(STD * torch.randn(self.n_prompts, widths[0]) for _ in range(self.depth - 1))
             self.coupling = nn.ModuleList(nn.Linear(*widths) for _ in range(self.depth))
-        self.modules().to(clip.device)
+        self.modules().to(self.clip.device)
 
     def modules(self) -> nn.ModuleDict:
         """Context, deeper prompts and the maps."""

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
-from rp_lib.clip import FrozenCLIP
+from rp_lib.config import check_strengths
 from rp_lib.features import FeatureStore
 from rp_lib.methods.fine_tune import FineTune
 from rp_lib.methods.linear_probe import LinearProbe
@@ -21,6 +19,7 @@ from rp_lib.utils.distributed import gather
 from rp_lib.utils.errors import RPLibError
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class L2SP(FineTune):
     """Full fine-tuning with a penalty towards the start (Xuhong et al. 2018, arXiv 1802.01483).
 
@@ -43,21 +42,13 @@ class L2SP(FineTune):
 
     name = "l2-sp"
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        *,
-        tower_penalty: float = 0.1,
-        head_penalty: float = 0.01,
-        weight_decay: float = 0.0,
-        **settings: Any,
-    ) -> None:
-        if not (0 <= tower_penalty < float("inf") and 0 <= head_penalty < float("inf")):
-            raise RPLibError(f"penalties must be finite and >= 0, got {tower_penalty} and {head_penalty}")
-        super().__init__(clip, class_names, templates, weight_decay=weight_decay, **settings)
-        self.tower_penalty, self.head_penalty = tower_penalty, head_penalty
+    tower_penalty: float = 0.1
+    head_penalty: float = 0.01
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_strengths(tower_penalty=self.tower_penalty, head_penalty=self.head_penalty)
+        super().__post_init__()
         self._head_start = self.classifier.weight.detach().clone()
 
     def penalty(self) -> Tensor:
@@ -75,6 +66,7 @@ class L2SP(FineTune):
             return cross_entropy + self.penalty()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class LPFT(FineTune):
     """Linear probing, then full fine-tuning from its head (Kumar et al. 2022, arXiv 2202.10054).
 
@@ -89,20 +81,10 @@ class LPFT(FineTune):
 
     name = "lp-ft"
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        *,
-        probe_lr: float = 1e-2,
-        probe_epochs: int = 25,
-        probe_weight_decay: float = 0.0,
-        **settings: Any,
-    ) -> None:
-        super().__init__(clip, class_names, templates, **settings)
-        self.probe_lr, self.probe_epochs, self.probe_weight_decay = probe_lr, probe_epochs, probe_weight_decay
-        self._probed = False
+    probe_lr: float = 1e-2
+    probe_epochs: int = 25
+    probe_weight_decay: float = 0.0
+    _probed = False
 
     def new_classifier(self, bias: bool = True) -> nn.Module:
         """A linear head with bias, as the probe's."""
@@ -125,6 +107,7 @@ class LPFT(FineTune):
         self._probed = True
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class LipsumFT(FineTune):
     """Full fine-tuning that keeps the energies of random texts (Nam et al. 2024, arXiv 2404.00860).
 
@@ -153,33 +136,26 @@ class LipsumFT(FineTune):
 
     name = "lipsum-ft"
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        *,
-        strength: float = 1.0,
-        n_texts: int = 80,
-        length: int = 8,
-        lr: float = 1e-5,
-        weight_decay: float = 0.0,
-        epochs: int = 10,
-        batch_size: int = 256,
-        warmup_steps: int = 5000,
-        schedule: str = "cosine",
-        **settings: Any,
-    ) -> None:
-        plan = {"lr": lr, "weight_decay": weight_decay, "epochs": epochs, "batch_size": batch_size}
-        super().__init__(clip, class_names, templates, warmup_steps=warmup_steps, schedule=schedule, **plan, **settings)
-        self._marks = clip.tokenize([""])[0]  # start, end and padding
+    strength: float = 1.0
+    n_texts: int = 80
+    length: int = 8
+    lr: float = 1e-5
+    weight_decay: float = 0.0
+    epochs: int = 10
+    batch_size: int = 256
+    warmup_steps: int = 5000
+    schedule: str = "cosine"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._marks = self.clip.tokenize([""])[0]  # start, end and padding
         room = len(self._marks) - 2
-        if not 0 <= strength < float("inf") or n_texts < 1 or not 1 <= length <= room:
+        check_strengths(strength=self.strength)
+        if self.n_texts < 1 or not 1 <= self.length <= room:
             raise RPLibError(
-                "strength must be finite and >= 0, n_texts >= 1, and length, in tokens, between 1 and the "
-                f"{room} that the text tower holds; got {strength}, {n_texts} and {length}"
+                f"n_texts must be >= 1 and length, in tokens, between 1 and the {room} that the text tower holds; got "
+                f"{self.n_texts} and {self.length}"
             )
-        self.strength, self.n_texts, self.length = strength, n_texts, length
 
     def parameter_groups(self) -> list[Group]:
         """Return all weights, with the released betas."""

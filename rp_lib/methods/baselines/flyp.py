@@ -78,7 +78,7 @@ class FLYP(FineTune):
 
     name = "flyp"
 
-    _class_weights: Tensor | None = None
+    _class_weights = None
 
     def new_classifier(self, bias: bool = False) -> nn.Module:
         """A copy of the text tower, holding the class prompts; there is no bias."""

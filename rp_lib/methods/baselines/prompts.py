@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -130,6 +131,7 @@ def _ids(clip: FrozenCLIP, text: str) -> list[int]:
     return tokens[0, 1 : int(end_positions(tokens)[0])].tolist()
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class PromptLearner(Method):
     """Trains vectors in prompts of the frozen CLIP with SGD (momentum .9) and cross-entropy over all classes.
 
@@ -140,23 +142,16 @@ class PromptLearner(Method):
             :func:`rp_lib.utils.device.autocast_dtype`.
     """
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        *,
-        lr: float,
-        weight_decay: float,
-        epochs: int,
-        batch_size: int,
-        warmup_steps: int,
-        seed: int,
-        precision: str,
-    ) -> None:
-        super().__init__(clip, class_names, templates)
-        self.lr, self.weight_decay, self.epochs, self.batch_size = lr, weight_decay, epochs, batch_size
-        self.warmup_steps, self.seed, self.precision = warmup_steps, seed, precision
+    lr: float
+    weight_decay: float = 5e-4
+    epochs: int
+    batch_size: int
+    warmup_steps: int = 500
+    seed: int = 1
+    precision: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.training_schedule()  # a bad value is refused now, not when training begins
         self._class_embeddings: Tensor | None = None
 
@@ -205,6 +200,7 @@ class PromptLearner(Method):
 
 # Context optimisation (CoOp): Zhou et al. 2022, arXiv 2109.01134.
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CoOp(PromptLearner):
     """Trained context vectors in place of the words in front of the class name; nothing else changes.
 
@@ -223,31 +219,20 @@ class CoOp(PromptLearner):
 
     name = "coop"
 
-    def __init__(
-        self,
-        clip: FrozenCLIP,
-        class_names: Sequence[str],
-        templates: Sequence[str],
-        *,
-        n_context: int | None = None,
-        start: str = "random",
-        class_specific: bool = False,
-        lr: float = 2e-3,
-        weight_decay: float = 5e-4,
-        epochs: int = 50,
-        batch_size: int = 128,
-        warmup_steps: int = 500,
-        seed: int = 1,
-        precision: str = "auto",
-    ) -> None:
-        super().__init__(
-            clip, class_names, templates, lr=lr, weight_decay=weight_decay, epochs=epochs, batch_size=batch_size,
-            warmup_steps=warmup_steps, seed=seed, precision=precision,
-        )  # fmt: skip
+    n_context: int | None = None
+    start: str = "random"
+    class_specific: bool = False
+    lr: float = 2e-3
+    epochs: int = 50
+    batch_size: int = 128
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.prompts = ContextPrompts(
-            clip, self.class_names, self.templates[0], n=n_context, start=start, per_class=class_specific, seed=seed
-        )
-        self.n_context, self.start, self.class_specific = self.prompts.context.shape[-2], start, class_specific
+            self.clip, self.class_names, self.templates[0], n=self.n_context, start=self.start,
+            per_class=self.class_specific, seed=self.seed,
+        )  # fmt: skip
+        self.n_context = self.prompts.context.shape[-2]
 
     def modules(self) -> nn.Module:
         """Return the context."""
