@@ -40,7 +40,7 @@ Found = dict[str, Any]
 def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(prog="python -m tests.speed.growing", description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=5000, help="pictures of an image set, at the smaller size")
+    parser.add_argument("--pictures", type=int, default=4000, help="pictures of an image set, at the smaller size")
     parser.add_argument("--training", type=int, default=12500, help="training features, at the smaller size")
     parser.add_argument("--classes", type=int, default=1000, help="classes of made-up logits")
     parser.add_argument("--prompted", type=int, default=14, help="classes of the zero-shot head, at the smaller size")
@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/growing.json"), help="file of all figures")
     args = parser.parse_args()
     n, classes, found = args.pictures, args.classes, {}
-    sizes = {"outputs": n, "comparison": 2 * n, "zero_shot": args.prompted, **dict.fromkeys(FITTED, args.training)}
+    sizes = {"outputs": n, "comparison": 4 * n, "zero_shot": args.prompted, **dict.fromkeys(FITTED, args.training)}
     for name, size in sizes.items():
         print(f"measuring {name.replace('_', ' ')} ...", flush=True)
         for k in (size, 2 * size):
