@@ -25,7 +25,7 @@ from rp_lib.utils.arrays import Array, check_array
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 GROUP = 100  # words of a group of NegLabel
-BLOCK = 4096  # training images that are read at once
+BLOCK = 1024  # training images that are read at once
 PRODUCTS = 2**25  # similarities of images to training images that are there at once, 128 MB: bounds memory
 
 

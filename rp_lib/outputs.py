@@ -173,7 +173,8 @@ class Outputs:
     def blocks(self) -> list[Outputs]:
         """The images in runs of some hundreds, as views."""
         negatives = 0 if self.head is None or self.head.negatives is None else len(self.head.negatives)
-        rows = max(64, BLOCK // max(1, self.features.shape[1], self.logits[:1].shape[1], negatives))
+        classes = _read(self.__dict__["logits"][:1]).shape[1]  # of one image: all logits may be large
+        rows = max(64, BLOCK // max(1, self.features.shape[1], classes, negatives))
         # The last block takes what is left: products of a few rows are rounded in another way.
         starts = range(0, max(1, len(self) - rows + 1), rows)
         ranges = [slice(start, end) for start, end in zip(starts, [*starts[1:], None], strict=True)]

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -94,6 +95,18 @@ def test_interrupt_exits_130_and_says_how_to_go_on(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_info", interrupted)
     assert cli.main(["info"]) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_commands_are_imported_shows_no_traceback(monkeypatch, capsys):
+    from rp_lib.__main__ import main
+
+    class Importing(types.ModuleType):
+        def __getattr__(self, name):  # as if Ctrl-C fell into the import of what it imports
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "rp_lib.cli", Importing("rp_lib.cli"))
+    assert main() == 130
+    assert capsys.readouterr().err == "\nrp-lib: interrupted\n"
 
 
 def test_errors_of_the_library_become_exit_codes(monkeypatch, capsys):

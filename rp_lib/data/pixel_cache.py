@@ -170,6 +170,11 @@ def load_images(
         if found := open_cache(place, files, size):  # another process made it meanwhile
             return found
         known = _already_decoded(cache, files, settings)
+        if known and progress is not None:
+            tqdm.write(
+                f"{progress}: {len(known):,} of {len(files):,} pictures are copied from sets of before, which takes "
+                f"{human(len(files) * 3 * size**2)} more in {cache} (`rp-lib info --clear-cache` empties it)"
+            )
         _build(place, paths, files, settings, _decoded(paths, files, preparation, workers, decoding, known))
         if found := open_cache(place, files, size):
             return found

@@ -754,3 +754,15 @@ def test_a_cache_says_what_it_takes_and_can_be_cleared(tmp_path, monkeypatch, ca
     assert cache.cache_usage()[0] == 0
     assert first.images.float().mean() > 0  # what is mapped stays readable
     assert torch.equal(load_images(paths[:2], 16).images, second.images)
+
+
+def test_copies_that_make_the_cache_grow_are_said(paths, store, capsys):
+    load_images(paths, 16, cache=store, progress="train")
+    assert "copied" not in capsys.readouterr().out
+    load_images(paths[1:], 16, cache=store, progress="train")
+    said = capsys.readouterr().out
+    assert f"train: {len(paths) - 1} of {len(paths) - 1} pictures are copied from sets of before" in said
+    assert str(store) in said and "rp-lib info --clear-cache" in said
+    load_images(paths[1:], 16, cache=store, progress="train")  # there is nothing to copy any more
+    load_images(paths[2:], 16, cache=store)
+    assert "copied" not in capsys.readouterr().out

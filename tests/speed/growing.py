@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from rp_course.atlas import small_clip
 
-from rp_lib import FrozenCLIP, comparison
+from rp_lib import comparison
 from rp_lib.detectors import build_detector
 from rp_lib.metrics import ood_metrics
 from rp_lib.outputs import Head, MethodOutputs, Outputs, _LinearLogits, load_outputs, save_outputs
@@ -39,7 +40,7 @@ Found = dict[str, Any]
 def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(prog="python -m tests.speed.growing", description=__doc__.splitlines()[0])
-    parser.add_argument("--pictures", type=int, default=5000, help="pictures of an image set, at the smaller size")
+    parser.add_argument("--pictures", type=int, default=4000, help="pictures of an image set, at the smaller size")
     parser.add_argument("--training", type=int, default=12500, help="training features, at the smaller size")
     parser.add_argument("--classes", type=int, default=1000, help="classes of made-up logits")
     parser.add_argument("--prompted", type=int, default=14, help="classes of the zero-shot head, at the smaller size")
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/growing.json"), help="file of all figures")
     args = parser.parse_args()
     n, classes, found = args.pictures, args.classes, {}
-    sizes = {"outputs": n, "comparison": 2 * n, "zero_shot": args.prompted, **dict.fromkeys(FITTED, args.training)}
+    sizes = {"outputs": n, "comparison": 4 * n, "zero_shot": args.prompted, **dict.fromkeys(FITTED, args.training)}
     for name, size in sizes.items():
         print(f"measuring {name.replace('_', ' ')} ...", flush=True)
         for k in (size, 2 * size):
@@ -265,16 +266,16 @@ def scores(n: int, classes: int) -> Found:
 
 
 def zero_shot(classes: int, backbone: str) -> Found:
-    """Bytes that class embeddings from 80 templates add to the model."""
-    clip = FrozenCLIP.open_clip(backbone, None)
+    """Bytes that class embeddings from 80 templates add to the model; one block of its tower needs as much as all."""
+    clip = small_clip(backbone, blocks=1)
     return {"bytes": above(lambda: clip.class_embeddings([f"thing {i}" for i in range(classes)], TEMPLATES))}
 
 
 def zero_shot_beside(classes: int, backbone: str) -> Found:
-    """Seconds of class embeddings, next to open_clip's own."""
+    """Seconds of class embeddings of a tower of one block, next to open_clip's own."""
     import open_clip
 
-    clip, names = FrozenCLIP.open_clip(backbone, None), [f"thing {i}" for i in range(classes)]
+    clip, names = small_clip(backbone, blocks=1), [f"thing {i}" for i in range(classes)]
     formats, tokenizer = [t.format for t in TEMPLATES], open_clip.get_tokenizer(backbone)
     build = open_clip.build_zero_shot_classifier
     seconds = in_turns({"ours": lambda: clip.class_embeddings(names, TEMPLATES),

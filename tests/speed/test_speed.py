@@ -64,6 +64,7 @@ def test_steps_of_other_methods_learn(plain, data):
 
 # What grows -----------------------------------------------------------------------------------------------
 
+RECORD = ROOT / "tests" / "speed" / "records" / "growing.json"
 linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
 
 
@@ -82,6 +83,24 @@ def test_memory_is_that_of_the_work():
     kept = []
     assert 200e6 < growing.above(lambda: kept.append(torch.ones(60_000_000))) < 300e6
     assert growing.above(lambda: None) < 20e6
+
+
+def test_the_record_of_what_grows_has_its_table():
+    record = json.loads(RECORD.read_text())
+    rows = growing.table(record)
+    assert record["environment"]["commit"] and record["environment"]["cpus"] and len(rows) > 10
+    assert all(len(row) == 5 for row in rows)
+    found, n = record["found"], record["setting"]["pictures"]
+    one, two = found[f"outputs {n}"], found[f"outputs {2 * n}"]
+    # A picture more in the file; a thousand classes, and two other classifiers of the same features.
+    assert (two["plain file"] - one["plain file"]) / (two["file"] - one["file"]) >= 6
+    several = sorted(int(key.split()[-1]) for key in found if key.startswith("comparison"))
+    small, large = (found[f"comparison {size}"] for size in several)
+    assert found["at once"]["bytes"] >= 2 * small["bytes"] and large["bytes"] < 1.3 * small["bytes"]
+    assert found["at once"]["numbers"] == small["numbers"]  # the same digits
+    for name in ("mahalanobis", "relative-mahalanobis", "vim"):
+        size = record["setting"]["training"]
+        assert found[f"{name} {2 * size}"]["bytes"] < 1.2 * found[f"{name} {size}"]["bytes"]
 
 
 def made_up(**changes):
@@ -112,10 +131,13 @@ def test_the_table_says_what_was_reached():
 
 def test_the_page_quotes_the_records():
     page = (ROOT / "notebooks" / "pages" / "speed.md").read_text(encoding="utf-8")
-    record = json.loads((ROOT / "tests" / "speed" / "records" / "vit-b-32.json").read_text())
+    record = json.loads((RECORD.parent / "vit-b-32.json").read_text())
     assert record["setting"]["backbone"] in page and "records/vit-b-32.json" in page
     values = {row: value for row, value, _ in table(record)}
     quoted = dict(re.findall(r"\| ([^|]+?) \| ([0-9.]+ \[[0-9., ]+\]|[0-9.]+) \|", page))
     assert len(quoted) >= len(STEP_RATIOS) + 4
     for row, value in quoted.items():
         assert values[row] == value, row
+    assert "records/growing.json" in page
+    for row in growing.table(json.loads(RECORD.read_text())):
+        assert f"| {' | '.join(row)} |" in page, row[0]
