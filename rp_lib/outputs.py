@@ -90,6 +90,7 @@ class _LinearLogits:
 
 
 @functools.lru_cache(maxsize=4)  # of the blocks that are being scored
+@evaluating()
 def _computed(x: _LinearLogits) -> Tensor:
     return F.linear(x.features if x.scale == 1 else x.scale * x.features, x.weight, x.bias if x.bias.any() else None)
 
