@@ -30,6 +30,7 @@ def test_records_are_of_what_ships_and_say_what_they_said(name):
     assert about["records_sha256"] == file_sha256(SHIPPED / f"{name}.csv")
     assert about["backbone_sha256"] == load_clip().fingerprint
     assert not about["quick"] and len(about["seeds"]) >= 3
+    assert " /" not in about["command"]  # the folder of whoever ran it
     if name in EARLIER:
         assert about["benchmark_sha256"] == EARLIER_BENCHMARK
     else:
