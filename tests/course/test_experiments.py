@@ -10,8 +10,9 @@ import torch
 from conftest import make_clip
 from rp_course.cli import main
 from rp_course.experiments import EXPERIMENTS, World, experiment, rejudge, run, shipped_records
-from rp_course.experiments.base import COLUMNS, Verdict, pick
+from rp_course.experiments.base import COLUMNS, Drawing, Experiment, Verdict, pick
 from rp_course.experiments.border import CHANGES, with_border
+from rp_course.experiments.both_settings import on_both_settings
 from rp_course.experiments.figures import alt, figures, heatmap
 from rp_course.experiments.grid import Condition, Entry, methods, run_grid
 from rp_course.experiments.padding import at_resolution
@@ -19,7 +20,7 @@ from rp_course.experiments.rate import PAPER_RUN, RATES, at_rate, published
 from rp_course.experiments.released_code import ROWS, SCRIPT_ROWS, switched
 from rp_course.experiments.released_script import DetectionScript
 from rp_course.experiments.single_designer import of_families
-from rp_course.experiments.training_data import of_classes, per_class
+from rp_course.experiments.training_data import of_classes, per_class, same_steps
 from rp_course.experiments.world import published_settings
 
 from rp_lib.config import AS_RELEASED, PAPER
@@ -28,6 +29,7 @@ from rp_lib.methods import METHODS, build_method
 from rp_lib.mini import weights
 from rp_lib.negative_labels import mine_negative_words
 from rp_lib.run.config import read_config
+from rp_lib.run.search import tuned_placements
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.io import StorageError
 
@@ -39,6 +41,8 @@ SETTINGS = {
     "rp-image": {"config": QUICK.changed(use_text_program=False)},
     "rp-text": {"config": QUICK.changed(use_image_program=False)}, "coop": {"epochs": 1},
     "lp-ft": {"epochs": 1, "probe_epochs": 1}, "flyp": {"epochs": 1},
+    "maple": {"epochs": 1, "batch_size": 16}, "zs-lp": {"epochs": 1}, "task-res": {"epochs": 1},
+    "clap": {"epochs": 1}, "tip-adapter-f": {"epochs": 1},
 }  # fmt: skip
 
 
@@ -242,14 +246,14 @@ def test_reused_parts_are_told_with_the_commit_that_measured_them(world, tmp_pat
     e = experiment("programs")
     told = lambda: json.loads((tmp_path / "programs.json").read_text())["parts"]  # noqa: E731
     run(e, world, tmp_path)
-    assert told() == {"measured": 1, "reused": {}}
+    assert told() == {"measured": 2, "reused": {}}  # with each choice of settings
     monkeypatch.setattr(grid, "commit", lambda: "def456")
     run(e, world, tmp_path)
-    assert told() == {"measured": 0, "reused": {"abc123": 1}}
-    for path in (tmp_path / "parts" / "programs").glob("*.json"):  # as parts of before this was noted
+    assert told() == {"measured": 0, "reused": {"abc123": 2}}
+    for path in (tmp_path / "parts" / "programs").rglob("*.json"):  # as parts of before this was noted
         path.unlink()
     run(e, world, tmp_path)
-    assert told() == {"measured": 0, "reused": {"unknown": 1}}
+    assert told() == {"measured": 0, "reused": {"unknown": 2}}
 
 
 def test_the_command_prints_the_whole_table_and_draws_again_without_measuring(world, tmp_path, capsys, monkeypatch):
@@ -365,8 +369,8 @@ def test_published_rates_are_those_of_the_published_settings():
     entries = published()
     assert set(RATES) - set(entries) == {"flyp"}
     for name, entry in entries.items():
-        settings = vars(entry.settings["config"]) if "config" in entry.settings else entry.settings
-        assert {key: settings[key] for key in RATES[name]} == RATES[name]
+        known = entry.settings.get("config", METHODS[name])  # of what is not listed, the defaults
+        assert {key: entry.settings.get(key, getattr(known, key)) for key in RATES[name]} == RATES[name]
 
 
 def test_heatmap_hatches_the_cells_of_detectors_that_do_not_apply():
@@ -395,6 +399,47 @@ def test_published_settings_are_those_of_the_papers_configuration(tiny_clip, tin
 
 
 def test_a_world_with_published_settings_shares_all_else(world):
-    other = world.published()
+    other = world.as_published()
+    assert other.published and not world.published
     assert other.settings.keys() == world.settings.keys() and other.settings["fine-tune"] == {}
     assert other.benchmark is world.benchmark and other.store(world.clip) is world.store(world.clip)
+
+
+def test_rp_is_placed_as_its_own_settings_say_else_as_the_search_found_there(world):
+    own = world.tuned("rp")["config"]
+    assert world.placed(own.placement) == {"config": own}
+    other = "pad" if own.placement == "overlay" else "overlay"
+    assert world.placed(other) == tuned_placements()[other] != {"config": own.changed(placement=other)}
+    published = world.as_published()
+    config = published.tuned("rp")["config"]
+    assert published.placed("overlay") == {"config": config.changed(placement="overlay")} != published.placed("pad")
+
+
+def test_both_settings_are_measured_drawn_and_judged_apart(world, tmp_path):
+    seen = []
+
+    def measure(w, parts):
+        seen.append((w.published, parts.name))
+        return pd.DataFrame({"method": ["rp"], "value": [len(seen)]})
+
+    drawing = Drawing(lambda r: list(r["value"]), lambda r: f"{r['value'].iloc[0]}.")
+    judge = lambda r: [Verdict("c", "holds", f"{r['value'].iloc[0]}")]  # noqa: E731
+    once = Experiment("x", "Who?", ("k",), measure, judge, 1, figures=lambda: {"": drawing, "-more": drawing})
+    both = on_both_settings(once)
+    records = both.measure(world, tmp_path)
+    assert seen == [(False, tmp_path.name), (True, "published")] and both.factors == ("choice", "k")
+    assert figures(both, records) == {"": [1], "-more": [1], "-published": [2], "-more-published": [2]}
+    assert alt(both, records, "-published") == "2."
+    (verdict,) = both.judge(records)
+    assert verdict.outcome == "holds" and [p.evidence for p in verdict.parts.values()] == ["1", "2"]
+    (same,) = both.judge(records.assign(value=1))
+    assert not same.parts
+
+
+def test_as_many_steps_are_taken_with_published_settings_that_are_defaults(world):
+    train = world.benchmark.train
+    world.benchmark = dataclasses.replace(world.benchmark, train=train.subset(torch.arange(1024) % len(train)))
+    entries = same_steps(world.as_published(), 512, ("fine-tune", "zero-shot", "rp"))
+    assert METHODS["fine-tune"].batch_size == PAPER.batch_size == 128  # 8 and 4 steps an epoch
+    assert entries["fine-tune"].settings == {"epochs": 2 * METHODS["fine-tune"].epochs}
+    assert entries["rp"].settings["config"].epochs == 2 * PAPER.epochs and entries["zero-shot"].settings == {}

@@ -158,34 +158,6 @@ def run(experiment: Experiment, world: World, out: Path, shipped: Path = SHIPPED
     return ExperimentResult(records, verdicts, agreement)
 
 
-def with_both_settings(measure: Callable[[World, Path], pd.DataFrame]) -> Callable[[World, Path], pd.DataFrame]:
-    """Measure with the tuned settings, then with the published ones; the column ``choice`` says which."""
-
-    def measured(world: World, parts: Path) -> pd.DataFrame:
-        halves = [(TUNED, measure(world, parts)), (PUBLISHED, measure(world.published(), parts / PUBLISHED))]
-        return pd.concat([half.assign(choice=choice) for choice, half in halves], ignore_index=True)
-
-    return measured
-
-
-def at_both_settings(judge: Callable[[pd.DataFrame], list[Verdict]]) -> Callable[[pd.DataFrame], list[Verdict]]:
-    """Judge each half of the records on its own; where the halves disagree, a claim depends on the setting."""
-
-    def judged(records: pd.DataFrame) -> list[Verdict]:
-        halves = {choice: judge(pick(records, choice=choice)) for choice in (TUNED, PUBLISHED)}
-        return [_together(dict(zip(halves, verdicts, strict=True))) for verdicts in zip(*halves.values(), strict=True)]
-
-    return judged
-
-
-def _together(parts: dict[str, Verdict]) -> Verdict:
-    claims, outcomes = {v.claim for v in parts.values()}, {v.outcome for v in parts.values()}
-    if len(claims) != 1:
-        raise RPLibError(f"halves of the records judge different claims: {', '.join(sorted(claims))}")
-    evidence = "; ".join(f"{choice} settings: {v.evidence}" for choice, v in parts.items())
-    return Verdict(claims.pop(), outcomes.pop() if len(outcomes) == 1 else DEPENDS, evidence, parts)
-
-
 def reused(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Of the parts of a run: how many were measured now, and how many earlier, by commit."""
     earlier = [p["commit"] or "unknown" for p in parts if p["reused"]]

@@ -66,7 +66,7 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
     clip, benchmark = world.backbone(), world.judged
     outputs: dict[str, list[MethodOutputs]] = {}
     for seed in world.seeds:
-        rp = world.fit("rp", seed, benchmark, clip, settings=world.padded())
+        rp = world.fit("rp", seed, benchmark, clip, settings=world.placed("pad"))
         outputs.setdefault(TRAINED, []).append(world.outputs(rp, seed, benchmark))
         for change in list(CHANGES)[: 2 if world.quick else None]:
             changed = with_border(rp, change, seed)

@@ -35,7 +35,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h", "d")
 
 def figures(experiment: Experiment, records: pd.DataFrame) -> dict[str, Figure]:
     """The figures of an experiment's records, by suffix of their files' names (``""``, ``"-fpr"`` ...)."""
-    return {suffix: drawing.draw(records) for suffix, drawing in _drawings(experiment, records).items()}
+    return {suffix: drawing.draw(records) for suffix, drawing in drawings(experiment).items()}
 
 
 def alt(experiment: Experiment, records: pd.DataFrame, suffix: str = "") -> str:
@@ -47,17 +47,16 @@ def alt(experiment: Experiment, records: pd.DataFrame, suffix: str = "") -> str:
     Raises:
         UnknownName: there is no such figure.
     """
-    drawings = _drawings(experiment, records)
-    if suffix not in drawings:
-        raise UnknownName(f"figure of the experiment {experiment.name!r}", suffix, drawings)
-    return drawings[suffix].alt(records)
+    known = drawings(experiment)
+    if suffix not in known:
+        raise UnknownName(f"figure of the experiment {experiment.name!r}", suffix, known)
+    return known[suffix].alt(records)
 
 
-def _drawings(experiment: Experiment, records: pd.DataFrame) -> dict[str, Drawing]:
+def drawings(experiment: Experiment) -> dict[str, Drawing]:
+    """An experiment's own drawings, by suffix of their files' names, or the one that all others share."""
     if experiment.figures is not None:
         return dict(experiment.figures())
-    if not _axes(_plain(records)):
-        return {}
     return {"": Drawing(lambda r: draw(experiment, r), lambda r: describe(experiment, r))}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,6 @@ from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
 from rp_lib.figures import STYLE, halo
 from rp_lib.methods import BASES, METHODS, Method
 from rp_lib.outputs import MethodOutputs
-from rp_lib.utils.errors import RPLibError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,10 +71,8 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
 
 def _picked(world: World, name: str) -> float:
     settings = world.tuned(name)
-    alpha = settings.get("alpha", getattr(settings.get("config"), "alpha", None))
-    if alpha is None:
-        raise RPLibError(f"the settings of {name} have no alpha; run `rp-lib search` to choose one")
-    return float(alpha)
+    default = inspect.signature(METHODS[name]).parameters["alpha"].default
+    return float(getattr(settings.get("config"), "alpha", settings.get("alpha", default)))
 
 
 def judge(records: pd.DataFrame) -> list[Verdict]:

@@ -54,7 +54,7 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
 
     All else is as tuned for the native resolution, so what varies is the padding alone.
     """
-    tuned = world.padded()["config"]
+    tuned = world.placed("pad")["config"]
     widths = (2, 8) if world.quick else WIDTHS
     padded = {label(w): Entry("rp", {"config": tuned.changed(padding=w / 64)}) for w in widths}
     entries = {"zero-shot": Entry("zero-shot"), **padded}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,18 +17,24 @@ from rp_lib.figures import STYLE
 from rp_lib.run.config import read_config
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 FACTORS = (0.3, 1.0, 3.0, 10.0, 30.0)  # times the published rate
 PAPER_RUN = "cifar10-paper"  # the configuration with every setting as published
-# Published rates: as there, but FLYP's, which is of its own paper (arXiv 2212.00638), whose other
-# settings are for tasks of another size.
-RATES: dict[str, dict[str, float]] = {
-    "linear-probe": {"lr": 1e-2}, "fine-tune": {"lr": 3e-5}, "lp-ft": {"lr": 3e-5}, "flyp": {"lr": 1e-5},
-    "coop": {"lr": 2e-3}, "rp": {"image_lr": 5e-3, "text_lr": 5e-4}, "rrp": {"image_lr": 5e-3, "text_lr": 5e-4},
+# Published rates: as there, and of the methods' own papers; FLYP's other settings are for tasks of another size.
+TOWERS: dict[str, dict[str, float]] = {  # trained through a tower
+    "fine-tune": {"lr": 3e-5}, "l2-sp": {"lr": 3e-5}, "lp-ft": {"lr": 3e-5}, "flyp": {"lr": 1e-5},
+    "coop": {"lr": 2e-3}, "maple": {"lr": 3.5e-3}, "rp-text": {"text_lr": 5e-4},
+    "rp": {"image_lr": 5e-3, "text_lr": 5e-4}, "rrp": {"image_lr": 5e-3, "text_lr": 5e-4},
 }  # fmt: skip
+FEATURES: dict[str, dict[str, float]] = {  # trained on frozen features
+    "linear-probe": {"lr": 1e-2}, "zs-lp": {"lr": 1e-2}, "task-res": {"lr": 2e-4}, "clap": {"lr": 1e-1},
+    "tip-adapter-f": {"lr": 1e-3},
+}  # fmt: skip
+RATES = TOWERS | FEATURES
 TUNED, AS_PUBLISHED = "tuned", "published"  # where all settings but the rate come from
 SHIFT, AUROC = "shift accuracy", "auroc"
+KINDS = ((TOWERS, "through a tower"), (FEATURES, "on frozen features"))
 PANELS = (
     ("test", "accuracy", "ID accuracy, %"), (ALL_SHIFTS, "accuracy", "accuracy under shift, %"),
     (ALL_OOD, "auroc", "AUROC, %"),
@@ -43,10 +50,13 @@ def at_rate(world: World, name: str, factor: float) -> Entry:
 
 
 def published() -> dict[str, Entry]:
-    """The methods with every setting as published, but CoOp with as many context tokens as fit, at most the 16."""
+    """The methods with every setting as published, but CoOp with as many context tokens as fit, at most the 16.
+
+    FLYP is left out, whose batch of 512 is larger than what trains here.
+    """
     settings = read_config(PAPER_RUN).settings()
     settings["coop"].pop("n_context")  # beside the mini CLIP's class names 12 fit
-    return {name: Entry(name, settings[name] | published_settings(name)) for name in RATES if name in settings}
+    return {name: Entry(name, settings.get(name, {}) | published_settings(name)) for name in RATES if name != "flyp"}
 
 
 def measure(world: World, parts: Path) -> pd.DataFrame:
@@ -95,13 +105,23 @@ def draw_rates(records: pd.DataFrame) -> Figure:
     from matplotlib.figure import Figure
 
     plain = pick(records, versus=None)
-    figure = Figure(figsize=(13, 4.6), layout="constrained")
-    for panel, (data, metric, title) in zip(figure.subplots(1, 3), PANELS, strict=True):
+    figure = Figure(figsize=(13, 8.6), layout="constrained")
+    for part, (methods, where) in zip(figure.subfigures(2), KINDS, strict=True):
+        _draw_kind(part, plain, methods, where)
+    figure.suptitle(
+        f"Lines: the rate varies, all else as tuned. Stars: every setting as published. 95 % intervals over pictures "
+        f"and {int(plain['seeds'].max())} seeds, n = {int(pick(plain, set='test')['n'].iloc[0])}", fontsize=11,
+    )  # fmt: skip
+    return figure
+
+
+def _draw_kind(part: SubFigure, plain: pd.DataFrame, methods: Iterable[str], where: str) -> None:
+    for panel, (data, metric, title) in zip(part.subplots(1, 3), PANELS, strict=True):
         rows = pick(plain, set=data, metric=metric)
         zero = pick(rows, method="zero-shot")["value"].iloc[0]
         panel.axhline(100 * zero, color=STYLE["zero-shot"][0], ls="--", lw=1.2, label="Zero-shot")
         panel.axvline(1, color="#999999", lw=0.8)
-        for method in RATES:
+        for method in methods:
             colour, marker, label = STYLE[method]
             line = pick(rows, method=method, rest=TUNED).sort_values("factor")
             value, bars = percent(line)
@@ -114,15 +134,10 @@ def draw_rates(records: pd.DataFrame) -> Figure:
         panel.set_xticks(sorted(plain["factor"].unique()), [f"{f:g}" for f in sorted(plain["factor"].unique())])
         panel.minorticks_off()
         panel.set_xlabel("learning rate, times the published one")
-        panel.set_title(title, fontsize=10)
+        panel.set_title(f"{title}, {where}", fontsize=10)
         tidy(panel)
-    handles, names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=4, frameon=False)
-    figure.suptitle(
-        f"Lines: the rate varies, all else as tuned. Stars: every setting as published. 95 % intervals over pictures "
-        f"and {int(plain['seeds'].max())} seeds, n = {int(pick(plain, set='test')['n'].iloc[0])}", fontsize=11,
-    )  # fmt: skip
-    return figure
+    handles, names = panel.get_legend_handles_labels()
+    part.legend(handles, names, loc="outside lower center", ncols=6, frameon=False)
 
 
 def describe_rates(records: pd.DataFrame) -> str:

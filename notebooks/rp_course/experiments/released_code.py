@@ -21,7 +21,7 @@ from rp_course.experiments.base import (
 from rp_course.experiments.grid import Condition, Entry, run_grid
 from rp_course.experiments.released_script import DetectionScript
 from rp_course.experiments.world import World
-from rp_lib.config import AS_RELEASED, RPConfig
+from rp_lib.config import AS_RELEASED, PAPER, RPConfig
 
 # Row of the ledger -> what it is called here, which switches it sets, whether RP must be trained again.
 # Switches of the released detection script are those of `DetectionScript`, all others those of `RPConfig`.
@@ -58,11 +58,13 @@ def switched(config: RPConfig, row: str) -> RPConfig:
 
 
 def measure(world: World, parts: Path, rows: Sequence[str] | None = None) -> pd.DataFrame:
-    """RP and RRP as tuned under ``paper``, and with each row of the ledger (or of ``rows``) switched alone.
+    """RP and RRP under ``paper``, and with each row of the ledger (or of ``rows``) switched alone.
 
     Their border stands around the picture, since row 1 is to lay it over.
     """
-    tuned, alpha = world.padded()["config"], world.tuned("rrp")["config"].alpha
+    tuned, alpha = world.placed("pad")["config"], world.tuned("rrp")["config"].alpha
+    if world.published:
+        tuned = tuned.changed(border_init=PAPER.border_init)  # the start from N(0, 1) is a row of the ledger
     rows = rows or (QUICK if world.quick else tuple(ROWS))
     entries = {"rp": Entry("rp", {"config": tuned}), "rrp": Entry("rrp", {"config": tuned.changed(alpha=alpha)}, "rp")}
     pairs = []
@@ -77,7 +79,7 @@ def measure(world: World, parts: Path, rows: Sequence[str] | None = None) -> pd.
         source = "rp" if number in RESIDUAL_ONLY else rp
         entries[rrp] = Entry("rrp", {"config": config.changed(alpha=alpha)}, source, outputs)
         pairs.append((rrp, "rrp"))
-    return run_grid(world, [Condition({"preset": "paper, tuned"}, world.judged, entries, pairs)], parts)
+    return run_grid(world, [Condition({"preset": "paper"}, world.judged, entries, pairs)], parts)
 
 
 def judge(records: pd.DataFrame) -> list[Verdict]:

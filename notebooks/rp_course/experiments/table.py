@@ -20,13 +20,12 @@ from rp_course.experiments.base import (
     Drawing,
     Experiment,
     Verdict,
-    at_both_settings,
     difference,
     direction,
     pick,
     row,
-    with_both_settings,
 )
+from rp_course.experiments.both_settings import at_both_settings, of_half, with_both_settings
 from rp_course.experiments.figures import describe, describe_heatmap, draw, heatmap, listed, named, tidy
 from rp_course.experiments.grid import judge_outputs, paired_draws, paired_rows, rank_rows
 from rp_course.experiments.world import World
@@ -302,18 +301,14 @@ EXPERIMENT = Experiment(
 )  # fmt: skip
 
 
-def _of_half(choice: str, draw_it: Callable[..., Figure], tell: Callable[..., str], **options: Any) -> Drawing:
-    """A drawing of the records with one choice of settings."""
-    return Drawing(
-        lambda r: draw_it(records=pick(r, choice=choice), **options),
-        lambda r: tell(records=pick(r, choice=choice), **options),
-    )
+def _half(choice: str, draw_it: Callable[..., Figure], tell: Callable[..., str], **options: Any) -> Drawing:
+    return of_half(choice, Drawing(lambda r: draw_it(records=r, **options), lambda r: tell(records=r, **options)))
 
 
 DRAWINGS = {
-    "": _of_half(TUNED, draw, describe, experiment=EXPERIMENT),
-    "-published": _of_half(PUBLISHED, draw, describe, experiment=EXPERIMENT),
-    "-ranks": _of_half(TUNED, draw_ranks, describe_ranks),
-    "-auroc": _of_half(TUNED, heatmap, describe_heatmap, metric="auroc"),
-    "-fpr": _of_half(TUNED, heatmap, describe_heatmap, metric="fpr"),
+    "": _half(TUNED, draw, describe, experiment=EXPERIMENT),
+    "-published": _half(PUBLISHED, draw, describe, experiment=EXPERIMENT),
+    "-ranks": _half(TUNED, draw_ranks, describe_ranks),
+    "-auroc": _half(TUNED, heatmap, describe_heatmap, metric="auroc"),
+    "-fpr": _half(TUNED, heatmap, describe_heatmap, metric="fpr"),
 }

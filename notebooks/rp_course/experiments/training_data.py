@@ -17,6 +17,7 @@ from rp_course.experiments.base import Experiment, Verdict, difference, row, shr
 from rp_course.experiments.grid import Condition, Entry, run_grid
 from rp_course.experiments.world import World
 from rp_lib.benchmark import Benchmark, ImageSet
+from rp_lib.methods import METHODS
 from rp_lib.run import CORE
 from rp_lib.trainer import batches
 
@@ -24,14 +25,15 @@ SHOTS, CLASSES = (1, 2, 4, 8), (5, 10, 20)
 
 
 def same_steps(world: World, images: int, names: Sequence[str] = CORE) -> dict[str, Entry]:
-    """The tuned methods with as many epochs as make, on so many images, the steps that they take on all."""
+    """The methods with as many epochs as make, on so many images, the steps that they take on all."""
     entries = {}
     for name in names:
         settings = dict(world.tuned(name))
         config = settings.get("config")
-        epochs = config.epochs if config else settings.get("epochs")
+        known = config or METHODS[name]  # whose defaults are the published settings
+        epochs = settings.get("epochs", getattr(known, "epochs", None))
         if epochs is not None:
-            size = config.batch_size if config else settings.get("batch_size", 128)
+            size = settings.get("batch_size", known.batch_size)
             whole, few = (len(batches(n, size, 0, 0)) for n in (len(world.benchmark.train), images))
             epochs = max(1, round(epochs * whole / few))
             settings |= {"config": config.changed(epochs=epochs)} if config else {"epochs": epochs}

@@ -41,6 +41,7 @@ class World:
     Attributes:
         benchmark: whole. settings: of every method, as :func:`rp_lib.run.search.tuned_settings` gives them.
         seeds: of training. quick: fewer pictures, one seed, fewer levels. precision: of training.
+        published: whether the settings are the published ones, see :meth:`as_published`.
         device: where to compute. progress: show bars. clip: backbone instead of the shipped checkpoints.
         parts: of the run at hand, in order: whether each was read from disk (``reused``), and the ``commit`` of the
             code that measured it, None if it is not known.
@@ -51,6 +52,7 @@ class World:
     seeds: tuple[int, ...] = (1, 2, 3)
     quick: bool = False
     precision: str = "auto"
+    published: bool = False
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: bool = True
     clip: FrozenCLIP | None = None
@@ -65,13 +67,13 @@ class World:
         self._shipped: dict[str, FrozenCLIP] = {}
         self._fits: dict[tuple[Any, ...], Method] = {}
 
-    def published(self) -> World:
+    def as_published(self) -> World:
         """The same world with every method at its published settings.
 
         They are the defaults of its class, but for the border, whose published start is N(0, 1).
         """
         settings = {name: published_settings(name) for name in self.settings}
-        other = replace(self, settings=settings)
+        other = replace(self, settings=settings, published=True)
         other._stores, other._shipped, other._fits = self._stores, self._shipped, self._fits
         return other
 
@@ -134,10 +136,15 @@ class World:
             raise RPLibError(f"the recorded search has no settings for {name!r}: run `rp-lib search --methods {name}`")
         return self.settings[name]
 
-    def padded(self) -> dict[str, Any]:
-        """The settings of RP with a border around the shrunken picture: its own, or the best of those searched."""
-        tuned = self.tuned("rp")
-        return tuned if tuned["config"].placement == "pad" else tuned_placements()["pad"]
+    def placed(self, placement: str) -> dict[str, Any]:
+        """The settings of RP with its border at ``placement``: its own, else the best of those searched there.
+
+        Published settings are the same at each placement.
+        """
+        own = self.tuned("rp")["config"]
+        if self.published or own.placement == placement:
+            return {"config": own.changed(placement=placement)}
+        return tuned_placements()[placement]
 
     def outputs(self, method: Method, seed: int, benchmark: Benchmark, **options: Any) -> MethodOutputs:
         """What a fitted method says about the benchmark's test, shifted and OOD images, computed once."""
