@@ -84,12 +84,21 @@ def changes_of(args: argparse.Namespace) -> dict[str, Any]:
     if args.methods is not None:
         changes["methods"] = split_names(args.methods)
     if args.seeds is not None:
-        try:
-            numbers = [int(part) for part in split_names(args.seeds)]
-        except ValueError as error:
-            raise RPLibError(f"--seeds takes a number of seeds, or a list such as 1,2,7, got {args.seeds!r}") from error
-        changes["seeds"] = numbers[0] if len(numbers) == 1 and "," not in args.seeds else numbers
+        changes["seeds"] = read_seeds(args.seeds)
     return changes
+
+
+def read_seeds(text: str) -> int | list[int]:
+    """Read a number of seeds, or a comma-separated list of them.
+
+    Raises:
+        RPLibError: It is neither.
+    """
+    try:
+        numbers = [int(part) for part in split_names(text)]
+    except ValueError as error:
+        raise RPLibError(f"--seeds takes a number of seeds, or a list such as 1,2,7, got {text!r}") from error
+    return numbers[0] if len(numbers) == 1 and "," not in text else numbers
 
 
 def split_names(text: str) -> list[str]:

@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rp_lib.cli import Command, run_command
+from rp_lib.cli import Command, read_seeds, run_command
 from rp_lib.mini import load_benchmark
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 if TYPE_CHECKING:  # the command line starts fast
     import pandas as pd
 
-    from rp_course.experiments import Experiment
-    from rp_course.experiments.base import Agreement
+    from rp_course.experiments import Experiment, ExperimentResult
 
 
 def add_experiment_command(commands: argparse._SubParsersAction) -> None:
@@ -30,7 +29,8 @@ def add_experiment_command(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--list", action="store_true", help="explain every experiment and exit")
     parser.add_argument("--shipped", action="store_true", help="say what the shipped records found, without running")
     parser.add_argument("--quick", action="store_true", help="a short look: one seed, fewer pictures and levels")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds of every trained method")
+    parser.add_argument("--seeds", default="3", help="of training: a number of them, or a list such as 4,5,6")
+    parser.add_argument("--search", type=Path, help="tune by this table of `rp-lib search`, not by the one that ships")
     parser.add_argument("--out", type=Path, default=Path("results/experiments"), help="folder for records and parts")
     parser.add_argument(
         "--fresh", action="store_true",
@@ -79,7 +79,7 @@ def _experiment(args: argparse.Namespace) -> None:
         print(f"  {len(finding.records)} records in {args.out / e.name}.csv")
         _draw(e, finding.records, args.out)
         if world is not None:
-            _add(world.parts, args.quick, finding.agreement)
+            _add(world.parts, args.quick, finding)
 
 
 def _draw(e: Experiment, records: pd.DataFrame, out: Path) -> None:
@@ -91,7 +91,7 @@ def _draw(e: Experiment, records: pd.DataFrame, out: Path) -> None:
         print(f"  {e.name}{suffix}.png: {alt(e, records, suffix)}")
 
 
-def _add(parts: list[dict], quick: bool, agreement: Agreement | None) -> None:
+def _add(parts: list[dict], quick: bool, finding: ExperimentResult) -> None:
     from rp_course.experiments.base import reused
 
     earlier = reused(parts)["reused"]
@@ -99,23 +99,26 @@ def _add(parts: list[dict], quick: bool, agreement: Agreement | None) -> None:
         print(f"  {sum(earlier.values())} of {len(parts)} parts were measured earlier, by commit {', '.join(earlier)}")
     if quick:
         print("  a quick look: one seed and few pictures; no claim rests on it")
-    elif agreement is not None:
-        print(f"  {agreement}")
-    else:
-        print("  no shipped records of the same weights, data and seeds to compare with")
+        return
+    if finding.kept:
+        print(f"  {sum(finding.kept.values())} of {len(finding.kept)} verdicts have the word of the shipped records")
+    print(f"  {finding.agreement or 'no shipped records of the same weights, data and seeds to compare with'}")
 
 
 def _world(args: argparse.Namespace):
     from rp_course.experiments import World
-    from rp_lib.run.search import tuned_settings
+    from rp_lib.run.config import seed_list
+    from rp_lib.run.search import SEARCH, tuned_settings
     from rp_lib.utils.device import autocast_dtype, pick_device
 
-    if args.seeds < 1:
-        raise RPLibError("at least one seed is needed")
+    try:
+        seeds = tuple(seed_list(read_seeds(args.seeds)))
+    except ValueError as error:
+        raise RPLibError(f"--seeds {error}") from error
+    settings = tuned_settings(args.search or SEARCH)
     device = pick_device(args.device)
     autocast_dtype(device, args.precision)  # refuse an unknown precision before anything is trained
-    seeds = tuple(range(1, args.seeds + 1))
-    return World(load_benchmark(), tuned_settings(), seeds, args.quick, args.precision, device, progress=not args.quiet)
+    return World(load_benchmark(), settings, seeds, args.quick, args.precision, device, progress=not args.quiet)
 
 
 def _say(question: str, verdicts: list) -> None:

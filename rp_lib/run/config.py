@@ -48,7 +48,7 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-def _seeds(value: Any) -> Any:
+def seed_list(value: Any) -> Any:
     """Make a list of a number of seeds."""
     if type(value) is int and 1 <= value <= MOST_SEEDS:
         return list(range(1, value + 1))
@@ -75,7 +75,7 @@ Texts = Annotated[list[Text], Field(min_length=1)]
 Count = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Seeds = Annotated[tuple[Seed, ...], Field(strict=False), BeforeValidator(_seeds)]
+Seeds = Annotated[tuple[Seed, ...], Field(strict=False), BeforeValidator(seed_list)]
 Prompts = Annotated[Text | Texts, _expecting((str, list), "the name of a list of prompts, or a list of them")]
 Folders = Annotated[Text | Texts, _expecting((str, list), "FOLDER, or [FOLDER, FOLDER, ...]")]
 Names = Annotated[

@@ -1,5 +1,6 @@
 """The experiments' machinery on a tiny world; what the shipped records say is tested where they ship."""
 
+import argparse
 import dataclasses
 import json
 
@@ -8,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import make_clip
-from rp_course.cli import main
+from rp_course.cli import _world, main
 from rp_course.experiments import EXPERIMENTS, World, experiment, rejudge, run, shipped_records
 from rp_course.experiments.base import COLUMNS, Drawing, Experiment, Verdict, pick
 from rp_course.experiments.border import CHANGES, with_border
@@ -29,9 +30,9 @@ from rp_lib.methods import METHODS, build_method
 from rp_lib.mini import weights
 from rp_lib.negative_labels import mine_negative_words
 from rp_lib.run.config import read_config
-from rp_lib.run.search import tuned_placements
+from rp_lib.run.search import SEARCH, tuned_placements
 from rp_lib.utils.errors import RPLibError, UnknownName
-from rp_lib.utils.io import StorageError
+from rp_lib.utils.io import StorageError, load_table, save_table
 
 QUICK = PAPER.changed(epochs=1, border_init="white", padding=2 / 32)
 SETTINGS = {
@@ -46,6 +47,11 @@ SETTINGS = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def published_settings_train_briefly(monkeypatch):
+    monkeypatch.setattr("rp_course.experiments.world.published_settings", lambda name: SETTINGS[name])
+
+
 @pytest.fixture
 def world(tiny_clip, tiny_benchmark):
     return World(tiny_benchmark, SETTINGS, seeds=(1, 2), precision="float32", progress=False, clip=tiny_clip)
@@ -55,8 +61,12 @@ def test_a_whole_rerun_reproduces_itself_and_other_weights_are_not_compared(worl
     e = experiment("programs")
     first = run(e, world, tmp_path / "one", shipped=tmp_path / "nowhere")
     assert first.agreement is None
-    again = run(e, world, tmp_path / "two", shipped=tmp_path / "one").agreement
+    rerun = run(e, world, tmp_path / "two", shipped=tmp_path / "one")
+    again = rerun.agreement
     assert again.compared > 50 and again.inside == again.compared
+    assert rerun.kept == {v.claim: True for v in first.verdicts}
+    turned = dataclasses.replace(e, judge=lambda r: [dataclasses.replace(v, outcome="other") for v in e.judge(r)])
+    assert set(run(turned, world, tmp_path / "two", shipped=tmp_path / "one").kept.values()) == {False}
     world.clip = make_clip(7)
     assert run(e, world, tmp_path / "three", shipped=tmp_path / "one").agreement is None
 
@@ -398,18 +408,20 @@ def test_published_settings_are_those_of_the_papers_configuration(tiny_clip, tin
             }
 
 
-def test_a_world_with_published_settings_shares_all_else(world):
+def test_a_world_with_published_settings_shares_all_else(world, monkeypatch):
+    monkeypatch.undo()
     other = world.as_published()
     assert other.published and not world.published
     assert other.settings.keys() == world.settings.keys() and other.settings["fine-tune"] == {}
     assert other.benchmark is world.benchmark and other.store(world.clip) is world.store(world.clip)
 
 
-def test_rp_is_placed_as_its_own_settings_say_else_as_the_search_found_there(world):
+def test_rp_is_placed_as_its_own_settings_say_else_as_the_search_found_there(world, monkeypatch):
     own = world.tuned("rp")["config"]
     assert world.placed(own.placement) == {"config": own}
     other = "pad" if own.placement == "overlay" else "overlay"
     assert world.placed(other) == tuned_placements()[other] != {"config": own.changed(placement=other)}
+    monkeypatch.undo()
     published = world.as_published()
     config = published.tuned("rp")["config"]
     assert published.placed("overlay") == {"config": config.changed(placement="overlay")} != published.placed("pad")
@@ -436,10 +448,23 @@ def test_both_settings_are_measured_drawn_and_judged_apart(world, tmp_path):
     assert not same.parts
 
 
-def test_as_many_steps_are_taken_with_published_settings_that_are_defaults(world):
+def test_as_many_steps_are_taken_with_published_settings_that_are_defaults(world, monkeypatch):
+    monkeypatch.undo()
     train = world.benchmark.train
     world.benchmark = dataclasses.replace(world.benchmark, train=train.subset(torch.arange(1024) % len(train)))
     entries = same_steps(world.as_published(), 512, ("fine-tune", "zero-shot", "rp"))
     assert METHODS["fine-tune"].batch_size == PAPER.batch_size == 128  # 8 and 4 steps an epoch
     assert entries["fine-tune"].settings == {"epochs": 2 * METHODS["fine-tune"].epochs}
     assert entries["rp"].settings["config"].epochs == 2 * PAPER.epochs and entries["zero-shot"].settings == {}
+
+
+def test_seeds_and_search_can_be_others_than_those_that_ship(tmp_path):
+    table = load_table(SEARCH)
+    save_table(tmp_path / "search.csv", table[table["method"] == "tip-adapter"])
+    args = argparse.Namespace(
+        seeds="4,6", search=tmp_path / "search.csv", device="cpu", precision="auto", quick=False, quiet=True
+    )
+    other = _world(args)
+    assert other.seeds == (4, 6) and list(other.settings) == ["zero-shot", "tip-adapter"]
+    with pytest.raises(RPLibError, match="distinct whole numbers"):
+        _world(argparse.Namespace(**{**vars(args), "seeds": "4,4"}))

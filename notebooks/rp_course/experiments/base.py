@@ -101,11 +101,15 @@ class Drawing:
 
 @dataclass(frozen=True)
 class ExperimentResult:
-    """Records of a run with their verdicts, and how they agree with the shipped ones (None if there are none)."""
+    """Records of a run with their verdicts, and how they agree with the shipped ones (None if there are none).
+
+    ``kept`` tells of each claim that ships too whether its outcome is the same word.
+    """
 
     records: pd.DataFrame
     verdicts: list[Verdict]
     agreement: Agreement | None
+    kept: Mapping[str, bool] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -149,13 +153,15 @@ def run(experiment: Experiment, world: World, out: Path, shipped: Path = SHIPPED
     provenance |= extra
     save_records(records, out / f"{experiment.name}.csv", provenance)
     path = shipped / f"{experiment.name}.csv"
-    agreement = None
+    agreement, kept = None, {}
     if path.is_file() and not world.quick:
         theirs, about = load_records(path)
+        words = {v["claim"]: v["outcome"] for v in about["verdicts"]}
+        kept = {v.claim: v.outcome == words[v.claim] for v in verdicts if v.claim in words}
         same = all(about.get(k) == provenance[k] for k in ("backbone_sha256", "benchmark_sha256", "seeds", *extra))
         if same and set(experiment.factors) <= set(theirs.columns):
             agreement = compare(records, theirs, experiment.factors)
-    return ExperimentResult(records, verdicts, agreement)
+    return ExperimentResult(records, verdicts, agreement, kept)
 
 
 def reused(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
