@@ -14,6 +14,7 @@ from rp_course.experiments import EXPERIMENTS, World, experiment, rejudge, run, 
 from rp_course.experiments.base import COLUMNS, Drawing, Experiment, Verdict, pick
 from rp_course.experiments.border import CHANGES, with_border
 from rp_course.experiments.both_settings import on_both_settings
+from rp_course.experiments.feature_drift import with_room
 from rp_course.experiments.figures import alt, figures, heatmap
 from rp_course.experiments.grid import Condition, Entry, methods, run_grid
 from rp_course.experiments.padding import at_resolution
@@ -468,3 +469,13 @@ def test_seeds_and_search_can_be_others_than_those_that_ship(tmp_path):
     assert other.seeds == (4, 6) and list(other.settings) == ["zero-shot", "tip-adapter"]
     with pytest.raises(RPLibError, match="distinct whole numbers"):
         _world(argparse.Namespace(**{**vars(args), "seeds": "4,4"}))
+
+
+def test_a_context_leaves_room_for_the_words_that_are_asked_for(tiny_clip, tiny_benchmark):
+    near = next(iter(tiny_benchmark.ood.values()))
+    near = dataclasses.replace(near, names=["a very long name of a thing"] * len(near))
+    fits = with_room({"lr": 1.0}, None, tiny_benchmark, tiny_clip)["n_context"]
+    settings = with_room({"lr": 1.0}, near, tiny_benchmark, tiny_clip)
+    assert settings["lr"] == 1.0 and settings["n_context"] < fits
+    assert with_room({"n_context": 3}, near, tiny_benchmark, tiny_clip) == {"n_context": 3}
+    build_method("coop", tiny_clip, tiny_benchmark.class_names, tiny_benchmark.templates, settings).encode_classes(near.names)

@@ -19,18 +19,21 @@ from rp_course.experiments.measures import (
     verdicts_of,
 )
 from rp_course.experiments.world import World
-from rp_lib.benchmark import ImageSet
+from rp_lib.benchmark import Benchmark, ImageSet
+from rp_lib.clip import FrozenCLIP
 from rp_lib.comparison import draws_over_seeds
 from rp_lib.features import FeatureStore
 from rp_lib.methods import BASES, Method
 from rp_lib.metrics import class_spread, cosine_drift, linear_cka
 from rp_lib.stats import Design, Resamples, bootstrap_ci
+from rp_lib.towers import cut_padding
 
 NAMES = ("zero-shot", "fine-tune", "l2-sp", "wise-ft", "coop", "rp-image", "rp-text", "rp", "rrp")
 QUICK = ("zero-shot", "fine-tune", "rp", "rrp")
 # Halves of the pictures for the measures that need all of them at once, which are slow; and only on the first set of
 # each role.
 HALVES, PAIRED_HALVES = 20, 1000
+CONTEXT = 16  # vectors of CoOp as published, where they fit
 DRIFT, CKA, WORDS, SPREAD = (
     "cosine drift on test", "linear CKA on test", "open-vocabulary accuracy on near", "within-class spread on test",
 )  # fmt: skip
@@ -67,7 +70,8 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
             if name in BASES and BASES[name] not in fitted:
                 fitted[BASES[name]] = world.fit(BASES[name], seed, benchmark, clip)
             if name not in fitted:
-                fitted[name] = world.fit(name, seed, benchmark, clip, fitted=fitted.values())
+                settings = with_room(world.tuned(name), near, benchmark, clip) if name == "coop" else None
+                fitted[name] = world.fit(name, seed, benchmark, clip, settings=settings, fitted=fitted.values())
             method = fitted[name]
             for images in sets:
                 features = method.mix_features(*(store.get(e, images) for e in method.encoders))
@@ -90,6 +94,16 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
     paired = draws_over_seeds(compared, list(sizes), [design._replace(inflation=1.0) for design in designs])
     differences = claimed_differences(paired, CLAIMS, sizes, len(world.seeds))
     return pd.concat([own, differences], ignore_index=True).assign(space="features")[["space", *COLUMNS]]
+
+
+def with_room(settings: dict, images: ImageSet | None, benchmark: Benchmark, clip: FrozenCLIP) -> dict:
+    """CoOp's settings; a context that is to be as long as fits leaves room for the words of an image set, too."""
+    if "n_context" in settings:
+        return settings
+    words = {*benchmark.class_names, *((images and images.names) or ())}
+    tokens = clip.tokenize([word + benchmark.templates[0].split("{}")[1] for word in words])
+    longest = cut_padding(tokens).shape[1]  # with both marks
+    return settings | {"n_context": min(CONTEXT, tokens.shape[1] - longest)}
 
 
 def _on_halves(method: Method, test: ImageSet, near: ImageSet | None, store: FeatureStore) -> np.ndarray:
