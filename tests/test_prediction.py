@@ -78,9 +78,9 @@ def test_pil_images_and_a_glob_of_paths_are_pictures_too(probe, photos):
     by_file, by_image = predict(probe, files), predict(probe, [Image.open(f) for f in files])
     assert by_image["picture"].tolist() == [f"picture {i}" for i in range(4)]
     pd.testing.assert_frame_equal(by_file.drop(columns="picture"), by_image.drop(columns="picture"))
-    with pytest.raises(RPLibError, match="put a single one into a list"):
+    with pytest.raises(RPLibError, match="pictures of predict must be Sequence"):
         predict(probe, files[0])
-    with pytest.raises(RPLibError, match="files or PIL images, got Tensor"):
+    with pytest.raises(RPLibError, match=r"pictures of predict must be Sequence.*, got tensor.*\(Tensor\)"):
         predict(probe, [torch.zeros(3, 8, 8)])
     assert predict(probe, []).empty
 
