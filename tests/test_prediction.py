@@ -117,7 +117,7 @@ def test_a_threshold_accepts_what_it_promises_and_stays_with_its_method(probe, d
     assert (gate.data, gate.data_sha256, gate.detector) == ("val", data.val.fingerprint, "msp")
     gate.save(tmp_path / "t.json")
     assert MethodThreshold.load(tmp_path / "t.json") == gate
-    table = predict(probe, find_pictures([photos / "test"]), gate)
+    table = probe.predict(find_pictures([photos / "test"]), gate)
     assert table["accepted"].tolist() == (table["score"] >= gate.threshold.value).tolist()
     other = LinearProbe(clip, data.class_names, data.templates, epochs=11).fit(data.train)
     with pytest.raises(RPLibError, match="belongs to another method or another training"):

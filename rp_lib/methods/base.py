@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,10 @@ from rp_lib.utils.distributed import on_main
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import StorageError, load_tensors, save_tensors, seal
 from rp_lib.utils.preparation import Preparation
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
 
 log = logging.getLogger(__name__)
 
@@ -237,6 +241,14 @@ class Method(ABC):
     def logits(self, images: Tensor) -> Tensor:
         """float32 (n, C) logits of uint8 or float [0, 1] images (n, 3, h, w), on the CPU."""
         return self.head(self.features(images))
+
+    def predict(
+        self, pictures: Sequence[Path | str | Image.Image], threshold: object = None, *, batch_size: int = 256
+    ) -> pd.DataFrame:
+        """Classify new pictures, files or PIL images; a row each, see :func:`rp_lib.predict`."""
+        import rp_lib
+
+        return rp_lib.predict(self, pictures, threshold, batch_size=batch_size)
 
     @checked
     @torch.inference_mode()
