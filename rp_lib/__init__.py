@@ -10,6 +10,7 @@ Public names are imported when they are first used, so that ``import rp_lib`` ne
 from __future__ import annotations
 
 import importlib
+import inspect
 
 from rp_lib._version import __version__ as __version__
 
@@ -41,6 +42,8 @@ def __getattr__(name: str) -> object:
     if name not in _MODULE:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULE[name]}"), name)
+    if inspect.isfunction(value):
+        value = importlib.import_module(f"{__name__}.utils.arguments").checked(value)  # by its annotations
     globals()[name] = value  # found at once from now on
     return value
 

@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from rp_lib.backbones import SCHEMAS, load_backbone
 from rp_lib.towers import encode_image, encode_tokens
 from rp_lib.utils import distributed
+from rp_lib.utils.arguments import checked
 from rp_lib.utils.device import compile_in_place, computing, evaluating
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.frozen_layers import speed_up_frozen_layers
 from rp_lib.utils.io import tensors_sha256
 from rp_lib.utils.preparation import Preparation
+from rp_lib.utils.prompts import check_distinct, fill_prompts
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +81,15 @@ def _factor(logit_scale: Tensor, name: str) -> float:
     return factor
 
 
+def _same_features(embeddings: Tensor) -> list[tuple[int, int]]:
+    """Name two of C rows that are equal but for rounding: one pair or none, found in blocks, as (C, C) may not fit."""
+    for start in range(0, len(embeddings), 1024):
+        near = embeddings[start : start + 1024] @ embeddings.T > 1 - 1e-5
+        if (pairs := near.triu(start + 1).nonzero()).numel():
+            return [(start + int(pairs[0, 0]), int(pairs[0, 1]))]
+    return []
+
+
 class FrozenCLIP:
     """A CLIP whose weights never change, with all that belongs to it.
 
@@ -128,7 +139,10 @@ class FrozenCLIP:
         source: Mapping[str, Any] | None = None,
     ) -> None:
         distributed.start()  # of several processes, each then has a GPU of its own behind "cuda"
-        self.device = torch.device(device)
+        try:
+            self.device = torch.device(device)
+        except RuntimeError as error:
+            raise RPLibError(f"{device!r} is no device of torch; take 'cpu' or 'cuda'") from error
         self.channels_last, self.compiled = channels_last, compile
         # No gradient is ever computed for a frozen weight: that is a third of a training step saved.
         self.model = speed_up_frozen_layers(model.to(self.device).eval().requires_grad_(False))
@@ -147,9 +161,11 @@ class FrozenCLIP:
         if not bool(torch.isfinite(probe).all()):
             raise RPLibError(f"the text features of {name} are not finite: the weights are damaged; load them again")
         self.embed_dim = int(probe.shape[1])
-        self._known_prompts: set[tuple[tuple[str, ...], tuple[str, ...]]] = set()
+        # Class names and templates of tasks, and whether their embeddings were compared.
+        self._known_prompts: dict[tuple[tuple[str, ...], tuple[str, ...]], bool] = {}
 
     @classmethod
+    @checked
     def open_clip(
         cls, name: str, pretrained: str | Path | None, device: torch.device | str = "cpu", **options: object
     ) -> FrozenCLIP:
@@ -194,10 +210,12 @@ class FrozenCLIP:
             parts["preparation"] = torch.tensor(list(repr(own).encode()))
         return tensors_sha256(parts)
 
+    @checked
     def tokenize(self, texts: Sequence[str]) -> Tensor:
         """Tokenize n texts: int64 (n, context length) on this model's device."""
         return self.tokenizer(list(texts)).to(self.device)
 
+    @checked
     def check_prompts(self, class_names: Sequence[str], templates: Sequence[str]) -> None:
         """Raise unless every class has a prompt of its own, as this model reads it: in tokens.
 
@@ -205,20 +223,14 @@ class FrozenCLIP:
         alone repeat a class on purpose, as ImageNet's released names do.
 
         Raises:
-            RPLibError: A template has not exactly one ``{}``, a name is empty, or two classes have the same tokens.
+            RPLibError: A template has not exactly one ``{}``, a name is empty, or two classes have the same tokens, or
+                names that differ in case, blanks or underscores alone.
         """
         key = (tuple(class_names), tuple(templates))
         if key in self._known_prompts:
             return
-        for name in class_names:
-            if not isinstance(name, str) or not name.strip():
-                raise RPLibError(f"class names stand in prompts: they are texts that are not empty, got {name!r}")
-        for template in templates:
-            if template.count("{}") != 1 or {"{", "}"} & set(template.replace("{}", "")):
-                raise RPLibError(
-                    f"the prompt template {template!r} needs exactly one {{}} for the class name, and no other brace"
-                )
-        prompts = [t.format(c) for c in class_names for t in templates]
+        prompts = fill_prompts(class_names, templates)
+        check_distinct(class_names, templates[0])
         tokens = self.tokenize(prompts).cpu()
         length = tokens.shape[1]
         padding = self.tokenize([""])[0, -1].item()  # 0 in CLIP's tokenizers, 1 in T5's
@@ -240,13 +252,14 @@ class FrozenCLIP:
                     f"{f', since it reads {length} tokens and no more' if cut else ''}: one of the two would never be "
                     "predicted. Give them other names, or merge them"
                 )
-        self._known_prompts.add(key)
+        self._known_prompts[key] = False
 
     def encode_tokens(self, tokens: Tensor) -> Tensor:
         """Encode int tokens (n, length) as text features of unit length, float32 (n, d)."""
         with computing(self.device):
             return F.normalize(encode_tokens(self.model, tokens).float(), dim=-1)
 
+    @checked
     @torch.no_grad()
     def class_embeddings(self, class_names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Embed each class: its prompts encoded, averaged, and the mean scaled to unit length.
@@ -260,12 +273,21 @@ class FrozenCLIP:
         Returns:
             float32, shape (C, d).
         """
-        prompts = [t.format(c) for c in class_names for t in templates]
+        prompts = fill_prompts(class_names, templates)
         parts = self.tokenize(prompts).split(1024 if len(prompts) <= 1024 else 256)
         with evaluating():  # in parts, so that 80 templates of 1,000 classes fit into memory
             features = torch.cat([self.encode_tokens(part) for part in parts])  # (C * T, d)
         features = features.view(len(class_names), len(templates), -1)  # (C, T, d)
-        return F.normalize(features.mean(1), dim=-1)
+        embeddings = F.normalize(features.mean(1), dim=-1)
+        key = (tuple(class_names), tuple(templates))
+        if self._known_prompts.get(key) is False and type(embeddings) is Tensor:  # not where only shapes are counted
+            self._known_prompts[key] = True
+            for i, j in _same_features(embeddings):
+                log.warning(
+                    "%s gives the classes %r and %r the same text features, perhaps because it knows none of their "
+                    "words: zero-shot does not tell them apart", self.name, class_names[i], class_names[j],
+                )  # fmt: skip
+        return embeddings
 
     def normalize(self, images: Tensor) -> Tensor:
         """Map float images (n, 3, H, H) in [0, 1] to what the image tower expects."""

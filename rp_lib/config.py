@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from rp_lib.losses import LOSSES, OBJECTIVES
 from rp_lib.metrics import CONVENTIONS
 from rp_lib.programs import BORDER_INITS, PLACEMENTS, TEXT_ROWS
+from rp_lib.utils.arguments import checked
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 # Old names of switches, as files and configurations of version 0.1.0 have them, and today's.
@@ -19,6 +20,7 @@ RENAMED = {"renormalise_residual": "renormalize_residual"}
 SCRIPT_SWITCHES = ("half_precision_detection", "wrap_around_detection", "report_rp_as_rrp")
 
 
+@checked
 @dataclass(frozen=True)
 class RPConfig:
     """How the programs are built and trained, and how residual features are formed.
@@ -63,11 +65,6 @@ class RPConfig:
                 raise UnknownName(field.replace("_", " "), getattr(self, field), known)
         if not (self.use_image_program or self.use_text_program):
             raise RPLibError("nothing to train: switch the image program or the text program on")
-        if not 0 <= self.padding < 0.5:
-            raise RPLibError(
-                f"padding is a fraction of the input side on each side, 0 <= padding < 0.5, got {self.padding}"
-            )
-        check_alpha(self.alpha)
 
     def changed(self, **switches: object) -> RPConfig:
         """A copy with some switches changed; unknown names raise :class:`UnknownName`."""
@@ -83,20 +80,6 @@ class RPConfig:
             if name not in known:
                 raise UnknownName("switch", name, known)
         return replace(self, **switches)  # type: ignore[arg-type]
-
-
-def check_alpha(alpha: float) -> float:
-    """Return ``alpha`` if it is in [0, 1], else raise ``RPLibError``."""
-    if not 0 <= alpha <= 1:  # also refuses NaN
-        raise RPLibError(f"alpha weighs the zero-shot features and must be in [0, 1], got {alpha}")
-    return alpha
-
-
-def check_strengths(**values: float) -> None:
-    """Raise ``RPLibError`` unless each of these factors, such as ``penalty=1.0``, is finite and not negative."""
-    for name, value in values.items():
-        if not 0 <= value < float("inf"):
-            raise RPLibError(f"{name} must be finite and >= 0, got {value}")
 
 
 PAPER = RPConfig()

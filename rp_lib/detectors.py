@@ -21,6 +21,7 @@ from torch import Tensor
 
 from rp_lib.outputs import MethodOutputs, Outputs
 from rp_lib.stats import Interval, wilson_interval
+from rp_lib.utils.arguments import checked
 from rp_lib.utils.arrays import Array, check_array
 from rp_lib.utils.errors import RPLibError, UnknownName
 
@@ -524,6 +525,7 @@ class Threshold:
             )
 
     @classmethod
+    @checked
     def fit(cls, id_validation_scores: Any, tpr: float = 0.95) -> Self:
         """Take the largest threshold that accepts at least ``tpr`` of the ID validation scores (n,), higher = more ID.
 
@@ -532,8 +534,6 @@ class Threshold:
             RPLibError: ``tpr`` outside (0, 1], or the threshold would be infinite.
         """
         scores = check_array(id_validation_scores, "id_validation_scores")
-        if not 0 < tpr <= 1:
-            raise RPLibError(f"tpr must be a fraction in (0, 1], got {tpr}: write 0.95 for 95 %")
         descending, n = np.sort(scores)[::-1], len(scores)
         # Ties with the threshold are accepted too, so the share at this score is at least that of its rank.
         reached = np.arange(1, n + 1) / n >= tpr

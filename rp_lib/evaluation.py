@@ -31,6 +31,7 @@ from rp_lib.stats import (
     resample_sets,
     wilson_interval,
 )
+from rp_lib.utils.arguments import checked
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 if TYPE_CHECKING:
@@ -44,6 +45,12 @@ RECORDED = ("auroc", "fpr", "aupr_in", "aupr_out", "detection_error")
 ALL_SHIFTS, ALL_OOD = "mean of shifts", "mean of OOD sets"
 ALPHAS = tuple(round(0.05 * i, 2) for i in range(21))
 Row = dict[str, Any]
+
+
+def _check_table(table: pd.DataFrame, columns: Sequence[str], maker: str) -> None:
+    lacking = [name for name in columns if name not in table.columns]
+    if lacking or not len(table):
+        raise RPLibError(f"a table of {maker} is needed; this one has {'no ' + lacking[0] if lacking else 'no rows'}")
 
 
 def accuracy_rows(outputs: MethodOutputs, n_resamples: int = OOD_RESAMPLES) -> list[Row]:
@@ -145,6 +152,7 @@ def mean_accuracy_interval(shifted: list[tuple[np.ndarray, Outputs]], seed: int)
     return Interval.of_resamples(means, fewest)._replace(value=value)
 
 
+@checked
 @dataclass(frozen=True)
 class Run:
     """Hold a fitted method and the seed it was fitted with.
@@ -186,7 +194,7 @@ def evaluate(
     import pandas as pd
 
     runs, store = list(runs), store or FeatureStore()
-    built = [build_detector(name) for name in detectors]
+    built = [build_detector(name) for name in dict.fromkeys(detectors)]
     needs = needs_of(detectors)
     words: dict[tuple[object, ...], NegativeWords] = {}
     rows: list[dict[str, object]] = []
@@ -233,7 +241,7 @@ def evaluate_outputs(
     import pandas as pd
 
     check_comparable(outputs)
-    built = [build_detector(name) for name in detectors]
+    built = [build_detector(name) for name in dict.fromkeys(detectors)]
     rows = [row for o in outputs for row in _rows(o, built, metrics, OOD_RESAMPLES)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -263,11 +271,21 @@ def summarize(records: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row per method, alpha, set, metric and detector: ``value, low, high, seeds, n, n_ood``. The interval is a
         normal approximation on either side of the mean, within [0, 1]; with two or three seeds their part is rough.
+
+    Raises:
+        RPLibError: A table of something else, or a number twice, which would make intervals narrower.
     """
     import pandas as pd
 
     # One method at two alphas, or with two detectors, is two rows, not two seeds.
     keys = ["method", "alpha", "set", "role", "metric", "detector"]
+    _check_table(records, [*keys, "seed", "value", "low", "high", "n", "n_ood"], "evaluate")
+    if (twice := records.duplicated([*keys, "seed"])).any():
+        row = records[twice].iloc[0]
+        raise RPLibError(
+            f"{row['method']!r} with seed {row['seed']} has its {row['metric']} on {row['set']!r} twice in these "
+            "records, which would count as two seeds: give each run its own seed, and no run twice"
+        )
     sides = {side: np.square(records[side] - records["value"]) for side in ("low", "high")}
     groups = records.assign(**sides).groupby(keys, sort=False, dropna=False)
     seeds, value = groups.size(), groups["value"].mean()
@@ -364,10 +382,14 @@ def accuracy_by_class(table: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row a class that is there: ``class``, ``accuracy`` with ``low`` and ``high`` (95 %, Wilson), ``n``, and
         ``mistaken_for``, the most frequent wrong answer (empty if there is none).
+
+    Raises:
+        RPLibError: A table of something else, or without rows.
     """
     import pandas as pd
 
-    rows = []
+    _check_table(table, ("label", "answer"), "answers")
+    table, rows = table.assign(correct=table["label"] == table["answer"]), []
     for name, of_class in table.groupby("label", sort=True):
         wrong = of_class.loc[~of_class["correct"], "answer"]
         accuracy, low, high = wilson_interval(int(of_class["correct"].sum()), len(of_class))

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.utils import distributed
+from rp_lib.utils.arguments import checked
 from rp_lib.utils.device import evaluating
 from rp_lib.utils.errors import RPLibError
 
@@ -47,6 +48,7 @@ def encode_all(encoder: Encoder, images: Tensor, *, batch_size: int = 256, progr
     return features
 
 
+@checked
 class FeatureStore:
     """Remembers features by (encoder, image set), both by identity; several methods share one backbone's."""
 
@@ -54,6 +56,7 @@ class FeatureStore:
         self.batch_size = batch_size
         self._features: dict[tuple[int, int], tuple[Encoder, ImageSet, Tensor]] = {}
 
+    @checked
     def get(self, encoder: Encoder, image_set: ImageSet, progress: str | None = None) -> Tensor:
         """Unit float32 (n, d) features on the CPU."""
         key = (id(encoder), id(image_set))

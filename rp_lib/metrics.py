@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rp_lib.utils.arguments import checked
 from rp_lib.utils.arrays import Array, check_array, labels_in_range, same_length
 from rp_lib.utils.errors import RPLibError, UnknownName
 
@@ -50,9 +51,12 @@ def accuracy(logits_or_predictions: Any, labels: Any) -> float:
     if predictions.ndim == 2:
         labels_in_range(labels, predictions.shape[1])
         predictions = predictions.argmax(axis=1)
+    elif (predictions % 1).any() or (labels % 1).any():
+        raise ValueError("predictions and labels must be whole numbers of classes: pass scores with shape (n, C)")
     return float((predictions == labels).mean())
 
 
+@checked
 def ood_metrics(
     id_scores: Any, ood_scores: Any, *, tpr: float = TPR, convention: str = "id-positive"
 ) -> dict[str, float]:
@@ -87,10 +91,11 @@ def ood_metrics(
         ValueError: Empty or NaN scores, a wrong shape, or ``tpr`` outside (0, 1].
         UnknownName: The convention is not known.
     """
-    check_ood_options(tpr, convention)
+    check_convention(convention)
     return ood_metrics_of(check_array(id_scores, "id_scores"), check_array(ood_scores, "ood_scores"), tpr, convention)
 
 
+@checked
 def expected_calibration_error(probabilities: Any, labels: Any, *, bins: int = 15) -> float:
     """Compute the expected calibration error (Guo et al. 2017, arXiv 1706.04599, eq. 3), in [0, 1].
 
@@ -123,8 +128,6 @@ def calibration_gaps(probabilities: Any, labels: Any, *, bins: int = 15) -> tupl
     labels = check_array(labels, "labels")
     same_length(probabilities, labels)
     labels_in_range(labels, probabilities.shape[1])
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}")
     # The tolerance admits rows that were rounded to bfloat16.
     if probabilities.min() < 0 or probabilities.max() > 1.01 or np.abs(probabilities.sum(axis=1) - 1).max() > 0.02:
         raise ValueError("probabilities must be in [0, 1] with rows that sum to 1: apply softmax to logits first")
@@ -211,17 +214,16 @@ def _operating_point(
     return _first_reaching(tp, fp, thresholds, tpr)
 
 
-def check_ood_options(tpr: float, convention: str) -> None:
-    """Raise unless both options are known and in range."""
+def check_convention(convention: str) -> None:
+    """Raise unless a convention is known."""
     if convention not in CONVENTIONS:
         raise UnknownName("convention", str(convention), CONVENTIONS)
-    if not 0 < tpr <= 1:
-        raise ValueError(f"tpr must be a fraction in (0, 1], got {tpr}: write 0.95 for 95 %")
 
 
 # --- Feature drift: how much an adaptation changed the representation; none of these looks at accuracy ----------
 
 
+@checked
 def linear_cka(first: Tensor, second: Tensor) -> float:
     """Compute linear CKA, in [0, 1], of float (n, d) and (n, e) features of the same n pictures.
 
@@ -245,6 +247,7 @@ def linear_cka(first: Tensor, second: Tensor) -> float:
     return float((y.T @ x).norm() ** 2 / scale)
 
 
+@checked
 def cosine_drift(first: Tensor, second: Tensor) -> np.ndarray:
     """Compute 1 - cosine between two features, float (n, d), of each picture: float64 (n,), 0 unchanged, 2 opposite.
 
@@ -256,6 +259,7 @@ def cosine_drift(first: Tensor, second: Tensor) -> np.ndarray:
     return (1 - F.cosine_similarity(first.double(), second.double(), dim=1)).numpy()
 
 
+@checked
 def class_spread(features: Tensor, labels: Tensor) -> tuple[float, float]:
     """Compute mean squared distances of unit features to class means, and of these to their mean.
 

@@ -391,6 +391,8 @@ def compute_outputs(
             raise RPLibError(f"{name} and {method.name} have other classes or another order of them; build both alike")
     config = getattr(getattr(method, "rp", method), "config", None)
     images = [s for s in benchmark.sets if roles is None or s.role in roles]
+    if not images:
+        raise RPLibError(f"benchmark {benchmark.name!r} has no set of the roles {list(roles or ())}: see ROLES")
     if len({s.name for s in images}) != len(images):
         raise RPLibError(f"two image sets of benchmark {benchmark.name!r} have the same name; rename one")
 

@@ -22,6 +22,7 @@ from rp_lib.data.pixel_cache import BrokenImage, BrokenImages, decode, quiet_pil
 from rp_lib.detectors import Threshold, build_detector
 from rp_lib.methods import Method
 from rp_lib.outputs import Outputs, head_of
+from rp_lib.utils.arguments import checked
 from rp_lib.utils.device import evaluating
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import StorageError, write_atomically
@@ -81,6 +82,7 @@ class MethodThreshold:
             raise RPLibError(f"{path} holds no threshold of a method: make one with `rp-lib threshold`") from error
 
 
+@checked
 def fit_threshold(
     method: Method, known: ImageSet | Sequence[Picture], *, tpr: float = 0.95, detector: str = "msp"
 ) -> MethodThreshold:
@@ -98,11 +100,13 @@ def fit_threshold(
     """
     _check_fitted(method)
     if isinstance(known, ImageSet):
+        if known.labels is None:
+            raise RPLibError(f"{known.name!r} is OOD: a threshold is fitted on pictures that show the classes")
+        known = known.for_classes(method.class_names)
         if known.fingerprint == method.trained_on:
             raise RPLibError(f"{known.name!r} is what the method was trained on: its scores are too high; take others")
         images, name, sha256 = known.images, known.name, known.fingerprint
     else:
-        _check_list(known)
         images, broken = _read(known, method.preparation)
         if broken:
             raise BrokenImages({Path(str(known[i])): reason for i, reason in broken.items()}, len(known))
@@ -112,6 +116,7 @@ def fit_threshold(
     return MethodThreshold(Threshold.fit(scores, tpr), detector, method.fingerprint, name, sha256)
 
 
+@checked
 def predict(
     method: Method, pictures: Sequence[Picture], threshold: MethodThreshold | None = None, *, batch_size: int = 256
 ) -> pd.DataFrame:
@@ -137,7 +142,6 @@ def predict(
     import pandas as pd
 
     _check_fitted(method)
-    _check_list(pictures)
     if threshold is not None and threshold.method != method.fingerprint:
         raise RPLibError("the threshold belongs to another method or another training: fit one with `rp-lib threshold`")
     detector = "msp" if threshold is None else threshold.detector
@@ -237,11 +241,6 @@ def find_pictures(places: Iterable[Path | str]) -> list[Path]:
     return found
 
 
-def _check_list(pictures: object) -> None:
-    if isinstance(pictures, Path | str | Image.Image):
-        raise RPLibError("pictures is a list of files or PIL images; put a single one into a list")
-
-
 def _check_fitted(method: Method) -> None:
     if not method.is_fitted:
         raise RPLibError(f"this {method.name!r} was never fitted: call fit, or load a trained one with load_method")
@@ -254,8 +253,6 @@ def _read(pictures: Sequence[Picture], preparation: Preparation) -> tuple[Tensor
         try:
             if isinstance(picture, Image.Image):
                 return to_square(picture.copy(), preparation)
-            if not isinstance(picture, Path | str):
-                raise RPLibError(f"pictures are files or PIL images, got {type(picture).__name__}")
             path = Path(picture)
             if not path.is_file():
                 return "no regular file" if path.exists() else "does not exist"

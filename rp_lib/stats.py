@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
-from rp_lib.metrics import OOD_METRICS, TPR, check_ood_options, ood_metrics_of
+from rp_lib.metrics import OOD_METRICS, TPR, check_convention, ood_metrics_of
 from rp_lib.utils.arrays import Array, check_array, same_length
 from rp_lib.utils.errors import RPLibError, UnknownName
 
@@ -411,7 +411,7 @@ def bootstrap_ood(
         ValueError: As :func:`rp_lib.metrics.ood_metrics`, or an option out of its range.
         UnknownName: The convention or a metric is not known.
     """
-    check_ood_options(TPR, convention)
+    check_convention(convention)
     for name in metrics:
         if name not in OOD_METRICS:
             raise UnknownName("metric", str(name), OOD_METRICS)

@@ -9,6 +9,7 @@ from conftest import CLASSES, TEMPLATES, make_clip, model_hash
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
 
 from rp_lib.clip import FrozenCLIP, check_images, resize, to_unit_range
+from rp_lib.methods import ZeroShot
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 RESNET = {"image_size": 32, "layers": [1, 1, 1, 1], "width": 16, "head_width": 32, "patch_size": None}
@@ -169,3 +170,31 @@ def test_unknown_names(registered: Path, tmp_path: Path):
     (tmp_path / "broken.pt").write_bytes(registered.read_bytes()[:1000])
     with pytest.raises(RPLibError, match=r"broken\.pt is damaged or holds no weights .*download it again"):
         FrozenCLIP.open_clip("tiny-test", tmp_path / "broken.pt")
+
+
+@pytest.mark.parametrize(
+    "names", [("Cat", "cat"), ("hot dog", "hot  dog"), ("hot dog", "hot_dog"), ("cat", " CAT "), ("\uff43at", "cat")]
+)
+def test_names_that_differ_in_nothing_to_see_are_refused(own_clip: FrozenCLIP, names):
+    vocabulary = {}  # a tokenizer that tells case and blanks apart, as those of multilingual towers do
+    own_clip.tokenizer = lambda texts: torch.tensor([[1, 2 + vocabulary.setdefault(t, len(vocabulary))] for t in texts])
+    for templates in (["a {}"], ["a {}", "the {}"]):
+        with pytest.raises(RPLibError, match="give the same prompt"):
+            own_clip.check_prompts(names, templates)
+    own_clip.check_prompts(["hot dog", "hot-dog", "C", "C++", "cat", "cats"], ["a {}"])  # of these each means another
+    own_clip.check_prompts(["missile", "missile "], ["a {}"])  # as ImageNet's released names repeat a class
+
+
+def test_classes_with_the_same_features_are_named(own_clip: FrozenCLIP, caplog):
+    own_clip.check_prompts(CLASSES, TEMPLATES)
+    own_clip.class_embeddings(CLASSES, TEMPLATES)
+    assert not caplog.records
+    # A model that knows none of the words: all rows of the vocabulary are alike.
+    own_clip.model.token_embedding.weight[:] = own_clip.model.token_embedding.weight[:1].clone()
+    own_clip.class_embeddings(["sloth", "okapi"], ["a {}"])  # words of no task, such as negative labels, are not compared
+    assert not caplog.records
+    method = ZeroShot(own_clip, ["sloth", "okapi", "gnu"], ["a {}"])
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert "the classes 'okapi' and 'gnu' the same text features" in said
+    ZeroShot(own_clip, ["sloth", "okapi", "gnu"], ["a {}"]).logits(torch.zeros(1, 3, 32, 32))
+    assert len(caplog.records) == 1 and method.class_names[0] == "sloth"  # once

@@ -39,7 +39,10 @@ def test_public_names_are_those_of_their_modules():
     assert not hasattr(rp_lib, "frozen_clip")
 
 
-@pytest.mark.parametrize("name", ["", ".benchmark", ".clip", ".programs", ".mini", ".mini.corruptions", ".negative_labels", ".utils.io"])
+@pytest.mark.parametrize(
+    "name",
+    ["", *(f".{m}" for m in "benchmark clip programs mini mini.corruptions negative_labels utils.io utils.arguments".split())],
+)
 def test_examples_of_docstrings(name):
     found = doctest.testmod(importlib.import_module("rp_lib" + name))
     assert found.attempted and not found.failed

@@ -61,7 +61,7 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="NaN"):
         Threshold.fit([0.1]).accept([np.nan])
     for tpr in (0, 95):
-        with pytest.raises(RPLibError, match="fraction"):
+        with pytest.raises(RPLibError, match=r"tpr of Threshold\.fit must be"):
             Threshold.fit([0.1], tpr)
     with pytest.raises(RPLibError, match="finite"):
         Threshold.fit([-np.inf])

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -37,12 +38,14 @@ from rp_lib.data.splits import (
     refuse_copies,
     split_classes,
 )
+from rp_lib.utils.arguments import checked
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.preparation import Preparation
 
 Folder = Path | str
 
 
+@checked
 def from_folders(
     name: str = "own",
     *,
@@ -52,14 +55,14 @@ def from_folders(
     shifts: Mapping[str, Folder] | None = None,
     ood: Mapping[str, Folder | Sequence[Folder]] | None = None,
     class_names: Mapping[str, str] | Sequence[str] | None = None,
-    templates: Sequence[str] = ("a photo of a {}.",),
+    templates: str | Sequence[str] = ("a photo of a {}.",),
     size: int | Preparation = 224,
     cache: Path | None = None,
     near: Collection[str] = (),
     numeric: bool = False,
-    missing: str = "refuse",
-    duplicates: str = "refuse",
-    greyscale: str = "refuse",
+    missing: Literal["refuse", "among", "all"] = "refuse",
+    duplicates: Literal["refuse", "drop"] = "refuse",
+    greyscale: Literal["refuse", "convert"] = "refuse",
     val_fraction: float = 0.1,
     test_fraction: float = 0.2,
     subset: int | None = None,
@@ -110,7 +113,11 @@ def from_folders(
         SharedImages: A picture in two sets or two classes.
         RPLibError: Names, prompts, sizes or options that do not fit.
     """
-    _check_options(missing, duplicates, greyscale, val_fraction, test_fraction)
+    if not 0 < val_fraction < 1 or not 0 < test_fraction < 1 or val_fraction + test_fraction >= 1:
+        raise RPLibError(
+            f"val_fraction and test_fraction must be above 0 and leave something of 1, got {val_fraction} and "
+            f"{test_fraction}"
+        )
     check_sizes(subset=subset, per_class=per_class)
     say = tqdm.write if progress else lambda text: None
     shifts, ood = dict(shifts or {}), {key: several(folder) for key, folder in (ood or {}).items()}
@@ -263,21 +270,6 @@ def _image_set(s: Loaded, roots: Sequence[Path], class_subset: tuple[int, ...] |
     return made
 
 
-def _check_options(missing: str, duplicates: str, greyscale: str, val_fraction: float, test_fraction: float) -> None:
-    for what, value, known in (
-        ("missing", missing, ("refuse", "among", "all")),
-        ("duplicates", duplicates, ("refuse", "drop")),
-        ("greyscale", greyscale, ("refuse", "convert")),
-    ):
-        if value not in known:
-            raise UnknownName(f"value of {what}", value, known)
-    if not 0 < val_fraction < 1 or not 0 < test_fraction < 1 or val_fraction + test_fraction >= 1:
-        raise RPLibError(
-            f"val_fraction and test_fraction must be above 0 and leave something of 1, got {val_fraction} and "
-            f"{test_fraction}"
-        )
-
-
 def _check_places(sets: Mapping[str, Sequence[Path]]) -> None:
     seen: dict[Path, str] = {}
     for name, roots in sets.items():
@@ -287,8 +279,6 @@ def _check_places(sets: Mapping[str, Sequence[Path]]) -> None:
 
 
 def _check_set_names(shifts: Mapping[str, Folder], ood: Mapping[str, Folder], near: Collection[str]) -> None:
-    if isinstance(near, str):
-        raise RPLibError(f"near is a list of names of OOD sets, got {near!r}")
     both = [key for key in shifts if key in ood] + [key for key in (*shifts, *ood) if key in ("train", "val", "test")]
     if both:
         raise RPLibError(f"the name {both[0]!r} stands for two image sets; give each its own")

@@ -1,7 +1,8 @@
 """Images decoded once: uint8 tensors on disk, memory-mapped, shared by every run that wants the same pixels.
 
 A cache is found by the content of the files (not by their names or times) and by the transform. It is complete, or it
-is not there. Pictures that another one holds already are copied from it and not decoded again::
+is not there. Pictures that another one holds already are copied from it and not decoded again, and one whose pictures
+all stand in a new one is removed::
 
     CACHE/hashes/KEY    SHA-256 of the files of one folder, by name, size and times: unchanged files are not read again
     CACHE/pixels/KEY/   pixels.u8 (n, 3, size, size) and about.safetensors: a digest of every file and image
@@ -169,14 +170,17 @@ def load_images(
     with _lock(cache, key):
         if found := open_cache(place, files, size):  # another process made it meanwhile
             return found
-        known = _already_decoded(cache, files, settings)
-        if known and progress is not None:
+        known, parts = _already_decoded(cache, files, settings)
+        more = len(files) - sum(parts.values())
+        if known and more > 0 and progress is not None:
             tqdm.write(
                 f"{progress}: {len(known):,} of {len(files):,} pictures are copied from sets of before, which takes "
-                f"{human(len(files) * 3 * size**2)} more in {cache} (`rp-lib info --clear-cache` empties it)"
+                f"{human(more * 3 * size**2)} more in {cache} (`rp-lib info --clear-cache` empties it)"
             )
         _build(place, paths, files, settings, _decoded(paths, files, preparation, workers, decoding, known))
         if found := open_cache(place, files, size):
+            for part in parts:  # of photos that were added the old ones stand in the new set
+                _remove(part)
             return found
     raise StorageError(f"{place} does not hold what was just written to it; check that disk")
 
@@ -202,10 +206,15 @@ def clear_cache(cache: Path | None = None) -> int:
     cache = cache or default_cache()
     before = cache_usage(cache)[1]
     for place in (cache / "pixels").glob("*"):
-        with contextlib.suppress(Timeout), FileLock(cache / "locks" / place.name, timeout=0):
-            shutil.rmtree(place)
+        _remove(place)
     shutil.rmtree(cache / "hashes", ignore_errors=True)
     return before - cache_usage(cache)[1]
+
+
+def _remove(place: Path) -> None:
+    """Remove a set unless it is being made; where it is mapped it stays readable."""
+    with contextlib.suppress(Timeout, OSError), FileLock(place.parent.parent / "locks" / place.name, timeout=0):
+        shutil.rmtree(place)
 
 
 # --- Which files these are ---
@@ -462,21 +471,30 @@ def _copied(file: Path, i: int, size: int, greyscale: bool, sha256: bytes) -> De
     return Decoded(np.frombuffer(data, np.uint8).reshape(3, size, size), greyscale, sha256)
 
 
-def _already_decoded(cache: Path, files: np.ndarray, settings: Mapping[str, Any]) -> dict[bytes, Callable]:
-    """Find pictures of ``files`` in caches made with the same settings: by the SHA-256 of the file, what reads them."""
-    wanted, found = {row.tobytes() for row in files}, {}
+def _already_decoded(
+    cache: Path, files: np.ndarray, settings: Mapping[str, Any]
+) -> tuple[dict[bytes, Callable[[], Decoded | None]], dict[Path, int]]:
+    """Find pictures of ``files`` in caches made with the same settings.
+
+    Returns:
+        By the SHA-256 of the file, what reads its pixels; and the sizes of the sets that hold no others, by place.
+    """
+    wanted, found, parts = {row.tobytes() for row in files}, {}, {}
     for place in (cache / "pixels").glob("*"):
         try:
             tensors, about = load_tensors(place / "about.safetensors")
             if about["settings"] != settings:
                 continue
-            rows = zip(tensors["files"].numpy(), tensors["pixels"].numpy(), tensors["greyscale"].tolist(), strict=True)
+            held = [row.tobytes() for row in tensors["files"].numpy()]
+            rows = list(zip(held, tensors["pixels"].numpy(), tensors["greyscale"].tolist(), strict=True))
         except (StorageError, KeyError):  # damaged, gone meanwhile, or of an earlier version
             continue
+        if wanted > set(held):
+            parts[place] = len(held)
         for i, (sha256, pixels, greyscale) in enumerate(rows):
-            if (key := sha256.tobytes()) in wanted and key not in found:
-                found[key] = partial(_copied, place / "pixels.u8", i, settings["size"], greyscale, pixels.tobytes())
-    return found
+            if sha256 in wanted and sha256 not in found:
+                found[sha256] = partial(_copied, place / "pixels.u8", i, settings["size"], greyscale, pixels.tobytes())
+    return found, parts
 
 
 def _decoded(

@@ -26,6 +26,7 @@ from rp_lib.data.pixel_cache import CachedImages, load_images
 from rp_lib.data.sources import NotThere, default_root, load_sources
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.preparation import Preparation
+from rp_lib.utils.prompts import check_distinct, fill_prompts, plain
 
 
 class SharedImages(RPLibError):
@@ -48,11 +49,6 @@ class Loaded:
         return [row.tobytes() for row in self.cached.pixels]
 
 
-def plain(name: str) -> str:
-    """A name without regard to case, underscores and repeated spaces."""
-    return " ".join(name.replace("_", " ").casefold().split())
-
-
 def name_classes(folders: Sequence[str], given: Mapping[str, str] | Sequence[str] | None) -> tuple[str, ...]:
     """List class names in the order of their folders.
 
@@ -66,8 +62,6 @@ def name_classes(folders: Sequence[str], given: Mapping[str, str] | Sequence[str
     """
     if given is None:
         return tuple(folder.replace("_", " ").strip() for folder in folders)
-    if isinstance(given, str):
-        raise RPLibError("class_names is a mapping from folder to name, or a list of names, not one text")
     if isinstance(given, Mapping):
         without = [folder for folder in folders if folder not in given]
         if without:
@@ -105,20 +99,8 @@ def _by_numbers(name: str) -> list[tuple[int, int, str]]:
 
 def check_prompts(folders: Sequence[str], names: Sequence[str], templates: Sequence[str]) -> None:
     """Refuse classes that no prompt tells apart or that have no name, and templates without a place or there twice."""
-    if not templates or any(template.count("{}") != 1 for template in templates):
-        raise RPLibError(f"each prompt template needs one {{}} for the class name, got {list(templates)}")
-    seen: dict[str, int] = {}
-    for i, name in enumerate(names):
-        if not isinstance(name, str) or not plain(name):
-            raise RPLibError(f"the class folder {folders[i]!r} has no name that could stand in a prompt, got {name!r}")
-        words = " ".join(name.casefold().split())
-        if words in seen:
-            prompt = templates[0].replace("{}", name)
-            raise RPLibError(
-                f"the class folders {folders[seen[words]]!r} and {folders[i]!r} give the same prompt {prompt!r} (case "
-                "does not count): give them names that differ with class_names={folder: name}, or merge them"
-            )
-        seen[words] = i
+    fill_prompts(names, templates)
+    check_distinct(names, templates[0], folders)
     twice = [t for i, t in enumerate(templates) if t.casefold() in {u.casefold() for u in templates[:i]}]
     if twice:
         raise RPLibError(f"the prompt template {twice[0]!r} stands twice")

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,14 +18,18 @@ from torch import Tensor, nn
 from rp_lib._version import __version__
 from rp_lib.benchmark import ImageSet, mask_logits
 from rp_lib.clip import FrozenCLIP, check_images
-from rp_lib.config import check_alpha
 from rp_lib.features import Encoder, FeatureStore, encode_all
 from rp_lib.trainer import Checkpoint, Group, History, Schedule, train
+from rp_lib.utils.arguments import after_checked_fields, checked
 from rp_lib.utils.device import evaluating
 from rp_lib.utils.distributed import on_main
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import StorageError, load_tensors, save_tensors, seal
 from rp_lib.utils.preparation import Preparation
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from PIL import Image
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,14 @@ class Method(ABC):
     class_names: Sequence[str]
     templates: Sequence[str]
 
+    def __init_subclass__(cls) -> None:
+        """Have the arguments of a method checked before it uses them, whoever writes it."""
+        for name in ("__init__", "__post_init__", "fit", "load_state_dict"):
+            if name in cls.__dict__:
+                own = cls.__dict__[name]
+                setattr(cls, name, after_checked_fields(own) if name == "__post_init__" else checked(own))
+
+    @after_checked_fields
     def __post_init__(self) -> None:
         self.class_names, self.templates = tuple(self.class_names), tuple(self.templates)
         if len(set(self.class_names)) != len(self.class_names) or not self.class_names:
@@ -61,8 +73,6 @@ class Method(ABC):
         if len(self.class_names) < 2:
             only = self.class_names[0]
             raise RPLibError(f"a task needs at least two classes; with {only!r} alone nothing can be wrong")
-        if not self.templates:
-            raise RPLibError("at least one prompt template is needed, such as 'a photo of a {}.'")
         self.clip.check_prompts(self.class_names, self.templates)
         self.history = History()
         # Fingerprint of the training images, and how they were prepared, as new pictures are then too.
@@ -72,6 +82,7 @@ class Method(ABC):
 
     # What a method is made of -------------------------------------------------------------------------
 
+    @checked
     def fit(
         self,
         train_set: ImageSet,
@@ -178,6 +189,7 @@ class Method(ABC):
         """Return what ``fit`` learnt, by name; nothing of the frozen backbone."""
         return self.modules().state_dict()
 
+    @checked
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
         """Take over what :meth:`state_dict` of a method with the same settings returned.
 
@@ -192,10 +204,13 @@ class Method(ABC):
                 f"the saved weights do not fit the settings of this {self.name!r}: {', '.join(sorted(wrong)[:8])}; "
                 "build it with the settings, classes and templates that it was trained with"
             )
+        if damaged := [k for k, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]:
+            raise RPLibError(f"the saved weights of this {self.name!r} are not finite: {damaged[0]}; train it again")
         self.modules().load_state_dict(tensors)
         self.set_training(False)
         self._loaded = True
 
+    @checked
     @torch.no_grad()
     def encode_classes(self, words: Sequence[str]) -> Tensor:
         """Unit float32 (k, d), on the CPU: what this method's images are compared with for any other class names.
@@ -227,17 +242,29 @@ class Method(ABC):
         """float32 (n, C) logits of uint8 or float [0, 1] images (n, 3, h, w), on the CPU."""
         return self.head(self.features(images))
 
+    def predict(
+        self, pictures: Sequence[Path | str | Image.Image], threshold: object = None, *, batch_size: int = 256
+    ) -> pd.DataFrame:
+        """Classify new pictures, files or PIL images; a row each, see :func:`rp_lib.predict`."""
+        import rp_lib
+
+        return rp_lib.predict(self, pictures, threshold, batch_size=batch_size)
+
+    @checked
     @torch.inference_mode()
     @evaluating()
     def accuracy(self, data: ImageSet, store: FeatureStore | None = None) -> float:
         """Top-1 accuracy on labelled data, as a fraction; among the classes that the set is scored over.
 
         Raises:
-            RPLibError: The set says that its classes are others.
+            RPLibError: The set says that its classes are others, or has no labels.
         """
         read = data.for_classes(self.class_names)
+        if read.labels is None:
+            raise RPLibError(f"{data.name!r} has no labels to compare with")
         return float((self.scores(data, store).argmax(1) == read.labels).float().mean())
 
+    @checked
     @torch.inference_mode()
     @evaluating()
     def scores(self, data: ImageSet, store: FeatureStore | None = None) -> Tensor:
@@ -268,6 +295,7 @@ class Method(ABC):
         keys = ("method", "settings", "class_names", "templates", "backbone_sha256")
         return seal(self.state_dict(), {key: self.metadata()[key] for key in keys})
 
+    @checked
     def save(self, path: str | Path) -> None:
         """Write the trained part as safetensors, with the backbone's fingerprint and the classes.
 
@@ -320,13 +348,14 @@ class Mixture(Method):
 
     def __init__(self, base: Method, alpha: float) -> None:
         super().__init__(base.clip, base.class_names, base.templates)
-        self.base, self.alpha = base, check_alpha(alpha)
+        self.base, self.alpha = base, alpha
         self.history, self.trained_on, self.preparation = base.history, base.trained_on, base.preparation
 
+    @checked
     def with_alpha(self, alpha: float) -> Self:
         """Return the same mixture at another alpha; nothing is trained or copied."""
         made = self.copy()
-        made.alpha = check_alpha(alpha)
+        made.alpha = alpha
         return made
 
     def fit(self, train_set: ImageSet, val: ImageSet | None = None, **options: Any) -> Self:

@@ -28,6 +28,7 @@ from rp_lib.programs import BORDER_INITS, PLACEMENTS, TEXT_ROWS
 from rp_lib.run import CONFIGS, shipped
 from rp_lib.run.search import tuned_settings
 from rp_lib.trainer import SCHEDULES
+from rp_lib.utils.arguments import RANGES
 from rp_lib.utils.device import PRECISIONS
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.io import write_atomically
@@ -136,12 +137,6 @@ BACKBONE = _table(
 CHOICES = {
     "schedule": SCHEDULES, "start": STARTS, "placement": PLACEMENTS, "objective": OBJECTIVES, "loss": LOSSES,
     "text_rows": TEXT_ROWS, "border_init": BORDER_INITS, "convention": CONVENTIONS,
-}  # fmt: skip
-RANGES: dict[str, dict[str, float]] = {
-    "alpha": {"ge": 0, "le": 1}, "padding": {"ge": 0, "lt": 0.5},
-    **{key: {"gt": 0} for key in ("lr", "probe_lr", "image_lr", "text_lr")},
-    **{key: {"gt": 0, "le": 1} for key in ("train_resolution", "eval_resolution")},
-    **{key: {"ge": 1} for key in ("batch_size", "n_context", "n_prompts", "depth")},
 }  # fmt: skip
 
 

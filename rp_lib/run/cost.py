@@ -193,7 +193,7 @@ class Weightless(FrozenCLIP):
         self.device, self.channels_last, self.compiled = torch.device("cpu"), False, False
         self.tokenizer, self.name, self.image_size = tokenizer, name, size
         self.preparation, self.source = Preparation(size), None
-        self.logit_scale, self.logit_bias, self._known_prompts = 100.0, 0.0, set()
+        self.logit_scale, self.logit_bias, self._known_prompts = 100.0, 0.0, {}
         with shapes_only(), torch.no_grad():
             self._mean = self._std = torch.zeros(1, 3, 1, 1)
             self.embed_dim = self.encode_tokens(self.tokenize(["a"])).shape[1]

@@ -9,6 +9,7 @@ and which of these is taken.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
@@ -399,6 +400,13 @@ def tuned_settings(path: Path = SEARCH) -> dict[str, dict[str, Any]]:
     Raises:
         StorageError: The table is missing or damaged.
     """
+    found = _tuned(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    return {name: dict(settings) for name, settings in found.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _tuned(path: Path, changed: int) -> dict[str, dict[str, Any]]:
+    """The same, found once for every state of the file: one session asks dozens of times, and a search is long."""
     found = choose(_recorded(path))
     return {"zero-shot": {}} | {name: settings_of(name, trial) for name, trial in found.items()}
 

@@ -24,7 +24,10 @@ def check_array(values: Any, name: str, ndim: tuple[int, ...] | None = (1,)) -> 
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         values = (values.double() if values.is_floating_point() else values).numpy()
-    array = np.asarray(values)
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"{name} must be numbers, one row of equal length per sample: {error}") from error
     if array.dtype.kind not in "fiub" and array.size:
         raise ValueError(f"{name} must be numbers, got dtype {array.dtype}")
     array = array.astype(np.float64) if array.dtype.kind == "f" else array

@@ -24,6 +24,6 @@ class UnknownName(RPLibError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
         known = sorted(known)
-        near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.4)
         hint = f"did you mean {', '.join(near)}?" if near else f"known: {', '.join(known[:30])}"
         super().__init__(f"unknown {kind} {name!r}; {hint}")

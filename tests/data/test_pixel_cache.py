@@ -766,3 +766,17 @@ def test_copies_that_make_the_cache_grow_are_said(paths, store, capsys):
     load_images(paths[1:], 16, cache=store, progress="train")  # there is nothing to copy any more
     load_images(paths[2:], 16, cache=store)
     assert "copied" not in capsys.readouterr().out
+
+
+def test_a_set_that_grew_replaces_the_one_before(paths, store, capsys, monkeypatch):
+    before = load_images(paths[:-1], 16, cache=store, progress="train")
+    other_size = load_images(paths[:-1], 8, cache=store)
+    decoded, decode = [], cache._decode_file
+    monkeypatch.setattr(cache, "_decode_file", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    after = load_images(paths, 16, cache=store, progress="train")
+    assert decoded == paths[-1:] and torch.equal(after.images[:-1], before.images)  # still mapped
+    assert cache.cache_usage(store)[0] == 2 and len(other_size.images) == len(paths) - 1
+    load_images(paths[1:3], 16, cache=store)  # a part that is asked for later stands next to it
+    assert cache.cache_usage(store)[0] == 3 and decoded == paths[-1:]
+    said = capsys.readouterr().out
+    assert f"which takes {cache.human(3 * 16**2)} more" in said  # that of the one picture

@@ -207,7 +207,7 @@ def test_the_order_of_batches_and_nothing_else_is_the_seeds(cls: type, clip: Fro
 )
 @pytest.mark.parametrize("value", [-1.0, float("inf"), float("nan")])
 def test_strengths_are_checked(cls: type, name: str, value: float, clip: FrozenCLIP):
-    with pytest.raises(RPLibError, match=f"{name} must be finite and >= 0"):
+    with pytest.raises(RPLibError, match=f"{name} of .* must be at least 0 and finite"):
         make(cls, clip, **{name: value})
 
 

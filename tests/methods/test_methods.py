@@ -179,15 +179,15 @@ def test_bad_tasks(name: str, clip: FrozenCLIP, train_set: ImageSet, images: tor
         with pytest.raises(RPLibError, match="class names must be distinct"):
             build_method(name, clip, classes, TEMPLATES)
     for empty in ("", " ", None):
-        with pytest.raises(RPLibError, match="texts that are not empty"):
+        with pytest.raises(RPLibError, match=r"texts that are not empty|class_names of .* must be Sequence"):
             build_method(name, clip, ("cat", empty), TEMPLATES)
-    with pytest.raises(RPLibError, match="at least one prompt template"):
+    with pytest.raises(RPLibError, match="one prompt template"):
         build_method(name, clip, CLASSES, ())
     for template in ("a photo", "{} {}", "a {{}}", "a {} {x}", "a {} }", "{0}", "{:>9}"):
         with pytest.raises(RPLibError, match=r"exactly one {}"):
             build_method(name, clip, CLASSES, ("a {}", template))
     for pair in (("Crane", "crane"), ("cafe\u0301", "caf\u00e9"), ("rock &amp; roll", "rock & roll"), ("a  b", "a b")):
-        with pytest.raises(RPLibError, match="as the same tokens: one of the two"):
+        with pytest.raises(RPLibError, match=r"as the same tokens: one of the two|give the same prompt"):
             build_method(name, clip, ("cat", *pair), TEMPLATES)
     if name != "zero-shot":
         wrong = [make_set(8, classes=4), copy.copy(make_set(8))]
@@ -458,7 +458,7 @@ def test_alpha_outside_is_refused(alpha: float, clip: FrozenCLIP, rp: Reprogramm
         lambda a: ResidualReprogrammer(rp, a),
         lambda a: make("rrp", clip, alpha=a),
     ):
-        with pytest.raises(RPLibError, match=r"in \[0, 1\]"):
+        with pytest.raises(RPLibError, match=r"alpha of .* must be at (least 0|most 1)"):
             use(alpha)
 
 

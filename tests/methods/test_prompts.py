@@ -179,7 +179,7 @@ def test_coop_from_words_starts_as_zero_shot(n, class_specific, clip, zero, imag
 
 @pytest.mark.parametrize("start", ["words", "random"])
 def test_coop_with_a_rate_of_zero_stays_where_it_starts(start, clip, zero, train_set, val_set, images):
-    coop, untrained = (make("coop", clip, lr=0.0, start=start, n_context=4) for _ in range(2))
+    coop, untrained = (make("coop", clip, lr=1e-30, start=start, n_context=4) for _ in range(2))
     coop.fit(train_set, val_set)
     assert len(coop.history.losses) == 6 and torch.equal(
         coop.state_dict()["context"], untrained.state_dict()["context"]
@@ -226,7 +226,9 @@ def test_as_many_vectors_as_fit(clip: FrozenCLIP):
     assert CoOp(clip, CLASSES, PHOTO).n_context == CONTEXT - 2 - 3
     assert CoOp(clip, ("cat", "cup"), ("{}",)).n_context == CONTEXT - 2 - 1
     assert CoOp(clip, CLASSES, PHOTO, n_context=11).prompts.tokens.shape == (3, CONTEXT)
-    for n in (12, 16, 0, -1):
+    with pytest.raises(RPLibError, match="n_context of CoOp must be at least 1"):
+        CoOp(clip, CLASSES, PHOTO, n_context=0)
+    for n in (12, 16):
         with pytest.raises(RPLibError, match=rf"{n} context vectors.*16 positions.*'fire engine\.'\) 3.*use 1 to 11"):
             CoOp(clip, CLASSES, PHOTO, n_context=n)
     with pytest.raises(RPLibError, match="not trained 2; use 1 to 1"):  # "of a" stays
@@ -330,8 +332,8 @@ def test_depth(clip: FrozenCLIP):
     assert make("maple", lopsided).depth == 3 and make("maple", lopsided, depth=1).depth == 1
     deep = make_clip(vision={"layers": 11}, text={"layers": 10})
     assert make("maple", deep).depth == 9 and make("maple", deep, depth=10).depth == 10
-    for depth in (0, 4):
-        with pytest.raises(RPLibError, match="depth must be 1 to 3"):
+    for depth, message in ((0, "depth of DeepPrompts must be at least 1"), (4, "depth must be 1 to 3")):
+        with pytest.raises(RPLibError, match=message):
             make("maple", lopsided, depth=depth)
 
 
@@ -348,7 +350,7 @@ def test_every_part_of_the_deep_prompts_learns_and_the_seed_counts(clip: FrozenC
 
 def test_deep_prompts_with_a_rate_of_zero_stay(clip: FrozenCLIP, train_set: ImageSet, images: torch.Tensor):
     start = make("maple", clip)
-    assert torch.equal(make("maple", clip, lr=0.0).fit(train_set).logits(images), start.logits(images))
+    assert torch.equal(make("maple", clip, lr=1e-30).fit(train_set).logits(images), start.logits(images))
 
 
 # All of the family ---------------------------------------------------------------------------------------

@@ -1,3 +1,5 @@
+import os
+
 import pandas as pd
 import pytest
 import torch
@@ -200,6 +202,16 @@ def test_settings_are_those_of_the_recorded_search(tmp_path):
     placements = tuned_placements()
     assert {p: s["config"].placement for p, s in placements.items()} == {"pad": "pad", "overlay": "overlay"}
     assert found["rp"] in placements.values()
+
+
+def test_the_recorded_search_is_read_once_and_anew_when_the_file_changes(tmp_path, monkeypatch):
+    path, read = tmp_path / "search.csv", []
+    path.write_bytes(SEARCH.read_bytes())
+    monkeypatch.setattr("rp_lib.run.search.choose", lambda table: read.append(len(table)) or {"zs-lp": {"epochs": 3}})
+    tuned_settings(path)["zs-lp"].clear()  # callers own what they get
+    assert tuned_settings(path) == {"zero-shot": {}, "zs-lp": {"epochs": 3}} and len(read) == 1
+    os.utime(path, (1, 1))
+    assert tuned_settings(path)["zs-lp"] and len(read) == 2
 
 
 def test_alpha_is_the_largest_within_one_standard_error(tiny_clip, tiny_benchmark):

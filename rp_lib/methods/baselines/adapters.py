@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP
-from rp_lib.config import check_strengths
 from rp_lib.features import FeatureStore
 from rp_lib.methods.linear_probe import LinearProbe
 
@@ -89,10 +88,6 @@ class TaskRes(LinearProbe):
     batch_size: int = 256
     weight_decay: float = 5e-4
 
-    def __post_init__(self) -> None:
-        check_strengths(residual_scale=self.residual_scale)
-        super().__post_init__()
-
     def new_classifier(self) -> _Prototypes:
         """Return the prototypes, with a residual of zero, float32 (C, d)."""
         return _Prototypes(_zero_shot(self), self.residual_scale, self.clip.logit_scale)
@@ -132,7 +127,6 @@ class CLAP(LinearProbe):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        check_strengths(penalty=self.penalty)
         super().__post_init__()
         self.multipliers = torch.ones(len(self.class_names))  # lambda, (C,)
 
@@ -210,10 +204,6 @@ class TipAdapterF(LinearProbe):
     epochs: int = 20
     batch_size: int = 256
     weight_decay: float = 0.01
-
-    def __post_init__(self) -> None:
-        check_strengths(cache_weight=self.cache_weight, sharpness=self.sharpness)
-        super().__post_init__()
 
     def new_classifier(self) -> _Cache:
         """Return an empty cache: zero-shot CLIP."""

@@ -105,8 +105,6 @@ class CLIPLoRA(FineTune):
     schedule: str = "cosine"
 
     def __post_init__(self) -> None:
-        if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise RPLibError(f"rank must be >= 1 and dropout in [0, 1), got {self.rank} and {self.dropout}")
         if self.epochs is None:
             self.epochs = max(1, round(PUBLISHED_STEPS * 32 / max(1, len(self.class_names))))
         super().__post_init__()

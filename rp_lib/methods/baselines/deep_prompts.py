@@ -55,7 +55,7 @@ class DeepPrompts(PromptLearner):
         transformers = text_part(self.clip.model).transformer, vision_part(self.clip.model).transformer
         layers = min(len(t.resblocks) for t in transformers)
         self.depth = min(9, layers) if self.depth is None else self.depth
-        if not 1 <= self.depth <= layers:
+        if self.depth > layers:
             raise RPLibError(f"prompts in {self.depth} layers do not fit these towers; depth must be 1 to {layers}")
         self.prompts = ContextPrompts(
             self.clip, self.class_names, self.templates[0], n=self.n_prompts, start=self.start, seed=self.seed

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rp_lib.benchmark import ImageSet
-from rp_lib.config import check_strengths
 from rp_lib.features import FeatureStore
 from rp_lib.methods.fine_tune import FineTune
 from rp_lib.methods.linear_probe import LinearProbe
@@ -47,7 +46,6 @@ class L2SP(FineTune):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        check_strengths(tower_penalty=self.tower_penalty, head_penalty=self.head_penalty)
         super().__post_init__()
         self._head_start = self.classifier.weight.detach().clone()
 
@@ -150,12 +148,8 @@ class LipsumFT(FineTune):
         super().__post_init__()
         self._marks = self.clip.tokenize([""])[0]  # start, end and padding
         room = len(self._marks) - 2
-        check_strengths(strength=self.strength)
-        if self.n_texts < 1 or not 1 <= self.length <= room:
-            raise RPLibError(
-                f"n_texts must be >= 1 and length, in tokens, between 1 and the {room} that the text tower holds; got "
-                f"{self.n_texts} and {self.length}"
-            )
+        if self.length > room:
+            raise RPLibError(f"length must be at most the {room} tokens that the text tower holds, got {self.length}")
 
     def parameter_groups(self) -> list[Group]:
         """Return all weights, with the released betas."""
