@@ -19,7 +19,7 @@ from rp_course.experiments.world import World
 from rp_lib.config import RPConfig
 from rp_lib.mini import weights
 
-CLASSES = (5,)  # and all
+CLASSES = (5, 20)  # and all
 LONGER = 3
 TRAINED_LONGER, ALL = f"rp, {LONGER} times as long", "rp, all four"
 
