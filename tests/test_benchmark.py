@@ -61,7 +61,7 @@ def test_subset_keeps_everything_together():
     mask = images.subset(LABELS == 2)
     assert mask.labels.tolist() == [2, 2] and mask.styles == ["w", "z"] and len(mask) == 2
     for beyond in ([len(IMAGES)], [-len(IMAGES) - 1], [[0, 1]]):
-        with pytest.raises(RPLibError, match="positions are 1-D, from 0 to|index of ImageSet.subset must be"):
+        with pytest.raises(RPLibError, match=r"positions are 1-D|index of ImageSet\.subset must be"):
             images.subset(beyond)
     with pytest.raises(RPLibError, match="mask"):
         images.subset(torch.ones(3, dtype=torch.bool))
