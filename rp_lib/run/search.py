@@ -359,26 +359,10 @@ def tuned_settings(path: Path = SEARCH) -> dict[str, dict[str, Any]]:
 @functools.lru_cache(maxsize=4)
 def _tuned(path: Path, changed: int) -> dict[str, dict[str, Any]]:
     """The same, found once for every state of the file: one session asks dozens of times, and a search is long."""
-    found = choose(_recorded(path))
-    return {"zero-shot": {}} | {name: settings_of(name, trial) for name, trial in found.items()}
-
-
-def tuned_placements(path: Path = SEARCH) -> dict[str, dict[str, Any]]:
-    """Read RP's settings with each placement of the border, ``pad`` and ``overlay``, chosen by the same rule.
-
-    Raises:
-        StorageError: The table is missing or damaged.
-    """
-    runs = trials_of("rp", _recorded(path))
-    placements = runs["border"].str.split().str[0]
-    chosen = {p: near_ties(runs[placements == p]).iloc[0] for p in sorted(set(placements))}
-    return {placement: settings_of("rp", _settings("rp", row)) for placement, row in chosen.items()}
-
-
-def _recorded(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise StorageError(f"{path} is missing; install rp_lib again or run `rp-lib search`")
-    return pd.DataFrame(read_runs(path))
+    found = choose(pd.DataFrame(read_runs(path)))
+    return {"zero-shot": {}} | {name: settings_of(name, trial) for name, trial in found.items()}
 
 
 def _plain(value: Any) -> Any:

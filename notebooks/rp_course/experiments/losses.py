@@ -10,7 +10,6 @@ from rp_course.experiments.base import Experiment, Verdict, difference
 from rp_course.experiments.grid import Condition, Entry, methods, run_grid
 from rp_course.experiments.world import World
 from rp_lib.losses import LOSSES
-from rp_lib.run.search import tuned_placements
 
 PAPER = "contrastive, cross-entropy"
 OBJECTIVES = ("class", "contrastive", "contrastive-identity")  # the sigmoid needs a logit bias, which this CLIP has not
