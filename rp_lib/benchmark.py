@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from rp_lib.utils.arguments import checked
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.preparation import Preparation
 
@@ -48,6 +49,7 @@ def mask_logits(logits: Tensor, class_subset: tuple[int, ...] | None) -> Tensor:
     return kept
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images of one role, with labels and with what intervals need to know about them.
@@ -87,9 +89,9 @@ class ImageSet:
     role: str
     images: Tensor
     labels: Tensor | None
-    groups: Tensor = None  # type: ignore[assignment]
+    groups: Tensor | None = None
     styles: list[str] | None = None
-    sources: Tensor = None  # type: ignore[assignment]
+    sources: Tensor | None = None
     derived_from: str | None = None
     names: list[str] | None = None
     paths: list[str] | None = None
@@ -123,6 +125,10 @@ class ImageSet:
         for what, words in (("styles", self.styles), ("names", self.names), ("paths", self.paths)):
             if words is not None and len(words) != n:
                 raise RPLibError(f"{self.name!r} has {n} images but {len(words)} {what}")
+        if self.labels is not None and n:
+            low, high, total = int(self.labels.min()), int(self.labels.max()), len(self.class_names or ())
+            if low < 0 or (total and high >= total):
+                raise RPLibError(f"the labels of {self.name!r} are class numbers from 0, got {low} to {high}")
         if self.class_subset is not None:
             object.__setattr__(self, "class_subset", _check_class_subset(self.class_subset, self.labels, self.name))
 
@@ -134,7 +140,8 @@ class ImageSet:
         classes = "" if self.labels is None else f", {len(self.labels.unique())} classes"
         return f"ImageSet({self.name!r}, role={self.role!r}, {len(self)} images of {height} x {width} pixels{classes})"
 
-    def subset(self, index: Tensor | Sequence[int]) -> ImageSet:
+    @checked
+    def subset(self, index: Tensor | Sequence[int] | Sequence[bool]) -> ImageSet:
         """Select images by position or by mask.
 
         Args:
@@ -146,6 +153,8 @@ class ImageSet:
                 raise RPLibError(f"a mask for {self.name!r} must have shape ({len(self)},), got {tuple(index.shape)}")
             index = index.nonzero()[:, 0]
         index = index.long()
+        if index.ndim != 1 or bool((index < -len(self)).any() | (index >= len(self)).any()):
+            raise RPLibError(f"{self.name!r} has {len(self)} images: positions are 1-D, from 0 to {len(self) - 1}")
         positions = index.tolist()
         return replace(
             self,
@@ -160,6 +169,7 @@ class ImageSet:
             content=None if self.content is None else _content_at(self.content, index % max(len(self), 1)),
         )
 
+    @checked
     def subsample(self, n: int) -> ImageSet:
         """Select ``n`` evenly spaced images; all of them if there are no more."""
         every = torch.arange(len(self)) if n >= len(self) else (torch.arange(n) * len(self)) // n
@@ -205,6 +215,7 @@ class ImageSet:
         return digest.hexdigest()
 
 
+@checked
 @dataclass(frozen=True, eq=False)
 class Benchmark:
     """Classes, their prompts, and the image sets of all three axes.

@@ -45,24 +45,6 @@ it trains what is new, and moves the earlier records to `earlier`.
 exit codes: 0 done, 2 bad input or environment, 6 data sets are missing, 130 interrupted
 """
 
-def add_run_command(commands: argparse._SubParsersAction) -> None:
-    """Add ``run`` to the commands of ``rp-lib``."""
-    text = "Train and compare methods on a benchmark that a configuration names: the paper's, or your own folders."
-    parser = commands.add_parser(
-        "run", help=text, description=text, epilog=_RUN_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(run=_run)
-    add = parser.add_argument
-    add("--config", help="a shipped configuration's name, or a TOML file")
-    add("--list", action="store_true", help="say which configurations ship, and stop")
-    add("--dry-run", action="store_true", help="say what would be done, with estimates of memory and time, and stop")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key, such as data.subset=500; repeatable")
-    add("--out", help="folder for the results")
-    add("--methods", help="comma-separated method names")
-    add("--seeds", help="a number of seeds, or a comma-separated list of them such as 1,2,7")
-    add("--fresh", action="store_true", help="train and evaluate again whatever is there")
-    add("--quiet", action="store_true", help="no progress bars")
-
 
 def changes_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what the command line changes of a configuration, by dotted key.
@@ -225,7 +207,7 @@ def run_command(parser: argparse.ArgumentParser, argv: Sequence[str] | None = No
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The complete parser."""
+    """Make the complete parser."""
     parser = argparse.ArgumentParser(
         prog="rp-lib",
         description="Adapt CLIP without breaking it: reprogramming against fine-tuning on three axes.",
@@ -234,52 +216,104 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"rp_lib {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(
-        name: str, run: Command, text: str, group: argparse._SubParsersAction = commands
-    ) -> argparse.ArgumentParser:
-        sub = group.add_parser(
-            name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-        )
+    def command(name: str, run: Command, text: str, epilog: str = "") -> Callable[..., Any]:
+        """Add a command; returns what adds its options."""
+        layout = argparse.RawDescriptionHelpFormatter if epilog else _Defaults
+        sub = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=layout)
         sub.set_defaults(run=run)
-        return sub
+        return sub.add_argument
 
-    demo = add("demo", _demo, "Train and compare every core method on the mini benchmark: one table, one figure.")
-    demo.add_argument("--out", default="results/demo", help="folder for records, figure, trained methods")
-    demo.add_argument("--seeds", default="3", help="a number of seeds, or a comma-separated list of them")
-    demo.add_argument("--methods", default=",".join(CORE), help="comma-separated method names")
-    demo.add_argument("--fresh", action="store_true", help="train and evaluate again whatever is there")
-    demo.add_argument("--quiet", action="store_true", help="no progress bars")
-    _backbone_options(demo)
+    add = command("demo", _demo, "Train and compare every core method on the mini benchmark: one table, one figure.")
+    add("--out", default="results/demo", help="folder for records, figure, trained methods")
+    _add_run_options(add, seeds="3", methods=",".join(CORE))
+    _add_backbone_options(add)
 
-    info = add("info", _info, "Say what is installed and which device, data and cache are in use.")
-    info.add_argument("--clear-cache", action="store_true", help="remove all decoded pictures; runs decode them again")
-    _backbone_options(info)
+    add = command("info", _info, "Say what is installed and which device, data and cache are in use.")
+    add("--clear-cache", action="store_true", help="remove all decoded pictures; runs decode them again")
+    _add_backbone_options(add)
 
-    look = add(
-        "search",
-        _search,
-        "Choose hyper-parameters by cross-validation on ID data, with equal chances for every method.",
-    )
-    look.add_argument(
-        "--out", type=Path, default=Path("results/search.csv"), help="table of all trials; finished ones are kept"
-    )
-    look.add_argument("--trials", type=int, default=8, help="per method; those that train on features get more")
-    look.add_argument("--seed", type=int, default=0, help="seed of the draw from the grids")
-    look.add_argument("--methods", default="", help="comma-separated method names; default: every method with a grid")
-    _backbone_options(look)
+    text = "Choose hyper-parameters by cross-validation on ID data, with equal chances for every method."
+    add = command("search", _search, text)
+    add("--out", type=Path, default=Path("results/search.csv"), help="table of all trials; finished ones are kept")
+    add("--trials", type=int, default=8, help="per method; those that train on features get more")
+    add("--seed", type=int, default=0, help="seed of the draw from the grids")
+    add("--methods", default="", help="comma-separated method names; default: every method with a grid")
+    _add_backbone_options(add)
 
-    add_run_command(commands)
-    add_predict_commands(commands)
-    add_data_command(commands)
+    text = "Train and compare methods on a benchmark that a configuration names: the paper's, or your own folders."
+    add = command("run", _run, text, _RUN_EPILOG)
+    add("--config", help="a shipped configuration's name, or a TOML file")
+    add("--list", action="store_true", help="say which configurations ship, and stop")
+    add("--dry-run", action="store_true", help="say what would be done, with estimates of memory and time, and stop")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="any key, such as data.subset=500; repeatable")
+    add("--out", help="folder for the results")
+    _add_run_options(add)
+
+    text = "Say what pictures show, with a trained method: class, probability, OOD score and whether it is accepted."
+    add = command("predict", _predict, text)
+    add("--threshold", type=Path, help="file of `rp-lib threshold`; decides what is accepted")
+    add("--format", choices=("csv", "jsonl"), default="csv", help="table or JSON lines")
+    add("--out", type=Path, help="file to write; default: standard output")
+    _add_method_options(add)
+    _add_picture_options(add)
+
+    text = "Fit the threshold of a trained method on pictures that show its classes and that it was not trained on."
+    add = command("threshold", _threshold, text)
+    add("--tpr", type=float, default=0.95, help="share of them to accept")
+    add("--detector", default="msp", help="OOD detector that scores")
+    add("--out", type=Path, required=True, help="file to write")
+    _add_method_options(add)
+    _add_picture_options(add)
+
+    text = "Write a trained method as a program of torch.export, which is served without rp_lib."
+    add = command("export", _export, text)
+    _add_method_options(add)
+    add("out", type=Path, help="file to write, such as method.pt2")
+
+    add = command("data", _data, "Download and verify the real data sets of the full track.", _DATA_EPILOG)
+    add("names", nargs="*", metavar="NAME", help="data sets or groups (see --list), or all")
+    add("--list", action="store_true", help="say what there is and what is there already, and stop")
+    add("--check", action="store_true", help="verify what is there, down to the bytes, and stop")
+    add("--dry-run", action="store_true", help="say what would be downloaded from where, and stop")
+    add("--root", type=Path, help="folder of the data sets; default: $RP_DATA, else data")
+    add("--folder", action="append", default=[], metavar="NAME=PATH", help="use a folder that is there; repeatable")
+    mirror = "a server that holds NAME/FILE, tried before the known ones and verified the same; repeatable"
+    add("--mirror", action="append", default=[], metavar="URL", help=mirror)
+    add("--timeout", type=float, default=30.0, help="seconds without bytes after which a try ends (default: 30)")
+    add("--attempts", type=int, default=5, help="tries in a row that may fail for each address (default: 5)")
+    add("--quiet", action="store_true", help="say only what is wrong")
     return parser
 
 
-def _backbone_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--checkpoint", default="final", help="mini CLIP checkpoint: a name (see `rp-lib info`) or a file"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
-    parser.add_argument("--precision", default="auto", help="of training: auto, float32, bfloat16, float16")
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Names the defaults of options, but for those that are None or switches."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False, "") else super()._get_help_string(action)
+
+
+def _add_run_options(add: Callable[..., Any], seeds: str | None = None, methods: str | None = None) -> None:
+    add("--methods", default=methods, help="comma-separated method names")
+    add("--seeds", default=seeds, help="a number of seeds, or a comma-separated list of them such as 1,2,7")
+    add("--fresh", action="store_true", help="train and evaluate again whatever is there")
+    add("--quiet", action="store_true", help="no progress bars")
+
+
+def _add_backbone_options(add: Callable[..., Any]) -> None:
+    add("--checkpoint", default="final", help="mini CLIP checkpoint: a name (see `rp-lib info`) or a file")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
+    add("--precision", default="auto", help="of training: auto, float32, bfloat16, float16")
+
+
+def _add_method_options(add: Callable[..., Any]) -> None:
+    add("method", type=Path, help="file of a trained method, of the folder trained")
+    add("--backbone", help="if the file does not name it: mini, or an open_clip model")
+    add("--pretrained", help="tag or local file of its weights")
+
+
+def _add_picture_options(add: Callable[..., Any]) -> None:
+    add("pictures", nargs="+", type=Path, help="picture files, and folders with pictures")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
 
 
 def _load(args: argparse.Namespace) -> tuple:
@@ -356,43 +390,12 @@ When several data sets fail, the first of 4, 5, 3, 6, 2 that occurred.
 _WORST = (4, 5, 3, 6, 2)
 
 
-# ``rp-lib predict``, ``threshold`` and ``export``: a trained method in use.
-
-
-def add_predict_commands(commands: argparse._SubParsersAction) -> None:
-    """Add ``predict``, ``threshold`` and ``export`` to the commands of ``rp-lib``."""
-    text = "Say what pictures show, with a trained method: class, probability, OOD score and whether it is accepted."
-    predict = commands.add_parser("predict", help=text, description=text)
-    predict.add_argument("--threshold", type=Path, help="file of `rp-lib threshold`; decides what is accepted")
-    predict.add_argument("--format", choices=("csv", "jsonl"), default="csv", help="table or JSON lines (default: csv)")
-    predict.add_argument("--out", type=Path, help="file to write; default: standard output")
-    predict.set_defaults(run=_predict)
-    text = "Fit the threshold of a trained method on pictures that show its classes and that it was not trained on."
-    threshold = commands.add_parser("threshold", help=text, description=text)
-    threshold.add_argument("--tpr", type=float, default=0.95, help="share of them to accept (default: 0.95)")
-    threshold.add_argument("--detector", default="msp", help="OOD detector that scores (default: msp)")
-    threshold.add_argument("--out", type=Path, required=True, help="file to write")
-    threshold.set_defaults(run=_threshold)
-    text = "Write a trained method as a program of torch.export, which is served without rp_lib."
-    program = commands.add_parser("export", help=text, description=text)
-    program.set_defaults(run=_export, device="cpu")
-    for parser in (predict, threshold, program):
-        parser.add_argument("method", type=Path, help="file of a trained method, of the folder trained")
-    program.add_argument("out", type=Path, help="file to write, such as method.pt2")
-    for parser in (predict, threshold):
-        parser.add_argument("pictures", nargs="+", type=Path, help="picture files, and folders with pictures")
-        parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps ...")
-    for parser in (predict, threshold, program):
-        parser.add_argument("--backbone", help="if the file does not name it: mini, or an open_clip model")
-        parser.add_argument("--pretrained", help="tag or local file of its weights")
-
-
 def _loaded(args: argparse.Namespace) -> Method:
     from rp_lib.methods import load_method
     from rp_lib.run.opening import open_backbone
     from rp_lib.utils.device import pick_device
 
-    device, clip = pick_device(args.device), None
+    device, clip = pick_device(getattr(args, "device", "cpu")), None
     if args.backbone is not None:
         clip = open_backbone({"name": args.backbone, "pretrained": args.pretrained}, device)
     return load_method(args.method, clip, device=device)
@@ -432,27 +435,6 @@ def _export(args: argparse.Namespace) -> None:
         f"{args.out}: uint8 pictures (n, 3, {side}, {side}) -> logits (n, {len(method.class_names)}), which differ "
         f"from the method's by at most {difference:.1g}; load it with torch.export.load"
     )
-
-
-def add_data_command(commands: argparse._SubParsersAction) -> None:
-    """Add ``data`` to the commands of ``rp-lib``."""
-    text = "Download and verify the real data sets of the full track."
-    parser = commands.add_parser(
-        "data", help=text, description=text, epilog=_DATA_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(run=_data)
-    add = parser.add_argument
-    add("names", nargs="*", metavar="NAME", help="data sets or groups (see --list), or all")
-    add("--list", action="store_true", help="say what there is and what is there already, and stop")
-    add("--check", action="store_true", help="verify what is there, down to the bytes, and stop")
-    add("--dry-run", action="store_true", help="say what would be downloaded from where, and stop")
-    add("--root", type=Path, help="folder of the data sets; default: $RP_DATA, else data")
-    add("--folder", action="append", default=[], metavar="NAME=PATH", help="use a folder that is there; repeatable")
-    mirror = "a server that holds NAME/FILE, tried before the known ones and verified the same; repeatable"
-    add("--mirror", action="append", default=[], metavar="URL", help=mirror)
-    add("--timeout", type=float, default=30.0, help="seconds without bytes after which a try ends (default: 30)")
-    add("--attempts", type=int, default=5, help="tries in a row that may fail for each address (default: 5)")
-    add("--quiet", action="store_true", help="say only what is wrong")
 
 
 def _data(args: argparse.Namespace) -> None:

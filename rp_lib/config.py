@@ -26,6 +26,10 @@ class RPConfig:
     """How the programs are built and trained, and how residual features are formed.
 
     Sizes are fractions of the encoder's input side, so that one preset fits any backbone.
+
+    Example:
+        >>> PAPER.changed(padding=0.1, use_text_program=False).alpha == PAPER.alpha
+        True
     """
 
     use_image_program: bool = True

@@ -234,7 +234,7 @@ def find_pictures(places: Iterable[Path | str]) -> list[Path]:
             found += image_files(place, all_kinds=True)
         elif place.exists():
             found.append(place)
-        elif matched := sorted(place.parent.glob(place.name)) if "*" in place.name else []:
+        elif matched := sorted(Path(place.anchor).glob(str(place.relative_to(place.anchor)))):
             found += matched  # a shell that leaves patterns to the program
         else:
             raise RPLibError(f"{place} does not exist")

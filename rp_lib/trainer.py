@@ -37,6 +37,10 @@ class Schedule:
 
     ``cosine`` falls to zero after a linear warm-up; ``steps`` multiplies the rate by .5, .2, .1 (of the start)
     at 40, 70 and 80 % of the run, as the released code does. ``batch_size`` counts all processes of a run together.
+
+    Example:
+        >>> [Schedule(epochs=10, kind="steps").factor(step, 100) for step in (0, 40, 70, 80)]
+        [1.0, 0.5, 0.2, 0.1]
     """
 
     epochs: int
@@ -105,6 +109,9 @@ class Checkpoint:
             time. 0 writes after every step.
         keep: Leave the file, with the final state, when the run is whole, for whoever removes it as soon as what was
             trained is safe elsewhere; else it is removed then.
+
+    Example:
+        >>> rp.fit(train, checkpoint=Checkpoint(Path("rp.checkpoint"), minutes=5))  # doctest: +SKIP
     """
 
     path: Path

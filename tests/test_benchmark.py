@@ -60,6 +60,9 @@ def test_subset_keeps_everything_together():
         assert part.groups.tolist() == [7, 5] and part.styles == ["y", "v"] and part.name == "train"
     mask = images.subset(LABELS == 2)
     assert mask.labels.tolist() == [2, 2] and mask.styles == ["w", "z"] and len(mask) == 2
+    for beyond in ([len(IMAGES)], [-len(IMAGES) - 1], [[0, 1]]):
+        with pytest.raises(RPLibError, match=r"positions are 1-D|index of ImageSet\.subset must be"):
+            images.subset(beyond)
     with pytest.raises(RPLibError, match="mask"):
         images.subset(torch.ones(3, dtype=torch.bool))
 
@@ -83,6 +86,10 @@ def test_every_image_is_its_own_group_by_default():
         ({"labels": None}, "needs labels"),
         ({"groups": LABELS[:2]}, "groups"),
         ({"styles": ["line"]}, "styles"),
+        ({"labels": LABELS - 1}, "class numbers from 0, got -1 to 1"),
+        ({"class_names": ("a", "b")}, "class numbers from 0, got 0 to 2"),
+        ({"labels": LABELS.tolist()}, "labels of ImageSet must be .*Tensor"),
+        ({"styles": "uvwxyz"}, "styles of ImageSet must be list"),
     ],
 )
 def test_bad_image_sets(changes, message):
@@ -108,7 +115,6 @@ def test_ood_takes_no_labels_and_roles_are_known():
         ({"val": image_set("test")}, "role 'val'"),
         ({"shifts": {"s": image_set("test")}}, "role 'shift'"),
         ({"ood": {"o": image_set("shift")}}, "near-ood"),
-        ({"test": image_set("test", labels=LABELS - 1)}, "labels -1 to 1"),
     ],
 )
 def test_bad_benchmarks(changes, message):

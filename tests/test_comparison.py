@@ -3,7 +3,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from rp_lib.comparison import AXES, PARTS, PairedDraws, aggregate, mean_ranks, paired_bootstrap
+from rp_lib.comparison import AXES, PairedDraws, paired_bootstrap
 from rp_lib.evaluation import mean_accuracy_interval
 from rp_lib.metrics import ood_metrics
 from rp_lib.outputs import Head, MethodOutputs, Outputs
@@ -209,27 +209,6 @@ def test_the_mean_over_shifts_is_resampled_picture_by_picture(monkeypatch):
         means.append(((one * shifted[0][0]).sum() / one.sum() + (other * shifted[1][0]).sum() / 30) / 2)
     assert value == pytest.approx(np.mean([shifted[0][0].mean(), shifted[1][0].mean()]))
     np.testing.assert_allclose((low, high), np.quantile(means, (0.025, 0.975)))
-
-
-def test_the_aggregate_is_the_mean_of_its_three_parts():
-    rng = np.random.default_rng(0)
-    draws = drawn(("x", "y"), AXES, rng.random((2, 4)), rng.random((50, 2, 4)))
-    total = aggregate(draws)
-    assert total.axes == ("aggregate",) and total.designs == draws.designs[:1] and total.resampled.shape == (50, 2, 1)
-    np.testing.assert_allclose(total.values[:, 0], draws.values[:, :3].mean(1))  # FPR is not in it
-    np.testing.assert_allclose(total.resampled[:, :, 0], draws.resampled[:, :, :3].mean(2))
-    assert PARTS == ("id accuracy", "shift accuracy", "auroc")
-    with pytest.raises(RPLibError, match="auroc was not measured"):
-        aggregate(drawn(("x", "y"), AXES[:2], np.zeros((2, 2)), np.zeros((5, 2, 2))))
-
-
-def test_mean_ranks_by_hand():
-    values = np.array([[0.9, 0.9, 0.5, 0.0], [0.8, 0.9, 0.7, 0.0], [0.7, 0.1, 0.6, 0.0]])
-    draws = drawn(("x", "y", "z"), AXES, values, np.stack([values, values[::-1]]))
-    found = mean_ranks(draws).set_index("method")
-    assert found["rank"].tolist() == pytest.approx([(1 + 1.5 + 3) / 3, (2 + 1.5 + 1) / 3, (3 + 3 + 2) / 3])
-    assert found["best"].tolist() == [0, 1, 0]
-    assert found.loc["x", "low"] < found.loc["x", "rank"] + 0.3 < found.loc["x", "high"]
 
 
 def test_estimates_and_some_of_the_methods():

@@ -41,7 +41,7 @@ def test_public_names_are_those_of_their_modules():
 
 @pytest.mark.parametrize(
     "name",
-    ["", *(f".{m}" for m in "benchmark clip programs mini mini.corruptions negative_labels utils.io utils.arguments".split())],
+    ["", *(f".{m}" for m in "benchmark clip programs mini mini.shifts negative_labels utils.io utils.arguments".split())],
 )
 def test_examples_of_docstrings(name):
     found = doctest.testmod(importlib.import_module("rp_lib" + name))

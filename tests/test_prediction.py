@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -95,13 +96,16 @@ def test_files_that_show_no_image_are_named_and_the_others_answered(probe, photo
     assert np.isfinite(table["score"]).tolist() == [False, True, False, False]
 
 
-def test_pictures_of_kinds_that_are_not_read_are_named_too_and_patterns_are_followed(saved, photos, tmp_path, capsys):
+def test_unread_kinds_are_named_and_patterns_followed(saved, photos, tmp_path, capsys, monkeypatch):
     one, two = sorted(photos.glob("test/*/*.png"))[:2]
     (tmp_path / "one.png").write_bytes(one.read_bytes())
     (tmp_path / "two.png").write_bytes(two.read_bytes())
     (tmp_path / "drawing.svg").write_text("<svg/>")
     assert [p.name for p in find_pictures([tmp_path / "*.png"])] == ["one.png", "two.png"]
     assert [p.name for p in find_pictures([tmp_path])] == ["drawing.svg", "one.png", "two.png"]
+    assert find_pictures([photos / "test" / "*" / "[0-9]*.p?g"]) == sorted(photos.glob("test/*/*.png"))
+    monkeypatch.chdir(tmp_path)
+    assert find_pictures(["o*.png"]) == [Path("one.png")]
     assert cli.main(["predict", str(saved), str(tmp_path)]) == 2
     said = capsys.readouterr()
     rows = pd.read_csv(io.StringIO(said.out)).set_index("picture")["error"]

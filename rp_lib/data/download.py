@@ -76,12 +76,12 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(next(path for path in (folder, *folder.absolute().parents) if path.exists())).free
 
 
-def require_space(folder: Path, needed: float, purpose: str) -> None:
+def require_space(folder: Path, needed: float, what_needs: str, remedy: str) -> None:
     """Raise :class:`NoSpace` unless ``needed`` bytes fit on the disk of ``folder`` and :data:`RESERVE` stays free."""
     if needed + RESERVE > (free := free_bytes(folder)):
         raise NoSpace(
-            f"{purpose} needs {human(int(needed))} (and {human(RESERVE)} to spare) in {folder}, where {human(free)} "
-            "are free; make room there, or choose another disk with --root"
+            f"{what_needs} {human(int(needed))} (and {human(RESERVE)} to spare) in {folder}, where {human(free)} are "
+            f"free; make room there, or {remedy}"
         )
 
 
@@ -611,7 +611,8 @@ class DataStore:
             if data.by_hand:
                 raise NotThere(f"{data.name} has no free download: {self.remedy(data)}")
             sizes = [(f.size or f.about or 0) * (1 if f.unpack is None else 1 + _UNPACKED) for f in data.files]
-            require_space(self.root, sum(sizes) - self._begun(data), f"downloading {data.name}")
+            needed, remedy = sum(sizes) - self._begun(data), "choose another disk with --root"
+            require_space(self.root, needed, f"downloading {data.name} needs", remedy)
             try:
                 self._assemble(data, [self._fetch(data, file) for file in data.files])
             except VerificationError:

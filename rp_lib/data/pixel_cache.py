@@ -18,7 +18,6 @@ precedes the resize, so that palettes are interpolated.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import json
@@ -47,8 +46,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from rp_lib.data.download import RESERVE, free_bytes, human, locked
-from rp_lib.data.sources import NoSpace
+from rp_lib.data.download import human, locked, reports_full_disk, require_space
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import StorageError, file_sha256, load_tensors, save_tensors
 from rp_lib.utils.preparation import Preparation
@@ -550,18 +548,19 @@ def _build(
     """Write the cache next to ``place`` and rename it; under its lock."""
     cache, n, size = place.parent.parent, len(paths), settings["size"]
     aside = cache / "building" / place.name
-    _sweep(cache, place.name)
-    needed, free = n * 3 * size**2 + 64 * n, free_bytes(cache)
-    if needed + RESERVE > free:
-        raise NoSpace(
-            f"{n:,} images of {size} x {size} pixels need {human(needed)} (and {human(RESERVE)} to spare) in {cache}, "
-            f"where {human(free)} are free; make room, choose another disk with cache=... or RP_CACHE, or take "
-            "a smaller size"
-        )
+    shutil.rmtree(aside, ignore_errors=True)
+    for left in (cache / "building").glob("*"):  # of dead processes
+        _remove(left)
+    remedy = "choose another disk with cache=... or RP_CACHE, or take a smaller size"
+    require_space(cache, n * (3 * size**2 + 64), f"{n:,} images of {size} x {size} pixels need", remedy)
     pixels, greyscale, broken = np.zeros((n, 32), np.uint8), np.zeros(n, bool), {}
     try:
         aside.mkdir(parents=True)
-        with closing(results), (aside / "pixels.u8").open("wb") as file:
+        with (
+            reports_full_disk(f"writing {n:,} images to {cache}"),
+            closing(results),
+            (aside / "pixels.u8").open("wb") as file,
+        ):
             for i, result in enumerate(results):
                 if isinstance(result, str):
                     broken[paths[i]] = result
@@ -583,8 +582,6 @@ def _build(
         place.parent.mkdir(parents=True, exist_ok=True)
         aside.rename(place)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise NoSpace(f"the disk of {cache} is full; {human(needed)} are needed for {n:,} images") from error
         raise StorageError(f"cannot write {place} ({error.strerror or error}); choose another cache folder") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -601,13 +598,3 @@ def _lock(cache: Path, key: str) -> Iterator[None]:
             reason = error.strerror or error
             raise StorageError(f"cannot write in {cache} ({reason}); choose another cache folder") from error
         yield
-
-
-def _sweep(cache: Path, own: str) -> None:
-    """Remove what dead processes left half-built; what is locked is being built."""
-    for left in (cache / "building").glob("*"):
-        if left.name == own:
-            shutil.rmtree(left)
-            continue
-        with contextlib.suppress(Timeout), FileLock(cache / "locks" / left.name, timeout=0):
-            shutil.rmtree(left, ignore_errors=True)

@@ -61,6 +61,11 @@ def name_classes(folders: Sequence[str], given: Mapping[str, str] | Sequence[str
         RPLibError: A folder without a name, another number of names than of folders, or names in another order.
     """
     if given is None:
+        if all(re.fullmatch(r"n?[0-9]+", folder) for folder in folders):
+            log.warning(
+                "the class folders are numbers (%s), and so prompts say these: pass class_names={folder: name} if they "
+                "stand for words", listed(folders),
+            )  # fmt: skip
         return tuple(folder.replace("_", " ").strip() for folder in folders)
     if isinstance(given, Mapping):
         without = [folder for folder in folders if folder not in given]

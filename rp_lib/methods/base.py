@@ -50,6 +50,9 @@ class Method(ABC):
         clip: The frozen backbone.
         class_names: The task's C classes, distinct.
         templates: Prompts with one ``{}``.
+
+    Example:
+        >>> method.fit(data.train).accuracy(data.test)  # doctest: +SKIP
     """
 
     name: ClassVar[str]

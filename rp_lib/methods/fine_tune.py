@@ -28,8 +28,13 @@ class FineTune(Method):
     Relatives override :meth:`new_classifier`, :meth:`before_training` or :meth:`loss`.
 
     Args:
-        lr, weight_decay: of AdamW (.9, .98). epochs, batch_size, warmup_steps, schedule: see ``Schedule``.
-        seed: order of the batches. precision: see :func:`rp_lib.utils.device.autocast_dtype`.
+        lr, weight_decay: Of AdamW (.9, .98).
+        epochs, batch_size, warmup_steps, schedule: See :class:`rp_lib.trainer.Schedule`.
+        seed: Of the order of the batches.
+        precision: Of training, see :func:`rp_lib.utils.device.autocast_dtype`.
+
+    Example:
+        >>> FineTune(clip, class_names, templates, lr=1e-5, epochs=8).fit(train)  # doctest: +SKIP
     """
 
     name = "fine-tune"

@@ -22,8 +22,11 @@ class LinearProbe(Method):
     The encoder is frozen, so its features are computed once; all epochs after that are matrix algebra.
 
     Args:
-        lr, epochs, batch_size, weight_decay: of Adam, with the stepped schedule of the released code.
-        seed: order of the batches.
+        lr, epochs, batch_size, weight_decay: Of Adam, with the stepped schedule of the released code.
+        seed: Of the order of the batches.
+
+    Example:
+        >>> LinearProbe(clip, class_names, templates, lr=3e-2).fit(train)  # doctest: +SKIP
     """
 
     name = "linear-probe"

@@ -28,8 +28,12 @@ class Reprogrammer(Method):
     """Trains a border around the images and an input layer for the prompts; CLIP itself never changes.
 
     Args:
-        config: every switch and hyper-parameter; see :class:`rp_lib.config.RPConfig`.
-        seed: start of the border and order of the batches. precision: see :func:`rp_lib.utils.device.autocast_dtype`.
+        config: Every switch and hyper-parameter; see :class:`rp_lib.config.RPConfig`.
+        seed: Of the border's start and the order of the batches.
+        precision: Of training, see :func:`rp_lib.utils.device.autocast_dtype`.
+
+    Example:
+        >>> rp = Reprogrammer(clip, class_names, templates, PAPER.changed(epochs=5)).fit(train)  # doctest: +SKIP
     """
 
     name = "rp"
@@ -175,7 +179,6 @@ class Reprogrammer(Method):
         super().load_state_dict(tensors)
 
 
-
 def _pixels(fraction: float | None, size: int) -> int | None:
     return None if fraction is None else max(1, round(fraction * size))
 
@@ -249,14 +252,22 @@ class _SingleProgram(Reprogrammer):
 
 
 class ImageReprogrammer(_SingleProgram):
-    """RP's border around the images alone; the class prompts are those of zero-shot."""
+    """RP's border around the images alone; the class prompts are those of zero-shot.
+
+    Example:
+        >>> ImageReprogrammer(clip, class_names, templates).fit(train)  # doctest: +SKIP
+    """
 
     name = "rp-image"
     kept, dropped = "use_image_program", "use_text_program"
 
 
 class TextReprogrammer(_SingleProgram):
-    """RP's text program alone; images are encoded once, by the untouched tower."""
+    """RP's text program alone; images are encoded once, by the untouched tower.
+
+    Example:
+        >>> TextReprogrammer(clip, class_names, templates).fit(train)  # doctest: +SKIP
+    """
 
     name = "rp-text"
     kept, dropped = "use_text_program", "use_image_program"

@@ -12,7 +12,11 @@ from rp_lib.methods.base import Method
 
 
 class ZeroShot(Method):
-    """Nothing is trained; the reference for everything else."""
+    """Classify without training; the reference for everything else.
+
+    Example:
+        >>> ZeroShot(clip, data.class_names, data.templates).accuracy(data.test)  # doctest: +SKIP
+    """
 
     name = "zero-shot"
 

@@ -8,14 +8,12 @@ from pathlib import Path
 import torch
 
 from rp_lib.benchmark import OOD_ROLES, Benchmark, ImageSet
-from rp_lib.mini.corruptions import RECIPE_VERSION, corrupt
 from rp_lib.mini.icon_names import parse
 from rp_lib.mini.sheets import FOLDER, read_benchmark
-from rp_lib.mini.shifts import RECIPE_VERSION as SHIFT_RECIPE
-from rp_lib.mini.shifts import SHIFTS, shift
+from rp_lib.mini.shifts import CORRUPTION_RECIPE, CORRUPTIONS, SHIFT_RECIPE, SHIFTS, shift
 
 # The derived sets ``corrupted-SEVERITY`` show the same test images under each of these.
-CORRUPTED_BY = ("gaussian_noise", "gaussian_blur", "contrast", "pixelate")
+CORRUPTED_BY = tuple(CORRUPTIONS)
 CORRUPTED_SEVERITIES = (1, 3, 5)
 CORRUPTED_IMAGES = 300
 # A shift is what pre-training's augmentation does not contain and costs zero-shot at least 5 points; both
@@ -69,11 +67,11 @@ def _corrupted(test: ImageSet, severity: int) -> ImageSet:
     """The same test images under each corruption, one corruption after the other."""
     chosen = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))[:CORRUPTED_IMAGES].sort().values
     clean = test.subset(chosen)
-    images = torch.cat([corrupt(clean.images, name, severity, seed=i) for i, name in enumerate(CORRUPTED_BY)])
+    images = torch.cat([shift(clean.images, name, severity, seed=i) for i, name in enumerate(CORRUPTED_BY)])
     times = len(CORRUPTED_BY)
     styles = None if clean.styles is None else clean.styles * times
     return ImageSet(
         f"corrupted-{severity}", "shift", images, clean.labels.repeat(times), clean.groups.repeat(times), styles,
         sources=chosen.repeat(times),
-        derived_from=f"{CORRUPTED_BY} {RECIPE_VERSION} of {clean.fingerprint} at severity {severity}",
+        derived_from=f"{CORRUPTED_BY} {CORRUPTION_RECIPE} of {clean.fingerprint} at severity {severity}",
     )  # fmt: skip

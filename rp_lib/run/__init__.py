@@ -8,8 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-TRACKS = ("mini", "full")
-FULL_IDS = ("cifar10", "imagenet")  # benchmarks of the full track
+FULL_IDS = ("cifar10", "imagenet")  # published benchmarks
 CORE = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")  # the paper's methods, which the demo compares
 
 

@@ -39,7 +39,7 @@ from rp_lib.run import FULL_IDS
 from rp_lib.run.config import RunConfig
 from rp_lib.run.opening import RANDOM, check_data, placed, published_sets
 from rp_lib.trainer import batches
-from rp_lib.utils.errors import RPLibError, UnknownName
+from rp_lib.utils.errors import UnknownName
 from rp_lib.utils.preparation import Preparation
 
 # Dense TFLOP/s of the makers' data sheets: bfloat16 (T4: float16) with float32 accumulation, and plain float32.
@@ -61,7 +61,7 @@ class Pass:
 
     @property
     def flops(self) -> int:
-        """Forward and backward."""
+        """Sum of forward and backward."""
         return self.forward + self.backward
 
 
@@ -208,17 +208,15 @@ def _numel(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def seconds(half_flops: float, full_flops: float, gpu: str, utilisation: float = UTILISATION) -> float:
-    """Time of FLOPs in bfloat16 and in float32 on a GPU of :data:`GPUS`.
+def seconds(half_flops: float, full_flops: float, gpu: str) -> float:
+    """Compute the time of FLOPs in bfloat16 and in float32 on a GPU of :data:`GPUS`, at :data:`UTILISATION`.
 
     Raises:
-        UnknownName: no such GPU. RPLibError: a utilisation that is none.
+        UnknownName: No such GPU.
     """
     if gpu not in GPUS:
         raise UnknownName("GPU", gpu, GPUS)
-    if not 0 < utilisation <= 1:
-        raise RPLibError(f"the utilisation is a share of the GPU's rate, above 0 and at most 1, got {utilisation}")
-    half, full = (1e12 * rate * utilisation for rate in GPUS[gpu])
+    half, full = (1e12 * rate * UTILISATION for rate in GPUS[gpu])
     return half_flops / half + full_flops / full
 
 
@@ -271,9 +269,9 @@ class MethodCost:
         """Of all steps."""
         return self.steps * self.step_flops
 
-    def seconds(self, gpu: str, utilisation: float = UTILISATION) -> float:
-        """At the GPU's dense rate (bfloat16 for steps, float32 for the rest) times the utilisation."""
-        return seconds(self.train_flops, self.other_flops, gpu, utilisation)
+    def seconds(self, gpu: str) -> float:
+        """Compute the time on a GPU, in bfloat16 for steps and float32 for the rest; see :func:`seconds`."""
+        return seconds(self.train_flops, self.other_flops, gpu)
 
 
 def method_cost(
@@ -363,16 +361,18 @@ DEFAULT_TEMPLATES = ("a photo of a {}.",)  # of folders
 VAL_PER_CLASS = {"cifar10": 500, "imagenet": 10}
 
 
-def plan(config: RunConfig, gpu: str = "a100", utilisation: float = UTILISATION) -> str:
-    """What ``rp-lib run`` would do with a configuration, as text.
+def plan(config: RunConfig, gpu: str = "a100") -> str:
+    """Say what ``rp-lib run`` would do with a configuration, as text.
 
     Args:
-        gpu, utilisation: that times are estimated for, see :mod:`rp_lib.run.cost`.
+        config: The configuration.
+        gpu: A key of :data:`GPUS`, which times are estimated for.
 
     Raises:
-        UnknownName: no such GPU. RPLibError: a utilisation that is none, folders that are not there.
+        UnknownName: No such GPU.
+        RPLibError: Folders that are not there.
     """
-    seconds(0, 0, gpu, utilisation)  # refuses what is wrong before the work of the rest
+    seconds(0, 0, gpu)  # refuses an unknown one before the work of the rest
     weights = config.backbone.get("pretrained", "its own")
     fetched = "untrained, to try a run out" if weights == RANDOM else weights
     lines = [
@@ -387,7 +387,7 @@ def plan(config: RunConfig, gpu: str = "a100", utilisation: float = UTILISATION)
     if config.backbone["name"].startswith(SCHEMAS):
         lines += ["", "no estimate: the architecture of this backbone is known when it is loaded"]
     else:
-        lines += ["", *_estimate(config, gpu, utilisation)]
+        lines += ["", *_estimate(config, gpu)]
     return "\n".join(lines)
 
 
@@ -465,7 +465,7 @@ def _counted(data: Mapping[str, Any]) -> TaskSize:
     return TaskSize(left, val, judged, names, templates)
 
 
-def _estimate(config: RunConfig, gpu: str, utilisation: float) -> list[str]:
+def _estimate(config: RunConfig, gpu: str) -> list[str]:
     clip = _backbone(config.backbone["name"])
     task = task_size(config.data)
     half = config.precision != "float32"
@@ -481,12 +481,14 @@ def _estimate(config: RunConfig, gpu: str, utilisation: float) -> list[str]:
             (
                 name, str(seeds), f"{cost.steps:,}" if cost.steps else "-", _figure(cost.step_flops / 1e9),
                 _figure((low + full) / 1e15), f"{cost.memory / 1e9:.1f} GB" if cost.memory else "-",
-                duration(seconds(low, full, gpu, utilisation)) if low + full else "-",
+                duration(seconds(low, full, gpu)) if low + full else "-",
             )
         )  # fmt: skip
-    once = _encoding(clip, clip.image_size) * _frozen_images(costs, task)
-    rows.append(("frozen CLIP", "", "", "", _figure(once / 1e15), "", duration(seconds(0, once, gpu, utilisation))))
-    total = seconds(total_half, total_full + once, gpu, utilisation)
+    # The frozen backbone encodes each image once for all methods and seeds.
+    features = task.train + task.val if any(cost.needs_features for cost in costs.values()) else 0
+    once = _encoding(clip, clip.image_size) * (features + task.judged)
+    rows.append(("frozen CLIP", "", "", "", _figure(once / 1e15), "", duration(seconds(0, once, gpu))))
+    total = seconds(total_half, total_full + once, gpu)
     everything = (total_half + total_full + once) / 1e15
     rows.append(("all seeds", "", "", "", _figure(everything), "", duration(total)))
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
@@ -495,7 +497,7 @@ def _estimate(config: RunConfig, gpu: str, utilisation: float) -> list[str]:
     return [
         f"Estimate, not a measurement: {task.train:,} training, {task.val:,} validation and {task.judged:,} judged "
         f"images, {task.classes:,} classes;",
-        f"one {gpu} at {utilisation:.0%} of its dense {'bfloat16 (steps) and ' if half else ''}float32 "
+        f"one {gpu} at {UTILISATION:.0%} of its dense {'bfloat16 (steps) and ' if half else ''}float32 "
         f"{'(all else) ' if half else ''}rate. Reading and decoding images,",
         "metrics and their intervals are not in it; memory is a step's, without the GPU's own work space.",
         "",
@@ -509,12 +511,6 @@ def _backbone(name: str) -> Weightless:
     from rp_lib.mini import load_clip
 
     return Weightless(load_clip())
-
-
-def _frozen_images(costs: Mapping[str, MethodCost], task: TaskSize) -> int:
-    """Images that the frozen backbone encodes, once for all methods and seeds."""
-    features = task.train + task.val if any(c.needs_features for c in costs.values()) else 0
-    return features + task.judged
 
 
 def _figure(value: float) -> str:

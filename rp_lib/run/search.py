@@ -13,6 +13,7 @@ import functools
 import itertools
 import math
 import time
+import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -38,60 +39,11 @@ FIRST_SEED = 101  # of training in the first repetition; those of the experiment
 WIDENINGS = 3  # trials beyond the drawn ones, where the best one lies on an edge
 # Values of these are widened by the ratio of the two at the edge.
 WIDENED = ("lr", "image_lr", "text_lr", "probe_lr", "epochs", "probe_epochs")
-# Grids of what matters to each method. All values get the same number of trials, so none may be hopeless: around a
-# shrunken picture half of a border from N(0, 1) never moves, and most of one from zeros ends clamped and stays so.
-_TOWER = {"lr": (1e-5, 3e-5, 1e-4, 3e-4), "epochs": (4, 8, 12), "batch_size": (64, 128)}
-_DECAY = {"weight_decay": (0.0, 0.1)}
-_SCHEDULE = {"schedule": ("steps", "cosine")}
-_HEAD = {"lr": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1), "epochs": (25, 50, 100), "batch_size": (64, 128)}
-_PROBE = {**_HEAD, "weight_decay": (0.0, 1e-5, 1e-4, 1e-3)}
-_IMAGE_LR = {"image_lr": (3e-3, 1e-2, 3e-2, 1e-1)}
-_TEXT_LR = {"text_lr": (1e-4, 3e-4, 1e-3, 3e-3)}
-_BORDER = {
-    "border": ("pad from grey", "pad from white", "overlay from zeros", "overlay from grey"),
-    "padding": (1 / 64, 2 / 64, 4 / 64, 6 / 64), "epochs": (6, 12), "batch_size": (64, 128), "image_decay": (0.0, 0.1),
-}  # fmt: skip
-SPACES: dict[str, dict[str, tuple[Any, ...]]] = {  # the order of the keys is that of the draw
-    "linear-probe": _PROBE,
-    "zs-lp": _PROBE,
-    "task-res": {
-        "lr": (2e-5, 2e-4, 2e-3, 1e-2, 1e-1), "epochs": (50, 100, 200), "batch_size": (64, 256),
-        "weight_decay": (0.0, 5e-4, 5e-3), "residual_scale": (0.25, 0.5, 1.0, 2.0),
-    },
-    "clap": {
-        "lr": (1e-3, 1e-2, 1e-1), "epochs": (100, 300), "batch_size": (64, 256),
-        "penalty": (3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0),
-    },
-    "tip-adapter": {"cache_weight": (0.3, 1.0, 3.0, 10.0, 30.0), "sharpness": (1.0, 3.0, 5.5, 10.0, 20.0, 40.0)},
-    "tip-adapter-f": {
-        "lr": (1e-4, 1e-3, 1e-2, 3e-2), "epochs": (20, 50), "cache_weight": (0.3, 1.0, 3.0, 10.0),
-        "sharpness": (1.0, 3.0, 5.5, 10.0, 20.0),
-    },
-    "fine-tune": {**_TOWER, **_DECAY, **_SCHEDULE},
-    "l2-sp": {
-        **_TOWER, **_SCHEDULE, "tower_penalty": (1e-2, 1e-1, 1.0, 10.0), "head_penalty": (1e-2, 1e-1, 1.0),
-    },
-    "lp-ft": {
-        **_TOWER, **_DECAY, **_SCHEDULE, "probe_lr": (1e-2, 3e-2, 1e-1, 3e-1), "probe_epochs": (25, 50, 100),
-    },
-    "flyp": {**_TOWER, **_DECAY, **_SCHEDULE},
-    "lipsum-ft": {**_TOWER, **_SCHEDULE, "strength": (0.1, 1.0, 10.0)},
-    "clip-lora": {
-        "lr": (2e-4, 1e-3, 3e-3, 1e-2), "epochs": (4, 8, 12), "batch_size": (32, 64), "rank": (2, 8),
-        "dropout": (0.0, 0.25),
-    },
-    "coop": {
-        "lr": (2e-3, 1e-2, 5e-2, 2e-1), "epochs": (25, 50, 100), "batch_size": (32, 64, 128), "n_context": (2, 4, 8),
-        "start": ("random", "words"),
-    },
-    "maple": {
-        "lr": (1e-3, 3.5e-3, 1e-2, 3e-2), "epochs": (4, 8), "batch_size": (16, 32, 64), "n_prompts": (1, 2, 4),
-        "start": ("random", "words"),
-    },
-    "rp-image": {**_IMAGE_LR, **_BORDER},
-    "rp-text": {**_TEXT_LR, "epochs": (6, 12, 25), "batch_size": (32, 64, 128)},
-    "rp": {**_IMAGE_LR, **_TEXT_LR, **_BORDER},
-}  # fmt: skip
+# Grids by method, what matters to each; the order of the keys is that of the draw.
+SPACES: dict[str, dict[str, tuple[Any, ...]]] = {
+    name: {key: tuple(values) for key, values in grid.items()}
+    for name, grid in tomllib.loads(SEARCH.with_suffix(".toml").read_text(encoding="utf-8")).items()
+}
 # Methods that train on features, or in seconds: they get more trials for nothing.
 CHEAP_TIMES = 4
 CHEAP = ("linear-probe", "zs-lp", "task-res", "clap", "tip-adapter", "tip-adapter-f", "rp-text")
@@ -407,26 +359,10 @@ def tuned_settings(path: Path = SEARCH) -> dict[str, dict[str, Any]]:
 @functools.lru_cache(maxsize=4)
 def _tuned(path: Path, changed: int) -> dict[str, dict[str, Any]]:
     """The same, found once for every state of the file: one session asks dozens of times, and a search is long."""
-    found = choose(_recorded(path))
-    return {"zero-shot": {}} | {name: settings_of(name, trial) for name, trial in found.items()}
-
-
-def tuned_placements(path: Path = SEARCH) -> dict[str, dict[str, Any]]:
-    """Read RP's settings with each placement of the border, ``pad`` and ``overlay``, chosen by the same rule.
-
-    Raises:
-        StorageError: The table is missing or damaged.
-    """
-    runs = trials_of("rp", _recorded(path))
-    placements = runs["border"].str.split().str[0]
-    chosen = {p: near_ties(runs[placements == p]).iloc[0] for p in sorted(set(placements))}
-    return {placement: settings_of("rp", _settings("rp", row)) for placement, row in chosen.items()}
-
-
-def _recorded(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise StorageError(f"{path} is missing; install rp_lib again or run `rp-lib search`")
-    return pd.DataFrame(read_runs(path))
+    found = choose(pd.DataFrame(read_runs(path)))
+    return {"zero-shot": {}} | {name: settings_of(name, trial) for name, trial in found.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -1,16 +1,6 @@
 """A session: one backbone, one benchmark, and the methods that are fitted and compared on them.
 
 Two tracks, one code path: ``mini`` runs offline on a laptop, ``full`` is the paper's setting on a GPU.
-
-Notebooks ask for a track, the command line for a configuration. In notebooks the environment switches:
-
-========================  ==========================================================================================
-``RP_TRACK``              ``mini`` (default) or ``full``
-``RP_ID``                 of the full track: ``cifar10`` (default) or ``imagenet``
-``RP_BACKBONE``           of the full track: an open_clip model instead of ``ViT-B-32-quickgelu``
-``RP_PRETRAINED``         of the full track: a tag or a local file of weights instead of ``openai``
-``RP_DATA``               folder of the data sets that ``data_download.sh`` fills, default ``data``
-========================  ==========================================================================================
 """
 
 from __future__ import annotations
@@ -19,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,8 +29,7 @@ from rp_lib.methods import BASES, METHODS, Method, build_method, load_method, ma
 from rp_lib.negative_labels import NegativeWords, mine_negative_words
 from rp_lib.outputs import MethodOutputs, compute_outputs, load_outputs, save_outputs
 from rp_lib.prediction import fit_threshold
-from rp_lib.run import FULL_IDS, TRACKS
-from rp_lib.run.config import RunConfig, read_config
+from rp_lib.run.config import RunConfig
 from rp_lib.run.opening import check_data, open_backbone, open_benchmark
 from rp_lib.run.report import load_records, save_records
 from rp_lib.trainer import Checkpoint
@@ -54,7 +42,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 log = logging.getLogger(__name__)
-ENVIRONMENT = {"RP_BACKBONE": "backbone.name", "RP_PRETRAINED": "backbone.pretrained"}
 
 
 @dataclass(frozen=True)
@@ -89,7 +76,7 @@ class Session:
         store: Features that are there already.
 
     Example:
-        >>> session = open_track("mini").light(400, 200)
+        >>> session = open_session(read_config("mini")).light(400, 200)  # doctest: +SKIP
         >>> rp = session.fit("rp", seed=1)  # doctest: +SKIP
         >>> result = session.compare(Path("results"), methods=["zero-shot", "rp"], seeds=[1, 2])  # doctest: +SKIP
     """
@@ -385,29 +372,6 @@ class Session:
                 if id(encoder) not in shared:
                     self.store.drop(encoder)
         return left
-
-
-def open_track(name: str | None = None, device: str = "auto") -> Session:
-    """Open the track of this name, else of ``$RP_TRACK``, else ``mini``.
-
-    Raises:
-        UnknownName: No such track, or an ``RP_ID`` that is none of the full track's.
-        NotThere: Data sets are missing; the message says how to get them.
-        RPLibError: The weights cannot be fetched or read, or a variable is set that the mini track does not read.
-    """
-    asked = name or os.environ.get("RP_TRACK") or "mini"
-    if asked not in TRACKS:
-        raise UnknownName("track", asked, TRACKS)
-    if asked == "mini":
-        unread = [variable for variable in ("RP_ID", *ENVIRONMENT) if os.environ.get(variable)]
-        if unread and name is None:
-            raise RPLibError(f"{', '.join(unread)} is of the full track alone: set RP_TRACK=full as well, or unset it")
-        return open_session(read_config("mini", {"device": device}))
-    data = os.environ.get("RP_ID") or "cifar10"
-    if data not in FULL_IDS:
-        raise UnknownName("RP_ID of the full track", data, FULL_IDS)
-    changes = {key: value for variable, key in ENVIRONMENT.items() if (value := os.environ.get(variable))}
-    return open_session(read_config(f"{data}-paper", changes | {"device": device}))
 
 
 def open_session(config: RunConfig, *, progress: bool = False) -> Session:

@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rp_course.drift import class_spread, cosine_drift, linear_cka
 from rp_course.experiments import experiment, feature_drift, neighbours
 from rp_course.experiments.measures import Claim, claimed_differences, verdicts_of
 from sklearn.metrics import roc_auc_score
 
 from rp_lib.benchmark import ImageSet
 from rp_lib.comparison import PairedDraws, draws_over_seeds
-from rp_lib.metrics import class_spread, cosine_drift, linear_cka
 from rp_lib.stats import Design, Resamples, holm
 from rp_lib.utils.errors import RPLibError
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import io
 import struct
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
 from PIL import Image
 
+from rp_lib.clip import FrozenCLIP
 from rp_lib.data.download import Note
 from rp_lib.methods import Method
 
@@ -51,9 +51,8 @@ class Seer(Method):
     name = "seer"
 
     def __init__(self, class_names, templates=("{}",), shadow=None):
-        clip = SimpleNamespace(
-            logit_scale=100.0, name="seer", fingerprint="0", source=None, check_prompts=lambda *prompts: 0
-        )
+        clip = object.__new__(FrozenCLIP)  # without weights
+        vars(clip).update(logit_scale=100.0, name="seer", fingerprint="0", source=None, check_prompts=lambda *prompts: 0)
         super().__init__(clip, class_names, templates)
         self.shadow = shadow
 

@@ -222,12 +222,9 @@ else:
     assert sys.argv[1:3] == ["-m", "rp_lib"]
     arguments = sys.argv[3:]
     {{code}}
-    import argparse
-    from rp_lib.cli import add_data_command
+    from rp_lib.cli import build_parser
     from rp_lib.utils.errors import RPLibError
-    parser = argparse.ArgumentParser()
-    add_data_command(parser.add_subparsers())
-    args = parser.parse_args(arguments)
+    args = build_parser().parse_args(arguments)
     try:
         args.run(args)
     except RPLibError as error:

@@ -24,7 +24,7 @@ NUMBERS = random.Random("numbers").randbytes(120_000)
 
 # The command itself, without the torch of the others; files are unpacked slowly, as on a slow disk.
 CHILD = """
-import argparse, tarfile, time
+import tarfile, time
 from pathlib import Path
 from rp_lib import cli
 from rp_lib.data import sources
@@ -33,9 +33,7 @@ load = sources.load_sources
 sources.load_sources = lambda: load(Path(table))
 extract = tarfile.TarFile.extract
 tarfile.TarFile.extract = lambda *args, **more: (time.sleep(0.004), extract(*args, **more))[1]
-parser = argparse.ArgumentParser()
-cli.add_data_command(parser.add_subparsers())
-args = parser.parse_args(["data", "pictures", "--root", root])
+args = cli.build_parser().parse_args(["data", "pictures", "--root", root])
 args.run(args)
 """
 

@@ -24,6 +24,7 @@ from rp_lib.data import (
     load_images,
 )
 from rp_lib.data.own_folders import split_classes
+from rp_lib.data.splits import name_classes
 from rp_lib.utils.errors import RPLibError
 
 CLASSES = ("cat", "guinea_pig", "zebra")
@@ -606,6 +607,17 @@ def test_a_list_of_names_for_numbered_folders_is_ambiguous(tmp_path, pattern):
         assert made(class_names=names, numeric=True).class_names == tuple(names)
     fill(tmp_path / "few", [pattern.format(i) for i in range(3)], n=5)
     assert from_folders(train=tmp_path / "few", class_names=names[:3], size=16, progress=False, cache=tmp_path / "c")
+
+
+def test_numbers_in_place_of_names_are_said(caplog):
+    for folders in (("0", "1", "10"), ("n01440764", "n01443537")):
+        caplog.clear()
+        assert name_classes(folders, None) == folders
+        assert f"numbers ({folders[0]}, " in caplog.text and "pass class_names={folder: name}" in caplog.text
+    caplog.clear()
+    assert name_classes(("7_up", "10"), None) == ("7 up", "10")
+    assert name_classes(("0", "1"), {"0": "cat", "1": "dog"}) == ("cat", "dog")
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("name", ["photo", "photo.jpg_large", "photo.jpeg-1", "photo.PNG.orig", "photo.heif2"])

@@ -537,7 +537,7 @@ def test_a_copied_cache_is_verified_once(paths, store, tmp_path, monkeypatch):
 
 
 def test_full_disk_is_reported_before_it_happens(paths, store, monkeypatch):
-    monkeypatch.setattr(cache, "free_bytes", lambda folder: 100_000_000)
+    monkeypatch.setattr("rp_lib.data.download.free_bytes", lambda folder: 100_000_000)
     undecodable(monkeypatch)
     with pytest.raises(NoSpace, match=r"12 images of 2000 x 2000 pixels need 144\.0 MB.*100\.0 MB are free"):
         load_images(paths, 2000, cache=store)

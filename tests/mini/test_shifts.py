@@ -6,8 +6,13 @@ import torch
 from rp_lib.methods import ZeroShot
 from rp_lib.mini import load_benchmark, load_clip
 from rp_lib.mini.benchmark import LOSS_OF_A_SHIFT, REAL_SHIFTS, SHIFTED_IMAGES
-from rp_lib.mini.shifts import SHIFTS, shift
+from rp_lib.mini.shifts import CORRUPTIONS, SHIFTS, shift
 from rp_lib.utils.errors import RPLibError, UnknownName
+
+DRAW = torch.Generator().manual_seed(0)
+SMOOTH = torch.nn.functional.interpolate(
+    torch.randint(0, 256, (6, 3, 8, 8), generator=DRAW).float(), size=(64, 64), mode="bicubic"
+).clamp(0, 255).to(torch.uint8)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +55,48 @@ def test_paper_stays_white_and_ink_stays_inside(name):
         assert (share < 1.1).all()
 
 
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_corruptions_are_seeded_leave_their_input_and_grow_with_severity(name):
+    before, damage = SMOOTH.clone(), []
+    for severity in (1, 3, 5):
+        out = shift(SMOOTH, name, severity, seed=3)
+        assert out.dtype == torch.uint8 and out.shape == SMOOTH.shape
+        assert torch.equal(out, shift(SMOOTH, name, severity, seed=3))
+        damage.append((out.float() - SMOOTH.float()).abs().mean().item())
+    assert torch.equal(SMOOTH, before) and damage == sorted(set(damage)), damage
+    assert shift(SMOOTH[:0], name, 1).shape == (0, 3, 64, 64)
+    assert torch.equal(out, shift(SMOOTH, name, 5, seed=4)) == (name != "gaussian_noise")
+
+
+def test_noise_and_contrast_have_the_stated_strength():
+    grey = torch.full((8, 3, 64, 64), 128, dtype=torch.uint8)
+    assert shift(grey, "gaussian_noise", 1).float().std().item() / 255 == pytest.approx(0.08, rel=0.02)
+    out = shift(SMOOTH, "contrast", 3).float()
+    assert torch.allclose(out.mean((2, 3)), SMOOTH.float().mean((2, 3)), atol=0.5)
+    assert torch.allclose(out.std((2, 3)), 0.25 * SMOOTH.float().std((2, 3)), atol=0.5)
+
+
+def test_blur_keeps_flat_pictures_and_is_a_normal_kernel_along_both_axes():
+    flat = torch.full((1, 3, 16, 16), 200, dtype=torch.uint8)
+    assert torch.equal(shift(flat, "gaussian_blur", 5), flat)
+    point = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    point[..., 32, 32] = 255
+    out = shift(point, "gaussian_blur", 3)[0, 0].float()
+    assert torch.equal(out, out.T)
+    sigma = 0.023 * 64
+    assert out[32, 33] / out[32, 32] == pytest.approx(torch.exp(torch.tensor(-0.5 / sigma**2)).item(), abs=0.03)
+
+
+def test_pixelate_makes_blocks():
+    out = shift(SMOOTH[..., :8, :8], "pixelate", 3)  # 3 blocks a side
+    assert len({tuple(row) for row in out[0, 0].tolist()}) == 3
+
+
 def test_bad_input_is_refused():
+    with pytest.raises(UnknownName, match="corruption of severity 1 'gausian_blur'; did you mean gaussian_blur"):
+        shift(SMOOTH, "gausian_blur", 1)
+    with pytest.raises(UnknownName, match="corruption of severity 2 'contrast'"):
+        shift(SMOOTH, "contrast", 2)
     with pytest.raises(UnknownName, match="wobbly"):
         shift(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), "wobly")
     with pytest.raises(RPLibError, match="uint8 images of shape"):

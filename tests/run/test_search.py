@@ -3,6 +3,7 @@ import os
 import pandas as pd
 import pytest
 import torch
+from rp_course.experiments.world import tuned_placements
 
 from rp_lib.config import PAPER
 from rp_lib.evaluation import ALPHAS, choose_alpha
@@ -32,7 +33,6 @@ from rp_lib.run.search import (
     search,
     settings_of,
     trials_of,
-    tuned_placements,
     tuned_settings,
 )
 from rp_lib.utils.errors import RPLibError, UnknownName

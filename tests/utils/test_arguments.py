@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from rp_course.drift import class_spread, cosine_drift, linear_cka
 
 import rp_lib
 from rp_lib import (
@@ -35,7 +36,7 @@ from rp_lib import (
     save_outputs,
     summarize,
 )
-from rp_lib.metrics import accuracy, class_spread, cosine_drift, expected_calibration_error, linear_cka, ood_metrics
+from rp_lib.metrics import accuracy, expected_calibration_error, ood_metrics
 from rp_lib.utils.arguments import WrongArgument, checked
 from rp_lib.utils.errors import RPLibError
 

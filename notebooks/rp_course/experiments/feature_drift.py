@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from rp_course.drift import class_spread, cosine_drift, linear_cka
 from rp_course.experiments.base import COLUMNS, Drawing, Experiment, Verdict, over_seeds
 from rp_course.experiments.measures import (
     Claim,
@@ -24,7 +25,6 @@ from rp_lib.clip import FrozenCLIP
 from rp_lib.comparison import draws_over_seeds
 from rp_lib.features import FeatureStore
 from rp_lib.methods import BASES, Method
-from rp_lib.metrics import class_spread, cosine_drift, linear_cka
 from rp_lib.stats import Design, Resamples, bootstrap_ci
 from rp_lib.towers import cut_padding
 

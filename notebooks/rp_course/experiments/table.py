@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from rp_course.experiments.aggregate import NAME, aggregate, mean_ranks
 from rp_course.experiments.base import (
     AXIS_LABELS,
     FAILS,
@@ -31,7 +32,7 @@ from rp_course.experiments.grid import judge_outputs, paired_draws, paired_rows,
 from rp_course.experiments.world import World
 from rp_lib._version import __version__
 from rp_lib.benchmark import Benchmark
-from rp_lib.comparison import NAME, PairedDraws, aggregate, mean_ranks
+from rp_lib.comparison import PairedDraws
 from rp_lib.detectors import DETECTORS
 from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
 from rp_lib.figures import STYLE

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pandas as pd
 import torch
 
 from rp_lib.benchmark import Benchmark, ImageSet
@@ -20,7 +21,7 @@ from rp_lib.features import FeatureStore
 from rp_lib.methods import METHODS, Method, Reprogrammer, ResidualReprogrammer
 from rp_lib.mini import load_clip
 from rp_lib.outputs import MethodOutputs, compute_outputs
-from rp_lib.run.search import tuned_placements
+from rp_lib.run.search import SEARCH, choose, read_runs, settings_of
 from rp_lib.run.session import Session
 from rp_lib.utils.errors import RPLibError
 
@@ -32,6 +33,13 @@ def published_settings(name: str) -> dict[str, Any]:
     """Every setting of a method as its authors published it."""
     programmed = issubclass(METHODS[name], (Reprogrammer, ResidualReprogrammer))
     return {"config": PAPER.changed(border_init="normal")} if programmed else {}
+
+
+def tuned_placements() -> dict[str, dict[str, Any]]:
+    """RP's settings with each placement of the border, ``pad`` and ``overlay``, chosen as the search chooses."""
+    table = pd.DataFrame(read_runs(SEARCH))
+    of = {p: table[(table["method"] == "rp") & table["border"].str.startswith(p)] for p in ("overlay", "pad")}
+    return {placement: settings_of("rp", choose(runs)["rp"]) for placement, runs in of.items()}
 
 
 @dataclass

@@ -26,7 +26,10 @@ class LowRank(nn.Module):
     """``W + scale * B @ A`` for the weights of queries, keys and values, which torch keeps in one matrix (3w, w).
 
     Args:
-        width: w. rank: Of B @ A. scale: Its factor. dropout: Of the input of A, in training.
+        width: w.
+        rank: Of B @ A.
+        scale: Its factor.
+        dropout: Of the input of A, in training.
         generator: Draws A as torch draws a linear layer; B starts at zero.
     """
 
@@ -80,7 +83,9 @@ class CLIPLoRA(FineTune):
     cropped or flipped at random, and the rate falls to 0 instead of 1e-6.
 
     Args:
-        rank: >= 1. lora_alpha: See above. dropout: Of the input of A, in [0, 1).
+        rank: >= 1.
+        lora_alpha: See above.
+        dropout: Of the input of A, in [0, 1).
         lr, weight_decay: Of AdamW (.9, .999).
         epochs: None takes the published 500 steps per image of a class: 500 * 32 / C epochs of batches of 32.
         batch_size: In images.

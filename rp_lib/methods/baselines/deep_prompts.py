@@ -33,12 +33,16 @@ class DeepPrompts(PromptLearner):
     a full stop follows the class name only if the template has one.
 
     Args:
-        n_prompts: tokens per layer. depth: J; None takes 9 as published, or all layers that both towers have.
+        n_prompts: Tokens per layer.
+        depth: J; None takes 9 as published, or all layers that both towers have.
         start: ``words`` of the first template or ``random``, see :class:`ContextPrompts`.
         lr, weight_decay, epochs, batch_size, warmup_steps, seed, precision: see :class:`PromptLearner`.
 
     Raises:
-        RPLibError: a tower of another kind (ResNet, CoCa, timm, ...), or a depth or number that does not fit.
+        RPLibError: A tower of another kind (ResNet, CoCa, timm, ...), or a depth or number that does not fit.
+
+    Example:
+        >>> DeepPrompts(clip, class_names, templates, depth=3).fit(train)  # doctest: +SKIP
     """
 
     name = "maple"

@@ -42,6 +42,9 @@ class WiSEFT(FineTuneEnsemble):
 
     The paper's alpha weighs the fine-tuned weights instead: its alpha is 1 - alpha here. Every alpha between 0 and 1
     is a model of its own, so it costs one encoding; the ends share the encoders of fine-tuning and of zero-shot.
+
+    Example:
+        >>> WiSEFT(fine_tuned, alpha=0.5).accuracy(data.test)  # doctest: +SKIP
     """
 
     name = "wise-ft"
@@ -85,6 +88,9 @@ class LogitEnsemble(FineTuneEnsemble):
     Features are both models' side by side, float32 (n, 2 d), weighed by sqrt(1 - alpha) and sqrt(alpha): they are of
     unit length, and two images' inner product is the same mixture of their cosines in both models. The logits are
     linear in them. Both models' features are computed once; every alpha after that is matrix algebra.
+
+    Example:
+        >>> LogitEnsemble(fine_tuned, alpha=0.5).accuracy(data.test)  # doctest: +SKIP
     """
 
     name = "logit-ensemble"
@@ -92,7 +98,7 @@ class LogitEnsemble(FineTuneEnsemble):
     def encode_classes(self, words: Sequence[str]) -> Tensor:
         """float32 (k, 2 d): CLIP's embeddings twice, weighed as the features are."""
         embeddings = super().encode_classes(words)
-        return torch.cat([(1 - self.alpha) ** 0.5 * embeddings, self.alpha**0.5 * embeddings], 1)
+        return self.mix_features(embeddings, embeddings)
 
     @property
     def encoders(self) -> tuple[Encoder, ...]:

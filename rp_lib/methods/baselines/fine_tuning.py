@@ -33,10 +33,14 @@ class L2SP(FineTune):
     the place of weight decay (0 by default) and is part of the loss, so that AdamW rescales its gradient too.
 
     Args:
-        tower_penalty, head_penalty: >= 0; both 0 give :class:`FineTune`. settings: as :class:`FineTune` takes them.
+        tower_penalty, head_penalty: >= 0; both 0 give :class:`FineTune`.
+        settings: As :class:`FineTune` takes them.
 
     Raises:
-        RPLibError: a penalty is negative or not finite.
+        RPLibError: A penalty is negative or not finite.
+
+    Example:
+        >>> L2SP(clip, class_names, templates, tower_penalty=1.0).fit(train)  # doctest: +SKIP
     """
 
     name = "l2-sp"
@@ -73,8 +77,11 @@ class LPFT(FineTune):
     ``fit`` trains the probe on cached features first; before it the head is the zero-shot classifier.
 
     Args:
-        probe_lr, probe_epochs, probe_weight_decay: of the probe; it shares batch size and seed.
-        settings: of the fine-tuning, as :class:`FineTune` takes them; ``epochs=0`` leaves the probe.
+        probe_lr, probe_epochs, probe_weight_decay: Of the probe; it shares batch size and seed.
+        settings: Of the fine-tuning, as :class:`FineTune` takes them; ``epochs=0`` leaves the probe.
+
+    Example:
+        >>> LPFT(clip, class_names, templates, probe_lr=3e-2).fit(train)  # doctest: +SKIP
     """
 
     name = "lp-ft"
@@ -121,7 +128,9 @@ class LipsumFT(FineTune):
     logit scale, as in :class:`FineTune`.
 
     Args:
-        strength: >= 0, the paper's lambda; 0 is :class:`FineTune`. n_texts: M. length: Of a text, in tokens.
+        strength: >= 0, the paper's lambda; 0 is :class:`FineTune`.
+        n_texts: M.
+        length: Of a text, in tokens.
         lr, weight_decay: Of AdamW (.9, .999).
         epochs, batch_size, warmup_steps, schedule, settings: As :class:`FineTune` takes them.
 

@@ -24,8 +24,9 @@ class TextHead(nn.Module):
     out, which is exact but for the decay that they would suffer, and spares the optimizer most of a large table.
 
     Args:
-        model: an open_clip CLIP with a causal text transformer; stays as it is.
-        tokens: int (C * T, length), the prompts class by class. n_classes: C.
+        model: An open_clip CLIP with a causal text transformer; stays as it is.
+        tokens: int (C * T, length), the prompts class by class.
+        n_classes: C.
 
     Attributes:
         token_ids: int64 (k,), ascending, which rows of the vocabulary ``token_embedding`` holds.
@@ -74,6 +75,9 @@ class FLYP(FineTune):
     Each class has one embedding, the mean over its templates, where the authors draw one template per image;
     with one template that is the same. Inference compares with the tuned class prompts. The arguments are those of
     :class:`FineTune`; the head is a :class:`TextHead`.
+
+    Example:
+        >>> FLYP(clip, class_names, templates, lr=1e-5).fit(train)  # doctest: +SKIP
     """
 
     name = "flyp"

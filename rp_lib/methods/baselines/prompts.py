@@ -21,6 +21,7 @@ from rp_lib.utils.errors import RPLibError, UnknownName
 
 STARTS = ("random", "words")
 STD = 0.02  # of random vectors, as in CoOp's code
+MOST = 16  # vectors, unless a number is asked for, as published
 
 
 class ContextPrompts(nn.Module):
@@ -32,10 +33,13 @@ class ContextPrompts(nn.Module):
     the prompts start as those of zero-shot classification.
 
     Args:
-        clip: the frozen backbone. class_names: C of them. template: with one ``{}``.
-        n: number of vectors; None takes the template's words, or with a random start ``most``, or what fits.
-        start: ``random``, N(0, 0.02^2), or ``words``. seed: of the random start.
-        per_class: every class has its own vectors.
+        clip: The frozen backbone.
+        class_names: C of them.
+        template: A prompt with one ``{}``.
+        n: Number of vectors; None takes the template's words, or with a random start :data:`MOST`, or what fits.
+        start: ``random``, N(0, 0.02^2), or ``words``.
+        per_class: Whether every class has its own vectors.
+        seed: Of the random start.
 
     Attributes:
         context: float32 (n, width), or (C, n, width) if ``per_class``; trained.
@@ -54,7 +58,6 @@ class ContextPrompts(nn.Module):
         *,
         n: int | None,
         start: str,
-        most: int = 16,
         per_class: bool = False,
         seed: int = 1,
     ) -> None:
@@ -71,7 +74,7 @@ class ContextPrompts(nn.Module):
         marks = clip.tokenize([""])[0]
         room = len(marks) - 2 - len(names[longest])
         if n is None:
-            n = len(words) if start == "words" else min(most, room)
+            n = len(words) if start == "words" else min(MOST, room)
             if start == "words" and not words:
                 raise RPLibError(f"{template!r} has no word before {{}} to start from; say how many vectors, or random")
         kept = words[n:]  # words that are not trained
@@ -136,10 +139,10 @@ class PromptLearner(Method):
     """Trains vectors in prompts of the frozen CLIP with SGD (momentum .9) and cross-entropy over all classes.
 
     Args:
-        lr, weight_decay: of SGD; the decay pulls towards zero, not towards the start. epochs, batch_size,
-            warmup_steps: of the cosine schedule, see :class:`rp_lib.trainer.Schedule`.
-        seed: of the random start and the order of the batches. precision: see
-            :func:`rp_lib.utils.device.autocast_dtype`.
+        lr, weight_decay: Of SGD; the decay pulls towards zero, not towards the start.
+        epochs, batch_size, warmup_steps: Of the cosine schedule, see :class:`rp_lib.trainer.Schedule`.
+        seed: Of the random start and the order of the batches.
+        precision: Of training, see :func:`rp_lib.utils.device.autocast_dtype`.
     """
 
     lr: float
@@ -197,24 +200,24 @@ class PromptLearner(Method):
         return self.clip.logit_scale * features @ self.class_embeddings().T
 
 
-
-# Context optimisation (CoOp): Zhou et al. 2022, arXiv 2109.01134.
-
 @dataclass(kw_only=True, eq=False, repr=False)
 class CoOp(PromptLearner):
-    """Trained context vectors in place of the words in front of the class name; nothing else changes.
+    """Context optimisation: trained vectors in place of the words in front of the class name (arXiv 2109.01134).
 
     A prompt is the start mark, ``n_context`` vectors, the class name's own tokens and the end mark ("end"
     position in the paper). The image tower runs once, on every image; an epoch after that costs the text tower
     alone. The paper has no ensemble of prompts: the first template counts, see :class:`ContextPrompts`.
 
     Args:
-        n_context: number of vectors. None: the template's words if they are the start, else 16 as published, or
+        n_context: Number of vectors. None: the template's words if they are the start, else 16 as published, or
             as many as fit (12 in the mini CLIP's 16 positions with class names of two tokens).
         start: ``random``, or ``words`` of the template, which is zero-shot with that template (to rounding) before the
             first step, unless ``n_context`` asks for more vectors than it has words.
-        class_specific: each class learns its own vectors instead of sharing them.
-        lr, weight_decay, epochs, batch_size, warmup_steps, seed, precision: see :class:`PromptLearner`.
+        class_specific: Whether learns its own vectors instead of sharing them.
+        lr, weight_decay, epochs, batch_size, warmup_steps, seed, precision: See :class:`PromptLearner`.
+
+    Example:
+        >>> CoOp(clip, class_names, templates, n_context=4, start="words").fit(train)  # doctest: +SKIP
     """
 
     name = "coop"

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
+from rp_course.drift import class_spread, cosine_drift, linear_cka
 
-from rp_lib.metrics import class_spread, cosine_drift, linear_cka
 from rp_lib.utils.errors import RPLibError
 
 G = torch.Generator().manual_seed(0)

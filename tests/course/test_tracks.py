@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from rp_course.tracks import open_track
 
 from rp_lib.clip import FrozenCLIP
 from rp_lib.config import PAPER
 from rp_lib.data import NotThere
 from rp_lib.methods import METHODS, build_method
 from rp_lib.mini import load_benchmark, load_clip
-from rp_lib.run import session as tracks
+from rp_lib.run import session
 from rp_lib.run.search import tuned_settings
-from rp_lib.run.session import open_track
 from rp_lib.utils.errors import RPLibError, UnknownName
 
 
@@ -37,7 +37,7 @@ def opened(monkeypatch, tiny_clip, tiny_benchmark):
     monkeypatch.setattr(FrozenCLIP, "open_clip", clip)
     monkeypatch.setattr("rp_lib.data.cifar.cifar10_benchmark", data)
     monkeypatch.setattr("rp_lib.data.imagenet.imagenet_benchmark", data)
-    monkeypatch.setattr(tracks, "check_data", lambda data: asked.setdefault("checked", data["id"]))
+    monkeypatch.setattr(session, "check_data", lambda data: asked.setdefault("checked", data["id"]))
     return asked
 
 # Methods that came after the recorded search.
