@@ -23,7 +23,7 @@ from rp_course.experiments.released_code import ROWS, SCRIPT_ROWS, switched
 from rp_course.experiments.released_script import DetectionScript
 from rp_course.experiments.single_designer import of_families
 from rp_course.experiments.training_data import of_classes, per_class, same_steps
-from rp_course.experiments.world import published_settings
+from rp_course.experiments.world import published_settings, tuned_placements
 
 from rp_lib.config import AS_RELEASED, PAPER
 from rp_lib.detectors import DETECTORS
@@ -31,7 +31,7 @@ from rp_lib.methods import METHODS, build_method
 from rp_lib.mini import weights
 from rp_lib.negative_labels import mine_negative_words
 from rp_lib.run.config import read_config
-from rp_lib.run.search import SEARCH, tuned_placements
+from rp_lib.run.search import SEARCH
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.io import StorageError, load_table, save_table
 

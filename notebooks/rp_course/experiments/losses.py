@@ -8,7 +8,7 @@ import pandas as pd
 
 from rp_course.experiments.base import Experiment, Verdict, difference
 from rp_course.experiments.grid import Condition, Entry, methods, run_grid
-from rp_course.experiments.world import World, tuned_placements
+from rp_course.experiments.world import World
 from rp_lib.losses import LOSSES
 
 PAPER = "contrastive, cross-entropy"
