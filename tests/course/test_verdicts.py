@@ -213,7 +213,7 @@ def test_padding_points_the_right_way():
     cases = {"holds": (wide, narrow, 0.96), "fails": (narrow, wide, 0.04), "undecided": (unsure, narrow, 0.94)}
     for expected, records in cases.items():
         assert set(outcomes("padding", paddings(*records)).values()) == {expected}
-    evidence = str(experiment("padding").judge(both(paddings(unsure, narrow, 0.49))))
+    evidence = str(experiment("padding").judge(paddings(unsure, narrow, 0.49)))
     assert "1: 50, 8: 50" in evidence and "wider at 16 px in 49 % of resamples" in evidence  # ties are split
 
 
@@ -322,7 +322,7 @@ def test_alternative_texts_say_what_the_records_say():
             for data, metric in (("test", "accuracy"), ("mean of OOD sets", "fpr")):
                 more = {"method": method, "versus": None, "set": data, "shots": shots, "detector": "msp"}
                 rows.append(fake_row(value, value - 0.1, value, **more) | {"metric": metric})
-    records = both(pd.DataFrame(rows))
+    records = pd.DataFrame(rows)
     told = alt(EXPERIMENTS["shots"], records)
     assert "At 1, ID accuracy is best for Reprogrammer (RP) (90.0 %) and worst for Zero-shot (80.0 %)" in told
     assert "At 4, ID accuracy is best for Zero-shot (95.0 %)" in told
@@ -339,7 +339,7 @@ def test_the_frontier_marks_the_picked_points():
                 value = 0.6 + 0.1 * alpha + (0.05 if rule == "picked" and method == "rrp" else 0)
                 more = {"method": method, "versus": None, "set": data, "rule": rule, "alpha": alpha}
                 rows.append(fake_row(value, value - 0.1, value + 0.1, **more) | {"metric": metric})
-    records = both(pd.DataFrame(rows))
+    records = pd.DataFrame(rows)
     figure = figures(EXPERIMENTS["frontier"], records)[""]
     for panel in figure.axes:
         labels = {t for t in panel.get_legend_handles_labels()[1]}

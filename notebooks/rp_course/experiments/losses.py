@@ -41,10 +41,10 @@ def judge_losses(records: pd.DataFrame) -> list[Verdict]:
 
 
 def measure_programs(world: World, parts: Path) -> pd.DataFrame:
-    """The image program alone, the text program alone, both, each with its own settings; both by placement."""
+    """The image program alone, the text program alone, both, each with its own tuned settings; both by placement."""
     entries = methods("zero-shot", "rp-image", "rp-text", "rp", "rrp")
     entries |= {f"rp, {placement}": Entry("rp", world.placed(placement)) for placement in ("pad", "overlay")}
-    return run_grid(world, [Condition({}, world.judged, entries)], parts)
+    return run_grid(world, [Condition({"settings": "tuned"}, world.judged, entries)], parts)
 
 
 def judge_programs(records: pd.DataFrame) -> list[Verdict]:
@@ -67,6 +67,6 @@ LOSSES_EXPERIMENT = Experiment(
     "losses", "Does the focal loss, or the objective, matter?", ("method_trained",), measure_losses, judge_losses, 4
 )
 PROGRAMS_EXPERIMENT = Experiment(
-    "programs", "What do the image and the text program contribute alone?", (), measure_programs,
+    "programs", "What do the image and the text program contribute alone?", ("settings",), measure_programs,
     judge_programs, 3,
 )  # fmt: skip
