@@ -308,6 +308,7 @@ def test_every_detector_says_of_every_method_a_number_or_that_it_does_not_apply(
         "flyp": {"epochs": 1},
         "clip-lora": {"epochs": 1},
         "lipsum-ft": {"epochs": 1},
+        "locoop": {"epochs": 1, "n_context": 2},
         "maple": {"epochs": 1, "n_prompts": 1},
     }
     world.settings, world.seeds = {**SETTINGS, **quick}, (1,)

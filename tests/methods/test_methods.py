@@ -48,6 +48,7 @@ SETTINGS = {
     "clip-lora": {"epochs": 3, "batch_size": 8, "lr": 0.01},
     "logit-ensemble": {"epochs": 2, "batch_size": 8, "lr": 1e-3, "alpha": 0.3},
     "coop": {"epochs": 3, "batch_size": 8, "lr": 0.02},
+    "locoop": {"epochs": 3, "batch_size": 8, "lr": 0.02},
     "maple": {"epochs": 3, "batch_size": 8, "lr": 0.02},
     "rp-image": {"config": SHORT},
     "rp-text": {"config": SHORT},
