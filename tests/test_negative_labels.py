@@ -11,7 +11,7 @@ SETTINGS = {
     "rp": {"config": QUICK}, "rrp": {"config": QUICK.changed(alpha=0.5)}, "coop": {"epochs": 1, "n_context": 2, "lr": 0.1},
     "flyp": {"epochs": 1, "lr": 1e-2}, "fine-tune": {"epochs": 1}, "linear-probe": {"epochs": 1},
     "rp-text": {"config": QUICK.changed(use_image_program=False)}, "zero-shot": {},
-    "rp-image": {"config": QUICK.changed(use_text_program=False)}, "maple": {"epochs": 1, "n_prompts": 1},
+    "rp-image": {"config": QUICK.changed(use_text_program=False)}, "attr-vr": {"config": QUICK}, "maple": {"epochs": 1, "n_prompts": 1},
     "zs-lp": {"epochs": 1}, "task-res": {"epochs": 1}, "clap": {"epochs": 1}, "tip-adapter": {},
     "clip-lora": {"epochs": 1, "lr": 1e-2}, "lipsum-ft": {"epochs": 1}, "locoop": {"epochs": 1, "n_context": 2},
     "tip-adapter-f": {"epochs": 1}, "l2-sp": {"epochs": 1}, "lp-ft": {"epochs": 1}, "wise-ft": {"epochs": 1}, "logit-ensemble": {"epochs": 1},

@@ -13,6 +13,7 @@ from rp_lib.clip import FrozenCLIP
 from rp_lib.config import RPConfig
 from rp_lib.methods.base import Method, read_saved
 from rp_lib.methods.baselines.adapters import CLAP, TaskRes, TipAdapter, TipAdapterF, ZeroShotProbe
+from rp_lib.methods.baselines.attributes import AttrVR
 from rp_lib.methods.baselines.clip_lora import CLIPLoRA
 from rp_lib.methods.baselines.deep_prompts import DeepPrompts
 from rp_lib.methods.baselines.ensembles import LogitEnsemble, WiSEFT
@@ -33,7 +34,7 @@ METHODS: dict[str, type[Method]] = {
     for m in (
         ZeroShot, LinearProbe, FineTune, L2SP, LPFT, LipsumFT, WiSEFT, FLYP, CLIPLoRA, LogitEnsemble,
         CoOp, LoCoOp, DeepPrompts, ZeroShotProbe, TaskRes, CLAP, TipAdapter, TipAdapterF,
-        ImageReprogrammer, TextReprogrammer, Reprogrammer, ResidualReprogrammer,
+        ImageReprogrammer, AttrVR, TextReprogrammer, Reprogrammer, ResidualReprogrammer,
     )
 }  # fmt: skip
 
@@ -136,7 +137,7 @@ def _backbone_of(path: str | Path, meta: dict[str, Any], device: torch.device | 
 
 
 __all__ = [
-    "BASES", "CLAP", "FLYP", "L2SP", "LPFT", "METHODS", "CLIPLoRA", "CoOp", "DeepPrompts", "FineTune",
+    "BASES", "CLAP", "FLYP", "L2SP", "LPFT", "METHODS", "AttrVR", "CLIPLoRA", "CoOp", "DeepPrompts", "FineTune",
     "ImageReprogrammer", "LinearProbe", "LipsumFT", "LoCoOp", "LogitEnsemble", "Method", "Reprogrammer",
     "ResidualReprogrammer", "TaskRes", "TextReprogrammer", "TipAdapter", "TipAdapterF", "WiSEFT", "ZeroShot",
     "ZeroShotProbe", "build_method", "load_method", "made_of",

@@ -51,6 +51,7 @@ SETTINGS = {
     "locoop": {"epochs": 3, "batch_size": 8, "lr": 0.02},
     "maple": {"epochs": 3, "batch_size": 8, "lr": 0.02},
     "rp-image": {"config": SHORT},
+    "attr-vr": {"config": SHORT, "nearest": 1},
     "rp-text": {"config": SHORT},
     "rp": {"config": SHORT},
     "rrp": {"config": SHORT, "alpha": 0.3},

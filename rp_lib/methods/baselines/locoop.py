@@ -17,6 +17,7 @@ from rp_lib.features import FeatureStore
 from rp_lib.methods.base import Method
 from rp_lib.methods.baselines.prompts import CoOp
 from rp_lib.towers import encode_patches, vision_part
+from rp_lib.utils.arguments import checked
 from rp_lib.utils.device import computing, in_float32
 from rp_lib.utils.distributed import gather
 from rp_lib.utils.errors import RPLibError
@@ -63,7 +64,7 @@ class LoCoOp(CoOp):
             :class:`CoOp`; the published batch has 32 images.
 
     Raises:
-        RPLibError: A strength or a share outside its range, or a tower without patches.
+        RPLibError: The image tower is no plain vision transformer.
 
     Example:
         >>> locoop = LoCoOp(clip, class_names, templates, n_context=4).fit(train_set)  # doctest: +SKIP
@@ -76,10 +77,6 @@ class LoCoOp(CoOp):
     batch_size: int = 32
 
     def __post_init__(self) -> None:
-        if not (0 <= self.strength < float("inf") and 0 < self.share <= 1):
-            raise RPLibError(
-                f"strength must be at least 0 and share in (0, 1], not {self.strength!r} and {self.share!r}"
-            )
         self._patches = PatchEncoder(self.clip)
         super().__post_init__()
 
@@ -101,6 +98,7 @@ class LoCoOp(CoOp):
             return F.cross_entropy(logits[:, 0], labels) - self.strength * mean
 
 
+@checked
 def gl_mcm(method: Method, rows: Tensor, temperature: float = 1.0) -> np.ndarray:
     """Score how much images look like ID, as a whole and in their best patch (GL-MCM).
 
@@ -115,7 +113,7 @@ def gl_mcm(method: Method, rows: Tensor, temperature: float = 1.0) -> np.ndarray
         float64 (n,), in (0, 2]; higher is more like ID.
 
     Raises:
-        RPLibError: The method has other image features or no class embeddings; or a temperature that is not above 0.
+        RPLibError: The method has other image features or no class embeddings.
 
     Example:
         >>> gl_mcm(locoop, encode_all(PatchEncoder(clip), test.images)).shape  # doctest: +SKIP
@@ -125,8 +123,6 @@ def gl_mcm(method: Method, rows: Tensor, temperature: float = 1.0) -> np.ndarray
         raise RPLibError(
             f"GL-MCM compares the untouched CLIP's features with class embeddings; {method.name!r} has others"
         )
-    if not temperature > 0:
-        raise RPLibError(f"the temperature must be above 0, not {temperature!r}")
     features = rows.unflatten(1, (-1, method.clip.embed_dim))  # (n, 1 + p, d)
     cosines = method.head(features).double() / method.clip.logit_scale  # (n, 1 + p, C)
     best = (cosines / temperature).softmax(-1).amax(-1)
