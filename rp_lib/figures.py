@@ -33,7 +33,9 @@ STYLE: dict[str, tuple[str, str, str]] = {
     "wise-ft": ("#CC79A7", "X", "WiSE-FT"),
     "logit-ensemble": ("#56B4E9", "H", "Logit ensemble"),
     "coop": ("#882255", "d", "CoOp"),  # wine, of Paul Tol's colour-blind-safe "muted" scheme
+    "locoop": ("#882255", "$o$", "LoCoOp"),
     "maple": ("#882255", "8", "Deep prompts (MaPLe)"),
+    "attr-vr": ("#0072B2", "$a$", "AttrVR"),
     "rp-image": ("#0072B2", "<", "RP, image program alone"),
     "rp-text": ("#0072B2", ">", "RP, text program alone"),
     "rp": ("#0072B2", "o", "Reprogrammer (RP)"),

@@ -171,7 +171,7 @@ def encode_image(visual: Callable[[Tensor], Any], pixels: Tensor) -> Tensor:
 
 
 def vision_part(model: nn.Module) -> Any:
-    """Find the image tower of an open_clip model, if prompts can be put between its blocks.
+    """Find the image tower of an open_clip model, if its blocks can be run one by one.
 
     Raises:
         RPLibError: It is no plain vision transformer, or it is training and drops patches.
@@ -179,7 +179,7 @@ def vision_part(model: nn.Module) -> Any:
     from open_clip.transformer import VisionTransformer
 
     visual: Any = model.visual
-    remedy = "deep prompts need one of open_clip's vision transformers, such as those of ViT-B-32 or ViT-L-14"
+    remedy = "this method needs one of open_clip's vision transformers, such as those of ViT-B-32 or ViT-L-14"
     if not isinstance(visual, VisionTransformer):
         raise RPLibError(f"this image tower is a {type(visual).__name__}; {remedy}")
     if visual.attn_pool is not None:
@@ -196,7 +196,12 @@ def replace_tokens(x: Tensor, prompts: Tensor, at: int) -> Tensor:
 
 
 def walk_blocks(
-    transformer: Any, x: Tensor, deep: Sequence[Tensor] = (), at: int = 0, attn_mask: Tensor | None = None
+    transformer: Any,
+    x: Tensor,
+    deep: Sequence[Tensor] = (),
+    at: int = 0,
+    attn_mask: Tensor | None = None,
+    blocks: slice = slice(None),
 ) -> Tensor:
     """Run an open_clip ``Transformer``, replacing tokens in front of its second and later blocks.
 
@@ -207,12 +212,13 @@ def walk_blocks(
             last of them the tokens stay. Fewer than there are blocks.
         at: First place that is replaced.
         attn_mask: Float (length, length), added to the attention logits.
+        blocks: Which of the blocks run.
 
     Returns:
         Float, shape (n, length, width). Without ``deep`` it is the transformer's own output.
     """
     batch_first = transformer.batch_first
-    for i, block in enumerate(transformer.resblocks):
+    for i, block in enumerate(transformer.resblocks[blocks]):
         if 0 < i <= len(deep):
             x = replace_tokens(x, deep[i - 1], at)
         if batch_first:
@@ -241,3 +247,23 @@ def encode_prompted(visual: Any, pixels: Tensor, first: Tensor, deep: Sequence[T
     x = walk_blocks(visual.transformer, torch.cat([x, first], dim=1), deep, at=length)  # (n, length + k, width)
     pooled, _ = visual._pool(x[:, :length])
     return pooled if visual.proj is None else pooled @ visual.proj  # (n, d)
+
+
+def encode_patches(visual: Any, pixels: Tensor) -> Tensor:
+    """Encode images and, in the same space, each of their patches.
+
+    In the last block a patch attends to itself alone, so its features come from its own value (Zhou et al. 2022,
+    arXiv 2112.01071; with the block's residuals, as in the code of LoCoOp, arXiv 2306.01293).
+
+    Args:
+        visual: Of :func:`vision_part`.
+        pixels: Normalized, float, shape (n, 3, H, H).
+
+    Returns:
+        Features, float, shape (n, 1 + p, d), not normalized: of the image, then of its p patches.
+    """
+    x = walk_blocks(visual.transformer, visual._embeds(pixels), blocks=slice(-1))  # (n, 1 + p, width)
+    itself = x.new_full((x.shape[1], x.shape[1]), float("-inf")).fill_diagonal_(0)
+    image, patches = (walk_blocks(visual.transformer, x, attn_mask=m, blocks=slice(-1, None)) for m in (None, itself))
+    pooled = torch.cat([visual._pool(image)[0][:, None], visual.ln_post(patches)[:, 1:]], dim=1)
+    return pooled if visual.proj is None else pooled @ visual.proj

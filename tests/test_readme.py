@@ -9,15 +9,23 @@ import pytest
 from rp_course.experiments import experiment, shipped_records
 
 from rp_lib.evaluation import summarize
+from rp_lib.figures import STYLE
 from rp_lib.mini import load_benchmark, load_clip, weights
 from rp_lib.run import CORE
-from rp_lib.run.report import load_records, markdown
+from rp_lib.run.report import COLUMNS, _cells, load_records
 
 ROOT = Path(__file__).resolve().parent.parent
 SHIPPED = ROOT / "rp_lib" / "assets" / "mini" / "demo" / "records.csv"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {path.stem: path.read_text(encoding="utf-8") for path in sorted((ROOT / "notebooks" / "pages").glob("*.md"))}
 EVERYTHING = "\n".join([README, *PAGES.values()])
+
+
+def markdown(summary: pd.DataFrame) -> str:
+    """The table of a summary as the README and the pages show it."""
+    lines = ["| method | " + " | ".join(head for head, _, _ in COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
+    lines += [f"| {STYLE[m][2] if m in STYLE else m} | " + " | ".join(c) + " |" for m, c in _cells(summary).items()]
+    return "\n".join(lines)
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,13 @@ from rp_lib.clip import FrozenCLIP
 from rp_lib.config import RPConfig
 from rp_lib.methods.base import Method, read_saved
 from rp_lib.methods.baselines.adapters import CLAP, TaskRes, TipAdapter, TipAdapterF, ZeroShotProbe
+from rp_lib.methods.baselines.attributes import AttrVR
 from rp_lib.methods.baselines.clip_lora import CLIPLoRA
 from rp_lib.methods.baselines.deep_prompts import DeepPrompts
 from rp_lib.methods.baselines.ensembles import LogitEnsemble, WiSEFT
 from rp_lib.methods.baselines.fine_tuning import L2SP, LPFT, LipsumFT
 from rp_lib.methods.baselines.flyp import FLYP
+from rp_lib.methods.baselines.locoop import LoCoOp
 from rp_lib.methods.baselines.prompts import CoOp
 from rp_lib.methods.fine_tune import FineTune
 from rp_lib.methods.linear_probe import LinearProbe
@@ -30,9 +32,9 @@ from rp_lib.utils.preparation import Preparation
 METHODS: dict[str, type[Method]] = {
     m.name: m
     for m in (
-        ZeroShot, LinearProbe, FineTune, L2SP, LPFT, LipsumFT, WiSEFT, FLYP, CLIPLoRA, LogitEnsemble, CoOp, DeepPrompts,
-        ZeroShotProbe, TaskRes, CLAP, TipAdapter, TipAdapterF,
-        ImageReprogrammer, TextReprogrammer, Reprogrammer, ResidualReprogrammer,
+        ZeroShot, LinearProbe, FineTune, L2SP, LPFT, LipsumFT, WiSEFT, FLYP, CLIPLoRA, LogitEnsemble,
+        CoOp, LoCoOp, DeepPrompts, ZeroShotProbe, TaskRes, CLAP, TipAdapter, TipAdapterF,
+        ImageReprogrammer, AttrVR, TextReprogrammer, Reprogrammer, ResidualReprogrammer,
     )
 }  # fmt: skip
 
@@ -135,8 +137,8 @@ def _backbone_of(path: str | Path, meta: dict[str, Any], device: torch.device | 
 
 
 __all__ = [
-    "BASES", "CLAP", "FLYP", "L2SP", "LPFT", "METHODS", "CLIPLoRA", "CoOp", "DeepPrompts", "FineTune",
-    "ImageReprogrammer", "LinearProbe", "LipsumFT", "LogitEnsemble", "Method", "Reprogrammer", "ResidualReprogrammer",
-    "TaskRes", "TextReprogrammer", "TipAdapter", "TipAdapterF", "WiSEFT", "ZeroShot", "ZeroShotProbe", "build_method",
-    "load_method", "made_of",
+    "BASES", "CLAP", "FLYP", "L2SP", "LPFT", "METHODS", "AttrVR", "CLIPLoRA", "CoOp", "DeepPrompts", "FineTune",
+    "ImageReprogrammer", "LinearProbe", "LipsumFT", "LoCoOp", "LogitEnsemble", "Method", "Reprogrammer",
+    "ResidualReprogrammer", "TaskRes", "TextReprogrammer", "TipAdapter", "TipAdapterF", "WiSEFT", "ZeroShot",
+    "ZeroShotProbe", "build_method", "load_method", "made_of",
 ]  # fmt: skip

@@ -117,9 +117,8 @@ class Method(ABC):
         store = FeatureStore() if store is None else store
         store.drop(self)  # what it holds was computed with the weights of before
         self.before_training(train_set, store)
-        # Where the image side is frozen, its features are computed once and every epoch reads them.
         frozen = self.encoders == (self.clip,)
-        inputs = store.get(self.clip, train_set) if frozen else train_set.images
+        inputs = self.training_inputs(train_set, store)
 
         def accuracy() -> float:
             self.set_training(False)
@@ -138,11 +137,18 @@ class Method(ABC):
             self.set_training(False)
         return self
 
-    # A method is its own training task: the next five say what `fit` does with it. A method that does not train by
+    # A method is its own training task: the next six say what `fit` does with it. A method that does not train by
     # gradient steps overrides `fit` instead.
 
     def before_training(self, train_set: ImageSet, store: FeatureStore) -> None:  # noqa: B027
         """Do what comes before the first step; here nothing. A resumed run does it again."""
+
+    def training_inputs(self, train_set: ImageSet, store: FeatureStore) -> Tensor:
+        """Return what :meth:`loss` gets batches of: the images, or the features of a frozen image side.
+
+        Those are computed once, and every epoch reads them.
+        """
+        return store.get(self.clip, train_set) if self.encoders == (self.clip,) else train_set.images
 
     def training_schedule(self) -> Schedule:
         """Return the number of epochs, the batch size and the learning rate's course."""

@@ -210,7 +210,9 @@ class RunConfig(_Table):
 
     def _has_settings(self, name: str) -> bool:
         tuned = tuned_settings() if self.preset == TUNED else {}
-        trained_by_config = issubclass(METHODS[name], (Reprogrammer, ResidualReprogrammer))
+        programmed = issubclass(METHODS[name], (Reprogrammer, ResidualReprogrammer))
+        # One that takes more than a configuration, such as descriptions of the classes, is not run unasked.
+        trained_by_config = programmed and {"config", "seed", "precision"}.issuperset(METHODS[name].parameter_names())
         named = {name, BASES.get(name, name)} & self.tables.keys()
         return trained_by_config or name in ("zero-shot", *tuned) or bool(named)
 

@@ -302,10 +302,10 @@ def method_cost(
             method.set_training(True)
             plan = method.training_schedule()
             batch = min(plan.batch_size, task.train)
-            with FAKE:
-                inputs = torch.empty(batch, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
-                if method.encoders == (clip,):  # features that are there already
-                    inputs = torch.empty(batch, clip.embed_dim)
+            with FAKE, torch.no_grad():  # what `fit` hands over: the images, or features that are there already
+                pixels = torch.empty(batch, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
+                store = SimpleNamespace(get=lambda encoder, data: encoder.encode(data.images))
+                inputs = method.training_inputs(SimpleNamespace(images=pixels), store)
             # As many distinct classes as a batch has on average, evenly spaced.
             k = max(1, round(distinct_classes(batch, task.classes)))
             labels = torch.tensor([i % k * task.classes // k for i in range(batch)])

@@ -92,7 +92,7 @@ def load_records(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         ) from error
 
 
-# Tables of a summary, for a terminal and for the README.
+# Tables of a summary.
 
 COLUMNS = (
     ("ID acc", "test", "accuracy"),
@@ -128,13 +128,6 @@ def table(summary: pd.DataFrame) -> str:
         "".join([name.ljust(max(14, first)), *(c.rjust(w) for c, w in zip(cells, widths, strict=True))])
         for name, *cells in rows
     )
-
-
-def markdown(summary: pd.DataFrame) -> str:
-    """The same table for the README."""
-    lines = ["| method | " + " | ".join(head for head, _, _ in COLUMNS) + " |", "|---|" + "---|" * len(COLUMNS)]
-    lines += [f"| {STYLE[m][2] if m in STYLE else m} | " + " | ".join(c) + " |" for m, c in _cells(summary).items()]
-    return "\n".join(lines)
 
 
 def details(summary: pd.DataFrame) -> str:

@@ -21,10 +21,12 @@ from rp_lib.utils.errors import RPLibError
 
 # Ranges of numbers by the name of the argument; others are at least 0, and all are finite.
 RANGES: dict[str, dict[str, float]] = {
-    "alpha": {"ge": 0, "le": 1}, "dropout": {"ge": 0, "lt": 1}, "padding": {"ge": 0, "lt": 0.5},
-    **{key: {"gt": 0, "le": 1} for key in ("train_resolution", "eval_resolution", "tpr")},
-    **{key: {"gt": 0} for key in ("lr", "probe_lr", "image_lr", "text_lr")},
-    **{key: {"ge": 1} for key in "batch_size n_context n_prompts depth n_resamples bins n_texts length rank".split()},
+    "dropout": {"ge": 0, "lt": 1}, "padding": {"ge": 0, "lt": 0.5},
+    **{key: {"ge": 0, "le": 1} for key in ("alpha", "balance")},
+    **{key: {"gt": 0, "le": 1} for key in ("train_resolution", "eval_resolution", "tpr", "share")},
+    **{key: {"gt": 0} for key in ("lr", "probe_lr", "image_lr", "text_lr", "temperature")},
+    **{key: {"ge": 1} for key in "batch_size n_context n_prompts depth".split()},
+    **{key: {"ge": 1} for key in "n_resamples bins n_texts length rank nearest".split()},
 }  # fmt: skip
 _LIMITS = {"ge": ("at least", operator.ge), "gt": ("above", operator.gt),
            "le": ("at most", operator.le), "lt": ("below", operator.lt)}  # fmt: skip

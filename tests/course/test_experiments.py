@@ -323,6 +323,8 @@ def test_every_detector_says_of_every_method_a_number_or_that_it_does_not_apply(
         "flyp": {"epochs": 1},
         "clip-lora": {"epochs": 1},
         "lipsum-ft": {"epochs": 1},
+        "locoop": {"epochs": 1, "n_context": 2},
+        "attr-vr": {"config": QUICK, "nearest": 1},
         "maple": {"epochs": 1, "n_prompts": 1},
     }
     world.settings, world.seeds = {**SETTINGS, **quick}, (1,)
@@ -331,9 +333,9 @@ def test_every_detector_says_of_every_method_a_number_or_that_it_does_not_apply(
     rows = records[(records["set"] == "mean of OOD sets") & (records["metric"] == "auroc")]
     missing = {(m, d) for m in METHODS for d in DETECTORS} - set(zip(rows["method"], rows["detector"], strict=True))
     biased = {"linear-probe", "lp-ft"}  # their classes are no directions in feature space
-    caches = {"tip-adapter", "tip-adapter-f"}  # not linear in the features
+    bent = {"tip-adapter", "tip-adapter-f", "attr-vr"}  # not linear in the features
     assert missing == (
-        {(m, d) for m in biased | caches for d in ("mcm", "neg-label")} | {(m, "vim") for m in caches}
+        {(m, d) for m in biased | bent for d in ("mcm", "neg-label")} | {(m, "vim") for m in bent}
         | {("logit-ensemble", "neg-label")}
     )  # fmt: skip
 

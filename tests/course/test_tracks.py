@@ -41,7 +41,7 @@ def opened(monkeypatch, tiny_clip, tiny_benchmark):
     return asked
 
 # Methods that came after the recorded search.
-LATER = {"clip-lora", "lipsum-ft"}
+LATER = {"attr-vr", "clip-lora", "lipsum-ft", "locoop"}
 
 
 def test_the_mini_track_is_the_shipped_one():

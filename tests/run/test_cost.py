@@ -9,8 +9,10 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from rp_lib import cli
+from rp_lib.benchmark import ImageSet
 from rp_lib.config import AS_RELEASED, PAPER
 from rp_lib.data.class_names import CIFAR10
+from rp_lib.features import FeatureStore
 from rp_lib.methods import BASES, METHODS, build_method
 from rp_lib.mini import load_benchmark
 from rp_lib.run import cost
@@ -141,12 +143,14 @@ def test_what_backward_needs_is_what_autograd_keeps(clip):
 @pytest.mark.parametrize(
     "name",
     # Not lipsum-ft: a counter does not see the fused attention of its frozen encodings.
-    ["rp", "rp-text", "fine-tune", "flyp", "coop", "maple", "linear-probe", "clap", "tip-adapter-f", "clip-lora"],
+    ["rp", "rp-text", "fine-tune", "flyp", "coop", "locoop", "maple", "linear-probe", "clap", "tip-adapter-f",
+     "clip-lora"],
 )
 def test_a_step_is_counted_as_the_method_takes_it(clip, name):
     """FLOPs, trained numbers and memory against a real step of the real method."""
     names, templates = ("cat", "dog", "fire engine"), ("a photo of a {}",)
-    settings = {"rp": {"config": PAPER.changed(objective="class")}, "coop": {"n_context": 2}, "maple": {"depth": 2}}
+    settings = {"rp": {"config": PAPER.changed(objective="class")}, "maple": {"depth": 2}}
+    settings |= {prompted: {"n_context": 2} for prompted in ("coop", "locoop")}
     options = settings.get(name, {}) | ({} if name.startswith("rp") else {"batch_size": 6})
     batch = 6 if "batch_size" in options else 24
     costs = method_cost(name, options, TaskSize(24, 9, 40, names, templates), TowerCosts(clip), bfloat16=False)
@@ -155,7 +159,7 @@ def test_a_step_is_counted_as_the_method_takes_it(clip, name):
         method.modules().fill(torch.zeros(24, clip.embed_dim), torch.arange(24) % 3)
     method.set_training(True)
     images = torch.zeros(batch, 3, 32, 32, dtype=torch.uint8)
-    inputs = torch.zeros(batch, clip.embed_dim) if method.encoders == (clip,) else images
+    inputs = method.training_inputs(ImageSet("train", "train", images, torch.arange(batch) % 3), FeatureStore())
     trained = list(method.modules().parameters())
     assert costs.trained == sum(p.numel() for p in trained)
     with cost._counter() as counter:  # the kernels of this machine's CPU are plain products

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -243,15 +242,9 @@ class TipAdapter(TipAdapterF):
         cache_weight: float = 1.0,
         sharpness: float = 5.5,
     ) -> None:
-        super().__init__(clip, class_names, templates, cache_weight=cache_weight, sharpness=sharpness)
+        super().__init__(clip, class_names, templates, cache_weight=cache_weight, sharpness=sharpness, epochs=0)
         self.classifier.requires_grad_(False)
 
-    def fit(
-        self, train_set: ImageSet, val: ImageSet | None = None, *, store: FeatureStore | None = None, **options: Any
-    ) -> Self:
-        """Fill the cache anew with these images; there is no training to watch or to resume."""
-        train_set = train_set.for_classes(self.class_names)
-        self.check_labels(train_set)
-        store = FeatureStore() if store is None else store
+    def before_training(self, train_set: ImageSet, store: FeatureStore) -> None:
+        """Fill the cache again with these images."""
         self.classifier.fill(store.get(self.clip, train_set), train_set.labels)
-        return self
