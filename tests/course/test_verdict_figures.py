@@ -2,7 +2,7 @@
 
 import pytest
 from rp_course.experiments import EXPERIMENTS, experiment, shipped_records
-from rp_course.experiments.base import Verdict, pick
+from rp_course.experiments.base import Verdict
 from rp_course.show import WIDTH
 from rp_course.verdicts import OUTCOMES, forest, interval, ledger, line, show_verdicts
 
@@ -81,7 +81,7 @@ def test_show_prints_all_and_draws_those_with_a_difference(capsys):
 
 
 def test_ledger_fills_what_is_decided():
-    figure = ledger(pick(shipped_records("ledger"), choice="tuned"))
+    figure = ledger(shipped_records("ledger"))
     panels = {panel.get_title(): panel for panel in figure.axes}
     names = [t.get_text().replace("\n", " ") for t in figure.axes[0].get_yticklabels()]
     ten = next(y for y, name in enumerate(names) if name.startswith("row 10"))

@@ -310,7 +310,7 @@ def test_standings_hold_ranks_shares_and_the_aggregate_of_the_right_axes():
 
 def test_ledger_lists_what_it_cannot_measure():
     rows = made_up({"rrp, row 5: residual not renormalised": 1, "rrp": 2}, preset="paper, tuned")
-    verdicts = EXPERIMENTS["ledger"].judge(both(rows))
+    verdicts = EXPERIMENTS["ledger"].judge(rows)
     assert [v.outcome for v in verdicts] == ["holds", "undecided", "undecided", "undecided"]
     assert all("needs the full track" in v.evidence for v in verdicts[1:])
 

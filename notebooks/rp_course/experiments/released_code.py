@@ -79,7 +79,7 @@ def measure(world: World, parts: Path, rows: Sequence[str] | None = None) -> pd.
         source = "rp" if number in RESIDUAL_ONLY else rp
         entries[rrp] = Entry("rrp", {"config": config.changed(alpha=alpha)}, source, outputs)
         pairs.append((rrp, "rrp"))
-    return run_grid(world, [Condition({"preset": "paper"}, world.judged, entries, pairs)], parts)
+    return run_grid(world, [Condition({"preset": "paper, tuned"}, world.judged, entries, pairs)], parts)
 
 
 def judge(records: pd.DataFrame) -> list[Verdict]:
