@@ -11,7 +11,7 @@ from rp_lib.utils.io import file_sha256
 
 # Measured before the shifts were chosen and the settings searched anew; the notebooks that show them say so.
 EARLIER = frozenset(
-    "classes intrusion ledger narrowness neighbours padding rate remedies shots size strength".split()
+    "classes neighbours padding rate remedies shots size".split()
 )
 EARLIER_BENCHMARK = "0881aba6f3e08fd645c93b1fccddcb866ebac4b71fdca38fd36ff0836739b574"
 NAMES = sorted(p.stem for p in SHIPPED.glob("*.json"))  # a CSV without one is no experiment's records
@@ -19,7 +19,7 @@ NAMES = sorted(p.stem for p in SHIPPED.glob("*.json"))  # a CSV without one is n
 
 def test_some_ship_and_are_small():
     assert {"strength", "table"} <= set(NAMES) <= set(EXPERIMENTS)
-    assert sum(p.stat().st_size for p in SHIPPED.iterdir()) < 3e6
+    assert sum(p.stat().st_size for p in SHIPPED.iterdir()) < 4e6
 
 
 @pytest.mark.parametrize("name", NAMES)

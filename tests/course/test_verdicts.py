@@ -343,7 +343,7 @@ def test_the_frontier_marks_the_picked_points():
     figure = figures(EXPERIMENTS["frontier"], records)[""]
     for panel in figure.axes:
         labels = {t for t in panel.get_legend_handles_labels()[1]}
-        assert labels == {"Residual Reprogrammer (RRP), its alpha 0.25", "WiSE-FT, its alpha 0.25", "Zero-shot"}
+        assert labels == {"Residual Reprogrammer (RRP), picked alpha 0.25", "WiSE-FT, picked alpha 0.25", "Zero-shot"}
         picked = next(c for c in panel.containers if c.get_label().startswith("Residual"))[0]
         assert picked.get_xdata() == pytest.approx([67.5]) and picked.get_ydata() == pytest.approx([67.5])
         curve = next(line for line in panel.lines if len(line.get_xdata()) == 3)
@@ -351,7 +351,7 @@ def test_the_frontier_marks_the_picked_points():
     assert figure.axes[0].yaxis_inverted() and not figure.axes[2].yaxis_inverted()
     told = alt(EXPERIMENTS["frontier"], records)
     assert (
-        "(RRP) takes alpha 0.25 with 67.5 % under shift and FPR95 67.5 %, where its curve reaches 70.0 % and 60.0 %"
+        "(RRP) picks alpha 0.25 with 67.5 % under shift and FPR95 67.5 %, where its curve reaches 70.0 % and 60.0 %"
         in told
     )
 

@@ -25,7 +25,7 @@ from rp_course.experiments.world import World
 from rp_lib.utils.errors import UnknownName
 
 # Measured, judged and drawn with tuned and with published settings; `table` and `rate` do so in ways of their own.
-_TWICE = ("intrusion", "neighbours", "strength", "narrowness")
+_TWICE = ("intrusion", "strength", "narrowness")
 _ALL = (
     table.EXPERIMENT,
     rate.EXPERIMENT,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
 from rp_lib.figures import STYLE, halo
 from rp_lib.methods import BASES, METHODS, Method
 from rp_lib.outputs import MethodOutputs
+from rp_lib.utils.errors import RPLibError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,7 +38,7 @@ ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 
 
 def measure(world: World, parts: Path) -> pd.DataFrame:
-    """Every mixture with zero-shot at every alpha, and at the alpha of its settings, picked on ID data or published."""
+    """Every mixture with zero-shot at every alpha, and at the alpha that its own rule picked on ID validation data."""
     clip, benchmark = world.backbone(), world.judged
     alphas = ALPHAS[::5] if world.quick else ALPHAS
     picked = {name: _picked(world, name) for name in BASES}
@@ -71,15 +71,17 @@ def measure(world: World, parts: Path) -> pd.DataFrame:
 
 def _picked(world: World, name: str) -> float:
     settings = world.tuned(name)
-    default = inspect.signature(METHODS[name]).parameters["alpha"].default
-    return float(getattr(settings.get("config"), "alpha", settings.get("alpha", default)))
+    alpha = settings.get("alpha", getattr(settings.get("config"), "alpha", None))
+    if alpha is None:
+        raise RPLibError(f"the settings of {name} have no alpha; run `rp-lib search` to choose one")
+    return float(alpha)
 
 
 def judge(records: pd.DataFrame) -> list[Verdict]:
-    """Who is ahead at the alpha of the settings, picked or published; and whether mixing beats both ends."""
+    """Who is ahead at the points that the methods' own rules pick; and whether mixing beats both ends."""
     where = {"rule": "picked"}
     verdicts = [
-        difference(f"at their own alpha, RRP beats {other} ({text})", records, "rrp", name, axis, want, where)
+        difference(f"at the picked points, RRP beats {other} ({text})", records, "rrp", name, axis, want, where)
         for name, other in (("wise-ft", "WiSE-FT"), ("logit-ensemble", "the logit ensemble"))
         for axis, text, want in (("shift accuracy", "under shift", "higher"), ("fpr", "FPR95", "lower"))
     ]
@@ -87,7 +89,7 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
 
 
 def _inner(records: pd.DataFrame) -> Verdict:
-    """Whether RRP at the alpha of its settings is better under shift than RP and than zero-shot, paired."""
+    """Whether the mixture that RRP's rule picked is better under shift than RP and than zero-shot, paired."""
     both = [row(records, rule="ends", method=PICKED, versus=end, metric="shift accuracy") for end in ENDS.values()]
     outcomes = {direction(r) for r in both}
     outcome = FAILS if FAILS in outcomes else HOLDS if outcomes == {HOLDS} else UNDECIDED
@@ -106,7 +108,7 @@ PANELS = ((SHIFT, FPR), (ID, FPR), (ID, SHIFT))
 
 
 def draw_frontier(records: pd.DataFrame) -> Figure:
-    """The curve of each mixture over alpha, and the point of its settings, with intervals."""
+    """The curve of each mixture over alpha, and the point that its own rule picked, with intervals."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.6), layout="constrained")
@@ -119,7 +121,7 @@ def draw_frontier(records: pd.DataFrame) -> Figure:
             panel.plot(100 * curve["value"], 100 * curve_y["value"], color=colour, lw=1.5, marker=".", zorder=2)
             at_x, at_y = (pick(plain, rule="picked", method=method, set=a[0], metric=a[1]).iloc[[0]] for a in (x, y))
             (px, ex), (py, ey) = percent(at_x), percent(at_y)
-            label = f"{name}, its alpha {at_x['alpha'].iloc[0]:g}"
+            label = f"{name}, picked alpha {at_x['alpha'].iloc[0]:g}"
             size = 13 if marker == "*" else 9
             drawn = panel.errorbar(px, py, ey, ex, color=colour, marker=marker, ms=size, mec="white", lw=1, capsize=2,
                                    zorder=3, label=label)  # fmt: skip
@@ -142,7 +144,7 @@ def draw_frontier(records: pd.DataFrame) -> Figure:
     seeds = int(plain["seeds"].max())
     figure.suptitle(
         f"Mixing features, weights or outputs with zero-shot: {len(levels)} alphas from 0 (marked) to 1 (zero-shot)\n"
-        f"large markers: the alpha of each method's settings, 95 % intervals, {seeds} seeds; better is up and "
+        f"large markers: the alpha that each method's own rule picked, 95 % intervals, {seeds} seeds; better is up and "
         "to the right", fontsize=11,
     )  # fmt: skip
     return figure
@@ -153,14 +155,14 @@ def _over_alpha(plain: pd.DataFrame, method: str, axis: tuple[str, str]) -> pd.D
 
 
 def describe_frontier(records: pd.DataFrame) -> str:
-    """The points of the settings, and what the best of each curve would have been."""
+    """The picked points, and what the best of each curve would have been."""
     plain = pick(records, versus=None)
     told = []
     for method in [m for m in STYLE if m in set(pick(plain, rule="grid")["method"])]:
         at = [pick(plain, rule="picked", method=method, set=a[0], metric=a[1]).iloc[0] for a in (SHIFT, FPR)]
         curves = [_over_alpha(plain, method, axis)["value"] for axis in (SHIFT, FPR)]
         told.append(
-            f"{named(method)} takes alpha {at[0]['alpha']:g} with {100 * at[0]['value']:.1f} % under shift and FPR95 "
+            f"{named(method)} picks alpha {at[0]['alpha']:g} with {100 * at[0]['value']:.1f} % under shift and FPR95 "
             f"{100 * at[1]['value']:.1f} %, where its curve reaches {100 * curves[0].max():.1f} % and "
             f"{100 * curves[1].min():.1f} %"
         )

@@ -95,7 +95,8 @@ def draw_measures(records: pd.DataFrame, panels: Sequence[Panel], title: str) ->
         axes.locator_params(axis="x", nbins=5)
         tidy(axes)
     seeds = int(records["seeds"].max())
-    figure.suptitle(f"{title} ({seeds} seed{'s' * (seeds > 1)}, bars: 95 % intervals)", fontsize=11)
+    choice = f"{records['choice'].iloc[0]} settings, " if "choice" in records else ""
+    figure.suptitle(f"{title} ({choice}{seeds} seed{'s' * (seeds > 1)}, bars: 95 % intervals)", fontsize=11)
     return figure
 
 
