@@ -523,7 +523,7 @@ def test_losses_that_are_read_now_and_then_are_the_same(tmp_path: Path, monkeypa
 
 def test_nan_in_a_real_method(clip: FrozenCLIP, train_set: ImageSet):
     with pytest.raises(TrainingDiverged, match="lower the learning rate"):
-        config = PAPER.changed(text_lr=float("inf"), epochs=3, batch_size=8, warmup_steps=0)
+        config = PAPER.changed(text_lr=1e30, epochs=3, batch_size=8, warmup_steps=0)
         Reprogrammer(clip, CLASSES, TEMPLATES, config).fit(train_set)
 
 

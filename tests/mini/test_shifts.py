@@ -85,6 +85,7 @@ def test_blur_keeps_flat_pictures_and_is_a_normal_kernel_along_both_axes():
     assert torch.equal(out, out.T)
     sigma = 0.023 * 64
     assert out[32, 33] / out[32, 32] == pytest.approx(torch.exp(torch.tensor(-0.5 / sigma**2)).item(), abs=0.03)
+    assert out[32, 32].item() / 255 == pytest.approx(1 / (2 * torch.pi * sigma**2), rel=0.05)
 
 
 def test_pixelate_makes_blocks():
