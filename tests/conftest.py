@@ -13,6 +13,7 @@ from open_clip.tokenizer import SimpleTokenizer
 
 from rp_lib.benchmark import Benchmark, ImageSet
 from rp_lib.clip import FrozenCLIP
+from rp_lib.mini import load_benchmark, load_clip
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 CLASSES = ("cat", "fire engine", "cup")
@@ -87,6 +88,18 @@ def clip() -> FrozenCLIP:
 def own_clip(clip: FrozenCLIP) -> FrozenCLIP:
     """A copy for tests that tamper with it."""
     return copy.deepcopy(clip)
+
+
+@pytest.fixture(scope="session")
+def mini_clip() -> FrozenCLIP:
+    """The one that ships, loaded once and never changed."""
+    return load_clip()
+
+
+@pytest.fixture(scope="session")
+def mini_benchmark() -> Benchmark:
+    """The one that ships, loaded once and never changed."""
+    return load_benchmark()
 
 
 @pytest.fixture(scope="session")

@@ -35,8 +35,8 @@ def benchmark(**changes):
 
 
 @pytest.fixture(scope="module")
-def mini():
-    return load_benchmark()
+def mini(mini_benchmark):
+    return mini_benchmark
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
 from safetensors.torch import save_file
 
-from rp_lib import FineTune, ImageSet, LinearProbe, Reprogrammer, ResidualReprogrammer, mini
+from rp_lib import Benchmark, FineTune, ImageSet, LinearProbe, Reprogrammer, ResidualReprogrammer
 from rp_lib.config import PAPER
 from rp_lib.utils.errors import RPLibError
 from tests.families import FAMILIES, make_family
@@ -26,9 +26,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pictures() -> ImageSet:
+def pictures(mini_benchmark: Benchmark) -> ImageSet:
     """Shipped pictures of three classes."""
-    data = mini.load_benchmark()
+    data = mini_benchmark
     labels = torch.tensor([0, 1, 2, 0])
     rows = [int((data.train.labels == data.class_names.index(CLASSES[c])).nonzero()[0]) for c in labels]
     return ImageSet(name="pictures", role="train", images=data.train.images[rows], labels=labels)

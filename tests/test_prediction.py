@@ -15,20 +15,19 @@ from PIL import Image
 from rp_lib import cli
 from rp_lib.data import from_folders
 from rp_lib.methods import LinearProbe, ResidualReprogrammer, ZeroShot, build_method, load_method
-from rp_lib.mini import load_benchmark, load_clip
 from rp_lib.prediction import MethodThreshold, export, find_pictures, fit_threshold, predict
 from rp_lib.utils.errors import RPLibError
 
 
 @pytest.fixture(scope="module")
-def clip():
-    return load_clip()
+def clip(mini_clip):
+    return mini_clip
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory):
+def photos(tmp_path_factory, mini_benchmark):
     """Icons in the middle of wide pictures, in folders, for two parts of five classes."""
-    root, mini = tmp_path_factory.mktemp("photos"), load_benchmark()
+    root, mini = tmp_path_factory.mktemp("photos"), mini_benchmark
     for part, images in (("train", mini.train), ("test", mini.test)):
         for c in range(5):
             (root / part / mini.class_names[c]).mkdir(parents=True)

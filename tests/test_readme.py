@@ -10,7 +10,7 @@ from rp_course.experiments import experiment, shipped_records
 
 from rp_lib.evaluation import summarize
 from rp_lib.figures import STYLE
-from rp_lib.mini import load_benchmark, load_clip, weights
+from rp_lib.mini import weights
 from rp_lib.run import CORE
 from rp_lib.run.report import COLUMNS, _cells, load_records
 
@@ -37,10 +37,10 @@ def test_table_is_that_of_the_shipped_records(shipped):
     assert markdown(summarize(shipped[0])) in README
 
 
-def test_shipped_records_belong_to_the_shipped_model_and_data(shipped):
+def test_shipped_records_belong_to_the_shipped_model_and_data(shipped, mini_clip, mini_benchmark):
     records, about = shipped
-    assert about["backbone_sha256"] == load_clip().fingerprint
-    assert about["benchmark_sha256"] == load_benchmark().fingerprint
+    assert about["backbone_sha256"] == mini_clip.fingerprint
+    assert about["benchmark_sha256"] == mini_benchmark.fingerprint
     assert set(records["method"]) == set(CORE) and about["seeds"] >= 3
 
 

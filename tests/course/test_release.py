@@ -9,16 +9,16 @@ from rp_course.mini_world.pretrain import config, pretrain
 from rp_course.mini_world.release import release
 from test_pretrain import RECIPE, corpus  # noqa: F401  the fixture
 
-from rp_lib.mini import load_benchmark, weights
+from rp_lib.mini import weights
 from rp_lib.utils.errors import RPLibError, UnknownName
 from rp_lib.utils.io import StorageError, load_tensors
 
 
 @pytest.fixture(scope="module")
-def released(corpus, tmp_path_factory):  # noqa: F811
+def released(corpus, tmp_path_factory, mini_benchmark):  # noqa: F811
     """Two releases: one run from scratch, and a second stage that goes on from the first release's weights."""
     root = tmp_path_factory.mktemp("release")
-    few = load_benchmark().subsample(40, 20)  # the cards measure every checkpoint on every set
+    few = mini_benchmark.subsample(40, 20)  # the cards measure every checkpoint on every set
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rp_course.mini_world.release.load_benchmark", lambda: few)
         pretrain(corpus, root / "one", RECIPE)
@@ -85,8 +85,8 @@ def test_a_refused_release_leaves_the_folder_as_it_was(released, tmp_path):
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
 
 
-def test_another_size_is_exported_with_a_card(corpus, tmp_path, monkeypatch):  # noqa: F811
-    few = load_benchmark().subsample(40, 20)
+def test_another_size_is_exported_with_a_card(corpus, tmp_path, monkeypatch, mini_benchmark):  # noqa: F811
+    few = mini_benchmark.subsample(40, 20)
     pretrain(corpus, tmp_path / "narrow", replace(RECIPE, width=96, steps=3, keep_at=()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rp_course.mini_world.other_size.load_benchmark", lambda: few)

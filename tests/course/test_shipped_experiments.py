@@ -4,7 +4,6 @@ import pytest
 from rp_course.experiments import EXPERIMENTS, experiment, shipped_records
 from rp_course.experiments.base import COLUMNS, SHIPPED
 
-from rp_lib.mini import load_benchmark, load_clip
 from rp_lib.run.report import load_records
 from rp_lib.run.search import tuned_settings
 from rp_lib.utils.io import file_sha256
@@ -23,18 +22,18 @@ def test_some_ship_and_are_small():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_records_are_of_what_ships_and_say_what_they_said(name):
+def test_records_are_of_what_ships_and_say_what_they_said(name, mini_clip, mini_benchmark):
     records, about = load_records(SHIPPED / f"{name}.csv")
     e = experiment(name)
     assert list(records.columns) == [*e.factors, *COLUMNS]
     assert about["records_sha256"] == file_sha256(SHIPPED / f"{name}.csv")
-    assert about["backbone_sha256"] == load_clip().fingerprint
+    assert about["backbone_sha256"] == mini_clip.fingerprint
     assert not about["quick"] and len(about["seeds"]) >= 3
     assert " /" not in about["command"]  # the folder of whoever ran it
     if name in EARLIER:
         assert about["benchmark_sha256"] == EARLIER_BENCHMARK
     else:
-        assert about["benchmark_sha256"] == load_benchmark().fingerprint
+        assert about["benchmark_sha256"] == mini_benchmark.fingerprint
         assert about["settings"] == {k: _plain(v) for k, v in tuned_settings().items()}
     assert [v.as_dict() for v in e.judge(shipped_records(name))] == about["verdicts"]
 

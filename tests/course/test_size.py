@@ -6,16 +6,15 @@ from rp_course.experiments import World, experiment, run
 from rp_course.experiments.size import LARGE, SMALL
 from test_verdicts import made_up, outcomes
 
-from rp_lib.mini import load_benchmark
 from rp_lib.utils.errors import RPLibError
 
 CORE = ("zero-shot", "linear-probe", "fine-tune", "rp", "rrp")
 
 
-def test_who_wants_to_measure_is_told_how_to_make_the_narrow_one(tmp_path, monkeypatch):
+def test_who_wants_to_measure_is_told_how_to_make_the_narrow_one(tmp_path, monkeypatch, mini_benchmark):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RPLibError, match=r"mini pretrain --recipe small .* --size half-width --out results/half-width"):
-        run(experiment("size"), World(load_benchmark(), {}, quick=True, seeds=(1,)), tmp_path)
+        run(experiment("size"), World(mini_benchmark, {}, quick=True, seeds=(1,)), tmp_path)
 
 
 def test_size_points_the_right_way():

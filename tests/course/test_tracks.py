@@ -8,7 +8,6 @@ from rp_lib.clip import FrozenCLIP
 from rp_lib.config import PAPER
 from rp_lib.data import NotThere
 from rp_lib.methods import METHODS, build_method
-from rp_lib.mini import load_benchmark, load_clip
 from rp_lib.run import session
 from rp_lib.run.search import tuned_settings
 from rp_lib.utils.errors import RPLibError, UnknownName
@@ -44,11 +43,11 @@ def opened(monkeypatch, tiny_clip, tiny_benchmark):
 LATER = {"attr-vr", "clip-lora", "lipsum-ft", "locoop"}
 
 
-def test_the_mini_track_is_the_shipped_one():
+def test_the_mini_track_is_the_shipped_one(mini_clip, mini_benchmark):
     track = open_track()
     assert track.name == "mini" and track.device == torch.device("cpu")
-    assert track.data.fingerprint == load_benchmark().fingerprint
-    assert track.clip.fingerprint == load_clip().fingerprint
+    assert track.data.fingerprint == mini_benchmark.fingerprint
+    assert track.clip.fingerprint == mini_clip.fingerprint
     assert track.settings == tuned_settings() and set(METHODS) - set(track.settings) == LATER
     assert track.task == (track.clip, track.data.class_names, track.data.templates)
 

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from conftest import CLASSES, TEMPLATES, make_clip
 
-from rp_lib import mini
 from rp_lib.benchmark import ImageSet
 from rp_lib.clip import FrozenCLIP
 from rp_lib.methods import CLIPLoRA, ZeroShot
@@ -122,8 +121,8 @@ def test_settings_and_towers_that_do_not_fit_are_refused(clip: FrozenCLIP):
         make(resnet)
 
 
-def test_it_learns_the_mini_benchmark():
-    clip, data = mini.load()
+def test_it_learns_the_mini_benchmark(mini_clip, mini_benchmark):
+    clip, data = mini_clip, mini_benchmark
     train = data.train.subset(range(64))
     method = CLIPLoRA(clip, data.class_names, data.templates, epochs=3, lr=3e-3, precision="float32")
     losses = method.fit(train).history.losses

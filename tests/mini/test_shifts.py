@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from rp_lib.methods import ZeroShot
-from rp_lib.mini import load_benchmark, load_clip
 from rp_lib.mini.benchmark import LOSS_OF_A_SHIFT, REAL_SHIFTS, SHIFTED_IMAGES
 from rp_lib.mini.shifts import CORRUPTIONS, SHIFTS, shift
 from rp_lib.utils.errors import RPLibError, UnknownName
@@ -16,8 +15,8 @@ SMOOTH = torch.nn.functional.interpolate(
 
 
 @pytest.fixture(scope="module")
-def mini():
-    return load_benchmark()
+def mini(mini_benchmark):
+    return mini_benchmark
 
 
 @pytest.mark.parametrize("name", SHIFTS)
@@ -104,8 +103,8 @@ def test_bad_input_is_refused():
         shift(torch.zeros(1, 3, 8, 9, dtype=torch.uint8), "hidden")
 
 
-def test_every_shift_costs_zero_shot_five_points_and_no_control_does(mini):
-    method = ZeroShot(load_clip(), mini.class_names, mini.templates)
+def test_every_shift_costs_zero_shot_five_points_and_no_control_does(mini, mini_clip):
+    method = ZeroShot(mini_clip, mini.class_names, mini.templates)
     top = method.accuracy(mini.test)
     lost = {name: top - method.accuracy(images) for name, images in mini.shifts.items()}
     assert set(lost) == {*REAL_SHIFTS, *SHIFTS} and min(lost.values()) >= LOSS_OF_A_SHIFT

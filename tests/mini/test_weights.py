@@ -5,7 +5,7 @@ import torch
 
 from rp_lib.features import FeatureStore
 from rp_lib.methods import ZeroShot
-from rp_lib.mini import load_benchmark, load_clip, weights
+from rp_lib.mini import load_clip, weights
 from rp_lib.stats import wilson_interval
 from rp_lib.utils.errors import UnknownName
 from rp_lib.utils.io import StorageError, load_tensors
@@ -22,17 +22,17 @@ def test_shipped_weights_are_small_float16_and_whole():
         assert metadata["config"]["vision_cfg"]["image_size"] == 64
 
 
-def test_the_mini_clip_is_a_real_zero_shot_model():
+def test_the_mini_clip_is_a_real_zero_shot_model(mini_clip, mini_benchmark):
     """Class prompts alone: at least 85 % on unseen monochrome sets and 65 % on unseen emoji vendors."""
-    clip, benchmark, store = load_clip(), load_benchmark(), FeatureStore()
-    method = ZeroShot(clip, benchmark.class_names, benchmark.templates)
+    benchmark, store = mini_benchmark, FeatureStore()
+    method = ZeroShot(mini_clip, benchmark.class_names, benchmark.templates)
     assert len(benchmark.class_names) >= 25
     assert method.accuracy(benchmark.test, store) >= 0.85
     assert method.accuracy(benchmark.shifts["emoji"], store) >= 0.65
 
 
-def test_accuracy_grows_with_pre_training():
-    benchmark = load_benchmark()
+def test_accuracy_grows_with_pre_training(mini_benchmark):
+    benchmark = mini_benchmark
     some = benchmark.test.subset(torch.arange(0, len(benchmark.test), 4))
     accuracies = []
     for name in weights.names():
@@ -68,9 +68,8 @@ def test_unknown_checkpoint_names_the_nearest():
         load_clip("finale")
 
 
-def test_untrained_words_share_one_row():
-    clip = load_clip()
-    table = clip.model.token_embedding.weight
+def test_untrained_words_share_one_row(mini_clip):
+    table = mini_clip.model.token_embedding.weight
     trained = load_tensors(weights.FOLDER / weights.index()["final"]["file"])[0]["token_ids"].long()
     others = torch.ones(len(table), dtype=torch.bool)
     others[trained] = False

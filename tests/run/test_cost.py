@@ -14,7 +14,6 @@ from rp_lib.config import AS_RELEASED, PAPER
 from rp_lib.data.class_names import CIFAR10
 from rp_lib.features import FeatureStore
 from rp_lib.methods import BASES, METHODS, build_method
-from rp_lib.mini import load_benchmark
 from rp_lib.run import cost
 from rp_lib.run.config import read_config
 from rp_lib.run.cost import GPUS, TaskSize, distinct_classes, duration, method_cost, seconds, task_size
@@ -82,7 +81,7 @@ def test_gradients_of_a_convolution_cost_as_much_as_itself_each(layer, inputs):
 
 def test_a_depthwise_tower_is_not_overestimated():
     """ConvNeXt: every map once more for the gradient of its input, and once more for that of its weight."""
-    tower = TowerCosts.open_clip("convnext_base")
+    tower = TowerCosts.open_clip("convnext_tiny")
     forward, border, tuned = (tower.image(gradient) for gradient in ("none", "input", "weights"))
     assert border.backward == forward.forward
     assert 1.95 * forward.forward < tuned.backward <= 2 * forward.forward  # less the first layer's input
@@ -260,9 +259,8 @@ def test_sizes_of_the_published_benchmarks():
     assert imagenet.judged == 50_000 + 10_000 + 30_000 + 7_500 + 50_889 + 3 * 10_000 + 5_640
 
 
-def test_sizes_of_the_mini_benchmark_are_counted():
-
-    mini, size = load_benchmark(), task_size({"id": "mini"})
+def test_sizes_of_the_mini_benchmark_are_counted(mini_benchmark):
+    mini, size = mini_benchmark, task_size({"id": "mini"})
     assert (size.train, size.val, size.classes) == (len(mini.train), len(mini.val), 40)
     assert size.judged == sum(len(s) for s in mini.sets) - size.train - size.val
 
