@@ -101,7 +101,9 @@ def test_zero_shot_numbers_are_those_of_the_model_card():
 def test_numbers_of_experiments_are_those_of_the_shipped_verdicts():
     told = PAGES["findings"].split("**When does reprogramming win?**")[1].split("## ")[0].replace("\n", " ")
     quoted = re.findall(r"[+-][0-9.]+ \[[+-][0-9.]+, [+-][0-9.]+\]", told)
-    evidence = " ".join(v.evidence for v in experiment("strength").judge(shipped_records("strength")))
+    evidence = " ".join(
+        v.evidence for name in ("strength", "narrowness") for v in experiment(name).judge(shipped_records(name))
+    )
     evidence = evidence.replace(" points [", " [")
     assert len(quoted) == 4 and all(q in evidence for q in quoted)
     *_, last = experiment("size").judge(shipped_records("size"))

@@ -58,7 +58,10 @@ def test_claims_point_the_right_way(name):
             for c in claims
             for side in [1 if c.want == "higher" else -1]
         ]  # fmt: skip
-        told = experiment(name).judge(pd.DataFrame(rows))
+        records = pd.DataFrame(rows)
+        if "choice" in experiment(name).factors:
+            records = pd.concat([records.assign(choice=choice) for choice in ("tuned", "published")])
+        told = experiment(name).judge(records)
         assert [v.outcome for v in told] == [outcome] * len(claims) and "unpaired" not in str(told)
 
 

@@ -7,6 +7,7 @@ seconds, and each measurement of memory has a process of its own. CPU seconds, s
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import multiprocessing
@@ -127,6 +128,7 @@ def table(record: Found) -> list[tuple[str, ...]]:
 
 def above(work: Callable[[], object]) -> int:
     """Bytes that work adds at its peak to what the process holds (Linux)."""
+    gc.collect()  # or garbage of before is freed meanwhile
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     before = _status("VmRSS")
     work()
