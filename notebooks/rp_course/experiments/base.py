@@ -69,7 +69,7 @@ class Experiment:
         factors: columns of the records that say under which condition a row was measured.
         measure: runs it; the frame has the factors and :data:`COLUMNS`.
         judge: verdicts of the records; must be able to come out either way.
-        minutes: on two cores; measured for those whose records ship, an estimate for the others.
+        minutes: on two cores, or of one thread; measured for those whose records ship, an estimate for the others.
         about: what to add to the provenance of a run, from its world.
         figures: gives its own figures by suffix of their files' names, imported when they are drawn; None for the one
             that all others share, see :mod:`rp_course.experiments.figures`.

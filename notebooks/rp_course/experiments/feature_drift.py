@@ -193,6 +193,7 @@ DRAWINGS = {
 
 
 EXPERIMENT = Experiment(
-    "intrusion", "What makes reprogramming less intrusive, and how does one measure it?", ("space",), measure, judge, 5,
+    "intrusion", "What makes reprogramming less intrusive, and how does one measure it?", ("space",), measure, judge,
+    19,
     figures=lambda: DRAWINGS,
 )  # fmt: skip

@@ -79,5 +79,5 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
 
 EXPERIMENT = Experiment(
     "strength", "Does the ranking of the methods turn as pre-training gets stronger?", ("checkpoint", "fraction"),
-    measure, judge, 6, about=about,
+    measure, judge, 25, about=about,
 )  # fmt: skip

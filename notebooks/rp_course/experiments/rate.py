@@ -52,7 +52,7 @@ def at_rate(world: World, name: str, factor: float) -> Entry:
 def published() -> dict[str, Entry]:
     """The methods with every setting as published, but CoOp with as many context tokens as fit, at most the 16.
 
-    FLYP is left out, whose batch of 512 is larger than what trains here.
+    FLYP is left out, whose other settings are for tasks of another size.
     """
     settings = read_config(PAPER_RUN).settings()
     settings["coop"].pop("n_context")  # beside the mini CLIP's class names 12 fit
@@ -154,6 +154,6 @@ def describe_rates(records: pd.DataFrame) -> str:
 
 
 EXPERIMENT = Experiment(
-    "rate", "What does adaptation break, and at which learning rate?", ("rest", "factor"), measure, judge, 23,
+    "rate", "What does adaptation break, and at which learning rate?", ("rest", "factor"), measure, judge, 52,
     figures=lambda: {"": Drawing(draw_rates, describe_rates)},
 )  # fmt: skip

@@ -173,9 +173,10 @@ def draw_narrowness(records: pd.DataFrame) -> Figure:
     handles, names = panel.get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=len(names), frameon=False)
     count = plain.loc[plain["family"] != MEAN, "family"].nunique()
+    choice = f" ({mean['choice'].iloc[0]} settings)" if "choice" in mean else ""
     figure.suptitle(
-        f"Training images by one designer or by all, as many of each class: mean of {count} families (thick, with 95 % "
-        "intervals for other families) and every family (thin)", fontsize=11,
+        f"Training images by one designer or by all{choice}: mean of {count} families (thick, with 95 % intervals for "
+        "other families) and every family (thin)", fontsize=11,
     )  # fmt: skip
     return figure
 
@@ -204,6 +205,6 @@ DRAWINGS = {"": Drawing(draw_narrowness, describe_narrowness)}
 
 EXPERIMENT = Experiment(
     "narrowness", "What does it cost to learn from one designer's images alone?",
-    ("family", "hands", "images", "classes"), measure, judge, 6,
+    ("family", "hands", "images", "classes"), measure, judge, 18,
     figures=lambda: DRAWINGS,
 )  # fmt: skip
