@@ -18,9 +18,9 @@ from rp_course.experiments.feature_drift import with_room
 from rp_course.experiments.figures import alt, figures, heatmap
 from rp_course.experiments.grid import Condition, Entry, methods, run_grid
 from rp_course.experiments.padding import at_resolution
-from rp_course.experiments.rate import PAPER_RUN, RATES, at_rate, published
+from rp_course.experiments.rate import OTHER_SIZE, PAPER_RUN, RATES, at_rate, published
 from rp_course.experiments.released_code import ROWS, SCRIPT_ROWS, switched
-from rp_course.experiments.released_script import DetectionScript
+from rp_course.experiments.released_script import DetectionScript, ReleasedFineTune, Shown
 from rp_course.experiments.single_designer import of_families
 from rp_course.experiments.training_data import of_classes, per_class, same_steps
 from rp_course.experiments.world import published_settings, tuned_placements
@@ -44,7 +44,8 @@ SETTINGS = {
     "rp-text": {"config": QUICK.changed(use_image_program=False)}, "coop": {"epochs": 1},
     "lp-ft": {"epochs": 1, "probe_epochs": 1}, "flyp": {"epochs": 1},
     "maple": {"epochs": 1, "batch_size": 16}, "zs-lp": {"epochs": 1}, "task-res": {"epochs": 1},
-    "clap": {"epochs": 1}, "tip-adapter-f": {"epochs": 1},
+    "clap": {"epochs": 1}, "tip-adapter-f": {"epochs": 1}, "lipsum-ft": {"epochs": 1}, "clip-lora": {"epochs": 1},
+    "locoop": {"epochs": 1},
 }  # fmt: skip
 
 
@@ -190,6 +191,41 @@ def test_entries_that_share_training_are_evaluated_under_their_own_switches(worl
     assert value["rp", "mean of OOD sets", "auroc"] != value["wrapped", "mean of OOD sets", "auroc"]
 
 
+def test_an_entry_may_train_on_other_data_and_be_of_another_class(world, tiny_benchmark, tmp_path):
+    small = at_resolution(tiny_benchmark, 8)
+    entries = {
+        "zero-shot": Entry("zero-shot"),
+        "seen small": Entry("zero-shot", outputs=Shown(small)),
+        "fine-tune": Entry("fine-tune", {"epochs": 1, "lr": 1e-3}),
+        "biased": Entry("fine-tune", {"epochs": 1, "lr": 1e-3}, kind=ReleasedFineTune),
+        "learned small": Entry("fine-tune", {"epochs": 1, "lr": 1e-3}, data=small),
+    }
+    kept = []
+
+    def looked_at(world, method, seed, benchmark):
+        kept.append(method)
+        return world.outputs(method, seed, benchmark)
+
+    entries["biased"] = dataclasses.replace(entries["biased"], outputs=looked_at)
+    records = run_grid(world, [Condition({"k": 0}, tiny_benchmark, entries)], tmp_path)
+    value = pick(records, versus=None, set="mean of OOD sets", metric="auroc").set_index("method")["value"]
+    assert value.nunique() == len(entries)
+    (group,) = kept[0].parameter_groups()
+    biases = [p for name, p in kept[0].modules().named_parameters() if name.endswith("bias")]
+    assert {id(b) for b in biases} <= {id(p) for p in group.parameters} and group.weight_decay > 0
+    assert kept[0].classifier.bias.abs().max() > 0  # starts at zero, and is trained
+    for entry in entries.values():  # each is a part of its own
+        alone = dataclasses.replace(entry, outputs=World.outputs)
+        run_grid(world, [Condition({}, tiny_benchmark, {"m": alone})], tmp_path / "own")
+    assert len(list((tmp_path / "own").glob("*.csv"))) == len(entries) - 1  # the two of zero-shot are the same now
+
+
+def test_prompts_that_end_in_a_full_stop_are_another_task(world, tiny_clip, tiny_benchmark):
+    stopped = dataclasses.replace(tiny_benchmark, templates=tuple(f"{t}." for t in tiny_benchmark.templates))
+    plain, other = (world.fit("zero-shot", 1, b, tiny_clip) for b in (tiny_benchmark, stopped))
+    assert plain.templates != other.templates and world.fit("zero-shot", 1, tiny_benchmark, tiny_clip) is plain
+
+
 @pytest.mark.parametrize("name", list(EXPERIMENTS))
 def test_every_experiment_runs_and_judges(name, world, tiny_clip, tiny_benchmark, tmp_path, monkeypatch):
     from rp_course.experiments import neighbours, size, table
@@ -257,14 +293,14 @@ def test_reused_parts_are_told_with_the_commit_that_measured_them(world, tmp_pat
     e = experiment("programs")
     told = lambda: json.loads((tmp_path / "programs.json").read_text())["parts"]  # noqa: E731
     run(e, world, tmp_path)
-    assert told() == {"measured": 1, "reused": {}}
+    assert told() == {"measured": 2, "reused": {}}  # with tuned and with published settings
     monkeypatch.setattr(grid, "commit", lambda: "def456")
     run(e, world, tmp_path)
-    assert told() == {"measured": 0, "reused": {"abc123": 1}}
-    for path in (tmp_path / "parts" / "programs").glob("*.json"):  # as parts of before this was noted
+    assert told() == {"measured": 0, "reused": {"abc123": 2}}
+    for path in (tmp_path / "parts" / "programs").rglob("*.json"):  # as parts of before this was noted
         path.unlink()
     run(e, world, tmp_path)
-    assert told() == {"measured": 0, "reused": {"unknown": 1}}
+    assert told() == {"measured": 0, "reused": {"unknown": 2}}
 
 
 def test_the_command_prints_the_whole_table_and_draws_again_without_measuring(world, tmp_path, capsys, monkeypatch):
@@ -380,7 +416,7 @@ def test_only_the_rate_differs_from_the_tuned_settings_and_it_is_a_multiple_of_t
 
 def test_published_rates_are_those_of_the_published_settings():
     entries = published()
-    assert set(RATES) - set(entries) == {"flyp"}
+    assert set(RATES) - set(entries) == set(OTHER_SIZE)
     for name, entry in entries.items():
         known = entry.settings.get("config", METHODS[name])  # of what is not listed, the defaults
         assert {key: entry.settings.get(key, getattr(known, key)) for key in RATES[name]} == RATES[name]

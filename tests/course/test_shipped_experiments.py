@@ -12,6 +12,8 @@ from rp_lib.utils.io import file_sha256
 EARLIER = frozenset(
     "classes neighbours remedies shots size".split()
 )
+# And those of the tuned settings alone, of before each experiment had both.
+ONE_CHOICE = EARLIER | frozenset("border frontier ledger losses padding programs words".split())
 EARLIER_BENCHMARK = "0881aba6f3e08fd645c93b1fccddcb866ebac4b71fdca38fd36ff0836739b574"
 NAMES = sorted(p.stem for p in SHIPPED.glob("*.json"))  # a CSV without one is no experiment's records
 
@@ -25,7 +27,7 @@ def test_some_ship_and_are_small():
 def test_records_are_of_what_ships_and_say_what_they_said(name, mini_clip, mini_benchmark):
     records, about = load_records(SHIPPED / f"{name}.csv")
     e = experiment(name)
-    assert list(records.columns) == [*e.factors, *COLUMNS]
+    assert list(records.columns) == [f for f in (*e.factors, *COLUMNS) if f != "choice" or name not in ONE_CHOICE]
     assert about["records_sha256"] == file_sha256(SHIPPED / f"{name}.csv")
     assert about["backbone_sha256"] == mini_clip.fingerprint
     assert not about["quick"] and len(about["seeds"]) >= 3
@@ -34,7 +36,7 @@ def test_records_are_of_what_ships_and_say_what_they_said(name, mini_clip, mini_
         assert about["benchmark_sha256"] == EARLIER_BENCHMARK
     else:
         assert about["benchmark_sha256"] == mini_benchmark.fingerprint
-        assert about["settings"] == {k: _plain(v) for k, v in tuned_settings().items()}
+        assert about["settings"].items() <= {k: _plain(v) for k, v in tuned_settings().items()}.items()
     assert [v.as_dict() for v in e.judge(shipped_records(name))] == about["verdicts"]
 
 

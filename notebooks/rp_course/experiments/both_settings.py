@@ -40,7 +40,12 @@ def on_both_settings(experiment: Experiment) -> Experiment:
 
 def of_half(choice: str, drawing: Drawing) -> Drawing:
     """A drawing of the records with one choice of settings."""
-    return Drawing(lambda r: drawing.draw(pick(r, choice=choice)), lambda r: drawing.alt(pick(r, choice=choice)))
+    return Drawing(lambda r: drawing.draw(_half(r, choice)), lambda r: drawing.alt(_half(r, choice)))
+
+
+def _half(records: pd.DataFrame, choice: str) -> pd.DataFrame:
+    """The records with one choice of settings; all of them, if they were measured with one choice alone."""
+    return pick(records, choice=choice) if "choice" in records else records
 
 
 def with_both_settings(measure: Callable[[World, Path], pd.DataFrame]) -> Callable[[World, Path], pd.DataFrame]:
@@ -57,6 +62,8 @@ def at_both_settings(judge: Callable[[pd.DataFrame], list[Verdict]]) -> Callable
     """Judge each half of the records on its own; where the halves disagree, a claim depends on the setting."""
 
     def judged(records: pd.DataFrame) -> list[Verdict]:
+        if "choice" not in records:  # measured with the tuned settings alone
+            return judge(records)
         halves = {choice: judge(pick(records, choice=choice)) for choice in (TUNED, PUBLISHED)}
         return [_together(dict(zip(halves, verdicts, strict=True))) for verdicts in zip(*halves.values(), strict=True)]
 

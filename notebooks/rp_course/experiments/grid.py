@@ -49,12 +49,16 @@ class Entry:
         shares: label of an entry whose training it takes, since its settings differ in what follows training alone.
         outputs: what is evaluated of the fitted method, see
             :class:`~rp_course.experiments.released_script.DetectionScript`.
+        data: what to train on, instead of the condition's benchmark; the classes are the same.
+        kind: class of the method, if it is not the library's own of that name.
     """
 
     method: str
     settings: Mapping[str, Any] | None = None
     shares: str | None = None
     outputs: Callable[[World, Method, int, Benchmark], MethodOutputs] = World.outputs
+    data: Benchmark | None = None
+    kind: type[Method] | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,8 @@ def _key(world: World, condition: Condition) -> str:
     entries = {
         label: [e.method, dict(world.tuned(e.method) if e.settings is None else e.settings), e.shares]
         + ([] if e.outputs is World.outputs else [repr(e.outputs)])
+        + ([] if e.data is None else [e.data.fingerprint])
+        + ([] if e.kind is None else [e.kind.__name__])
         for label, e in condition.entries.items()
     }
     trains = None if condition.train is None else {seed: s.fingerprint for seed, s in condition.train.items()}
@@ -202,10 +208,13 @@ def _fit(
         method.load_state_dict(base.state_dict())
         method.trained_on, method.preparation = base.trained_on, base.preparation
         return method
+    data = condition.benchmark if entry.data is None else entry.data
     train = None if condition.train is None else condition.train[seed]
-    return world.fit(
-        entry.method, seed, condition.benchmark, clip, settings=entry.settings, train=train, fitted=fitted.values()
-    )
+    if entry.kind is not None:
+        settings = {**(world.tuned(entry.method) if entry.settings is None else entry.settings), "seed": seed}
+        own = entry.kind(clip, data.class_names, data.templates, precision=world.precision, **settings)
+        return own.fit(data.train if train is None else train, store=world.store(clip))
+    return world.fit(entry.method, seed, data, clip, settings=entry.settings, train=train, fitted=fitted.values())
 
 
 def judge_outputs(

@@ -44,7 +44,7 @@ def measure_programs(world: World, parts: Path) -> pd.DataFrame:
     """The image program alone, the text program alone, both, each with its own tuned settings; both by placement."""
     entries = methods("zero-shot", "rp-image", "rp-text", "rp", "rrp")
     entries |= {f"rp, {placement}": Entry("rp", world.placed(placement)) for placement in ("pad", "overlay")}
-    return run_grid(world, [Condition({"settings": "tuned"}, world.judged, entries)], parts)
+    return run_grid(world, [Condition({"settings": "of each method"}, world.judged, entries)], parts)
 
 
 def judge_programs(records: pd.DataFrame) -> list[Verdict]:

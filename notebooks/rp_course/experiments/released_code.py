@@ -1,9 +1,11 @@
-"""What is each detail of the released code worth? One switch of ``as_released`` at a time, from ``paper``."""
+"""What is each detail of the released code worth? One at a time, from ``paper``: for RP and RRP, and for the others."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -18,10 +20,15 @@ from rp_course.experiments.base import (
     direction,
     pick,
 )
+from rp_course.experiments.figures import named
 from rp_course.experiments.grid import Condition, Entry, run_grid
-from rp_course.experiments.released_script import DetectionScript
+from rp_course.experiments.padding import at_resolution
+from rp_course.experiments.released_script import DetectionScript, ReleasedFineTune, Shown
 from rp_course.experiments.world import World
+from rp_lib.benchmark import Benchmark
 from rp_lib.config import AS_RELEASED, PAPER, RPConfig
+from rp_lib.methods.baselines.prompts import ContextPrompts
+from rp_lib.outputs import MethodOutputs
 
 # Row of the ledger -> what it is called here, which switches it sets, whether RP must be trained again.
 # Switches of the released detection script are those of `DetectionScript`, all others those of `RPConfig`.
@@ -42,10 +49,17 @@ FULL_TRACK = {
     "3": "STL-10's labels are not mapped to CIFAR-10's order",
     "4": "ImageNet-A and -R are scored over 1000 classes",
     "13": "one bare template, repeated names on ImageNet",
+    "16": "CIFAR-10's shifted and OOD sets keep up to 128 px",
+}
+# What the released code does to other methods: row of the ledger -> what it is called here, and whom it changes.
+OTHERS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "12": (ROWS["12"][0], ("zero-shot", "linear-probe", "fine-tune", "coop")),
+    "13": ("prompts end in a full stop", ("coop",)),
+    "15": ("head with a bias, all decayed", ("fine-tune",)),
 }
 RESIDUAL_ONLY = frozenset({"5", "6"})
 SCRIPT_ROWS = frozenset({"2", "6", "7"})
-QUICK = ("1", "2", "5")
+QUICK = ("1", "2", "5", "15")
 # A row whose intervals all lie within this of zero changes nothing that matters: one point.
 MARGIN = 0.01
 
@@ -58,20 +72,21 @@ def switched(config: RPConfig, row: str) -> RPConfig:
 
 
 def measure(world: World, parts: Path, rows: Sequence[str] | None = None) -> pd.DataFrame:
-    """RP and RRP under ``paper``, and with each row of the ledger (or of ``rows``) switched alone.
+    """RP, RRP and the others under ``paper``, and with each row of the ledger (or of ``rows``) switched alone.
 
-    Their border stands around the picture, since row 1 is to lay it over.
+    The border of RP and RRP stands around the picture, since row 1 is to lay it over. RRP's half that is zero-shot sees
+    the pictures of row 12, too.
     """
     tuned, alpha = world.placed("pad")["config"], world.tuned("rrp")["config"].alpha
     if world.published:
         tuned = tuned.changed(border_init=PAPER.border_init)  # the start from N(0, 1) is a row of the ledger
-    rows = rows or (QUICK if world.quick else tuple(ROWS))
+    rows = rows or (QUICK if world.quick else tuple(dict.fromkeys((*ROWS, *OTHERS))))
     entries = {"rp": Entry("rp", {"config": tuned}), "rrp": Entry("rrp", {"config": tuned.changed(alpha=alpha)}, "rp")}
     pairs = []
-    for number in rows:
+    for number in [n for n in rows if n in ROWS]:
         name, _, anew = ROWS[number]
         config = switched(tuned, number)
-        outputs = DetectionScript(**dict.fromkeys(ROWS[number][1], True)) if number in SCRIPT_ROWS else World.outputs
+        outputs = _outputs(world.judged, number)
         rp, rrp = f"rp, row {number}: {name}", f"rrp, row {number}: {name}"
         if number not in RESIDUAL_ONLY:
             entries[rp] = Entry("rp", {"config": config}, None if anew else "rp", outputs)
@@ -79,14 +94,51 @@ def measure(world: World, parts: Path, rows: Sequence[str] | None = None) -> pd.
         source = "rp" if number in RESIDUAL_ONLY else rp
         entries[rrp] = Entry("rrp", {"config": config.changed(alpha=alpha)}, source, outputs)
         pairs.append((rrp, "rrp"))
-    return run_grid(world, [Condition({"preset": "paper, tuned"}, world.judged, entries, pairs)], parts)
+    for number in [n for n in rows if n in OTHERS]:
+        name, changed = OTHERS[number]
+        for method in changed:
+            label = f"{method}, row {number}: {name}"
+            entries.setdefault(method, Entry(method, _room_for_a_stop(world) if method == "coop" else None))
+            entries[label] = _changed(world.judged, number, entries[method])
+            pairs.append((label, method))
+    return run_grid(world, [Condition({"preset": "paper"}, world.judged, entries, pairs)], parts)
+
+
+def _outputs(benchmark: Benchmark, number: str) -> Callable[..., MethodOutputs]:
+    """What is evaluated of RP and RRP in a row of the ledger."""
+    if number in SCRIPT_ROWS:
+        return DetectionScript(**dict.fromkeys(ROWS[number][1], True))
+    return Shown(_shrunk(benchmark, AS_RELEASED.eval_resolution)) if number == "12" else World.outputs
+
+
+def _changed(benchmark: Benchmark, number: str, plain: Entry) -> Entry:
+    """Another method than RP and RRP, with one row of the ledger as released."""
+    if number == "12":
+        shown = Shown(_shrunk(benchmark, AS_RELEASED.eval_resolution))
+        return replace(plain, data=_shrunk(benchmark, AS_RELEASED.train_resolution), outputs=shown)
+    if number == "13":
+        return replace(plain, data=replace(benchmark, templates=tuple(f"{t}." for t in benchmark.templates)))
+    return replace(plain, kind=ReleasedFineTune)
+
+
+def _shrunk(benchmark: Benchmark, fraction: float) -> Benchmark:
+    return at_resolution(benchmark, round(fraction * benchmark.test.images.shape[-1]))
+
+
+def _room_for_a_stop(world: World) -> dict[str, Any]:
+    """CoOp's settings; a context that is to be as long as fits leaves room for the full stop of row 13."""
+    names, templates = world.judged.class_names, world.judged.templates
+    longest = ContextPrompts(world.backbone(), names, f"{templates[0]}.", n=None, start="random").context.shape[0]
+    return {"n_context": longest, **world.tuned("coop")}
 
 
 def judge(records: pd.DataFrame) -> list[Verdict]:
-    """Which details change a number of RRP, in which direction; and the two that corrupt what they measure."""
+    """Which details change a number of a method, in which direction; and the two that corrupt what they measure."""
     verdicts = []
     compared = records[records["versus"].notna()]
-    for label in [m for m in dict.fromkeys(compared["method"]) if m.startswith("rrp, row")]:
+    for label in [m for m in dict.fromkeys(compared["method"]) if ", row" in m and not m.startswith("rp, ")]:
+        method, detail = label.split(", ", 1)
+        whose = "RRP" if method == "rrp" else named(method)
         found = {axis: pick(compared, method=label, metric=axis) for axis in AXIS_LABELS}
         found = {axis: rows.iloc[0] for axis, rows in found.items() if len(rows)}
         changed = [axis for axis, r in found.items() if direction(r) != UNDECIDED]
@@ -96,7 +148,7 @@ def judge(records: pd.DataFrame) -> list[Verdict]:
         ]
         small = all(-MARGIN <= r["low"] <= r["high"] <= MARGIN for r in found.values())
         outcome = HOLDS if changed else FAILS if small else UNDECIDED
-        verdicts.append(Verdict(f"{label.removeprefix('rrp, ')} changes a number of RRP", outcome, "; ".join(parts)))
+        verdicts.append(Verdict(f"{detail} changes a number of {whose}", outcome, "; ".join(parts)))
     wrap = f"rp, row 2: {ROWS['2'][0]}"
     if wrap in set(compared["method"]):
         verdicts.append(

@@ -1,4 +1,4 @@
-"""What the released code's evaluation prints of a trained method: its detection script, emulated."""
+"""What the released code makes of a trained method: its detection script, what pictures it shows, its fine-tuning."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rp_course.experiments.world import World
 from rp_lib.benchmark import OOD_ROLES, Benchmark, ImageSet, mask_logits
 from rp_lib.clip import FrozenCLIP
-from rp_lib.methods import Method
+from rp_lib.methods import FineTune, Method
 from rp_lib.outputs import MethodOutputs, Outputs, compute_outputs
+from rp_lib.trainer import Group
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,44 @@ class DetectionScript:
                 parts["logits"] = half_precision_logits(s.logits)
             sets[name] = _Scored(**parts, reported_logits=reported.sets[name].logits)
         return MethodOutputs(reported.about, sets)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Compute the outputs of a fitted method for the pictures of another benchmark with the same classes.
+
+    Args:
+        benchmark: What the method is shown, such as the same pictures at a lower resolution.
+
+    Example:
+        >>> outputs = Shown(at_resolution(world.judged, 37))(world, probe, 1, world.judged)  # doctest: +SKIP
+    """
+
+    benchmark: Benchmark
+
+    def __call__(self, world: World, method: Method, seed: int, benchmark: Benchmark) -> MethodOutputs:
+        """Return the outputs for ``self.benchmark``, to be compared with those for ``benchmark``."""
+        shown = world.outputs(method, seed, self.benchmark)
+        return MethodOutputs({**shown.about, "benchmark_sha256": benchmark.fingerprint}, shown.sets)
+
+    def __repr__(self) -> str:
+        return f"Shown({self.benchmark.fingerprint})"
+
+
+class ReleasedFineTune(FineTune):
+    """Fine-tuning as the released code does it: the head has a bias, and every weight is decayed.
+
+    Example:
+        >>> ReleasedFineTune(clip, class_names, templates).fit(train)  # doctest: +SKIP
+    """
+
+    def new_classifier(self, bias: bool = True) -> nn.Module:
+        """See :meth:`FineTune.new_classifier`; with a bias, which starts at zero."""
+        return super().new_classifier(bias)
+
+    def parameter_groups(self) -> list[Group]:
+        """Return all weights, also biases and normalisation gains, with the same decay."""
+        return [Group([p for g in super().parameter_groups() for p in g.parameters], self.lr, self.weight_decay)]
 
 
 @dataclass(frozen=True, eq=False)

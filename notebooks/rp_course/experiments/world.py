@@ -123,7 +123,8 @@ class World:
         """
         train = benchmark.train if train is None else train
         tuned = settings in (None, self.settings.get(name)) and train is self.benchmark.train
-        key = (name, repr(self.settings.get(name)), seed, clip.fingerprint, benchmark.class_names)
+        task = (benchmark.class_names, benchmark.templates)
+        key = (name, repr(self.settings.get(name)), seed, clip.fingerprint, *task)
         if tuned and key in self._fits:
             return self._fits[key]
         options = {name: self.tuned(name) if settings is None else settings}
