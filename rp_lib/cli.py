@@ -161,6 +161,8 @@ def _compare(config: RunConfig, args: argparse.Namespace, keep_outputs: bool) ->
         print(f"\nDetector {name}:\n{table(of_detector(result.summary, name))}")
     verb = "Reused" if result.reused else "Wrote"
     print(f"\n{verb} {config.out / 'records.csv'} ({len(result.records)} records) and {result.figure}")
+    if keep_outputs:
+        print(f"By class, confusion and mistakes with their files: the tables in {config.out / 'answers'}")
 
 
 # The command line: ``rp-lib`` or ``python -m rp_lib``.
