@@ -8,6 +8,7 @@ is lower. So the tag or the file decides on the activation.
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 import pickle
@@ -94,6 +95,7 @@ def load_backbone(name: str, pretrained: str | Path | None, **options: Any) -> B
         models = open_clip.list_models()
         if name not in models:
             raise UnknownName("open_clip model", name, models)
+        _check_packages(name)
         if tag is not None and not Path(tag).is_file():
             name, model = _from_tag(name, tag, options)
         elif tag is not None:
@@ -108,6 +110,19 @@ def load_backbone(name: str, pretrained: str | Path | None, **options: Any) -> B
     visual: Any = model.visual
     mean, std = visual.image_mean or open_clip.OPENAI_DATASET_MEAN, visual.image_std or open_clip.OPENAI_DATASET_STD
     return Backbone(model, tokenizer, label, mean, std, _preparation(model, name))
+
+
+def _check_packages(name: str) -> None:
+    """Raise at once, not behind a download of weights, if an architecture's texts need a package that is not there."""
+    import open_clip
+
+    text = open_clip.get_model_config(name)["text_cfg"]
+    needed = text.get("hf_model_name") or text.get("hf_tokenizer_name")
+    if needed and importlib.util.find_spec("transformers") is None:
+        raise RPLibError(
+            f"{name} reads texts as {needed} does, which needs the package transformers: "
+            "pip install 'rp-lib[hugging-face]'"
+        )
 
 
 def _preparation(model: nn.Module, name: str) -> Preparation:
@@ -126,29 +141,58 @@ def _preparation(model: nn.Module, name: str) -> Preparation:
     return Preparation(_side(visual.image_size, name), interpolation, mode)
 
 
-def _prepare_as_published(model: nn.Module, name: str, file: str) -> None:
-    """Give a model that was filled from a local file the preparation of that architecture's published weights.
+def _published(name: str, path: Path) -> dict[str, dict[str, Any]]:
+    """Return what is known of the weights that a local file may hold, by tag.
 
-    A tag that the file's name holds decides; else all published weights of the architecture, if they agree.
+    A configuration next to the file decides; then a tag that its name holds; else all published weights of the
+    architecture come into question.
     """
     import open_clip
+
+    config = path.with_name("open_clip_config.json")
+    if config.is_file():
+        try:
+            about = json.loads(config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise RPLibError(f"{config} is no JSON ({error}): mend it, or move {path.name} elsewhere") from error
+        quick = about.get("model_cfg", {}).get("quick_gelu")
+        return {config.name: {**about.get("preprocess_cfg", {}), "quick_gelu": quick}}
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    named = max((tag for tag in tags if tag in path.name), key=len, default=None)
+    return {tag: open_clip.get_pretrained_cfg(name, tag) or {} for tag in (tags if named is None else [named])}
+
+
+def _prepare_as_published(model: nn.Module, name: str, path: Path) -> None:
+    """Give a model that was filled from a local file the preparation that its weights were published with."""
     from open_clip.model import get_model_preprocess_cfg, set_model_preprocess_cfg
 
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    named = max((tag for tag in tags if tag in file), key=len, default=None)
     found: dict[str, list[str]] = {}
-    for tag in tags if named is None else [named]:
-        about = open_clip.get_pretrained_cfg(name, tag)
+    for tag, about in _published(name, path).items():
         keys = ("mean", "std", "interpolation", "resize_mode")
         found.setdefault(json.dumps({key: about[key] for key in keys if about.get(key)}), []).append(tag)
     if len(found) == 1:
         set_model_preprocess_cfg(model, {**get_model_preprocess_cfg(model), **json.loads(next(iter(found)))})
-    elif found:
-        log.warning(
-            "published weights of %s take different pictures (%s), and the name of %s does not say which: OpenAI's "
-            "mean and deviation are used. For others pass force_preprocess_cfg={'mean': ..., 'std': ...}", name,
-            "; ".join(f"{', '.join(of)}: {what}" for what, of in found.items()), file,
-        )  # fmt: skip
+        return
+    known = "; ".join(f"{', '.join(of)}: {what}" for what, of in found.items())
+    log.warning(
+        "%s, and the name of %s does not say which: OpenAI's mean and deviation are used. For others pass "
+        "force_preprocess_cfg={'mean': ..., 'std': ...}",
+        f"published weights of {name} take different pictures ({known})" if found
+        else f"no weights of {name} are published that would say how its pictures are prepared", path.name,
+    )  # fmt: skip
+
+
+def _activations(name: str, path: Path, options: Mapping[str, Any]) -> dict[bool, list[str]]:
+    """Return the tags whose weights a local file may hold, by whether they need QuickGELU; empty if that was said."""
+    import open_clip
+
+    config = open_clip.get_model_config(name) or {}
+    if "force_quick_gelu" in options or name.endswith(TWIN) or config.get("quick_gelu"):
+        return {}
+    found: dict[bool, list[str]] = {}
+    for tag, about in _published(name, path).items():
+        found.setdefault(tag == "openai" or bool(about.get("quick_gelu")), []).append(tag)
+    return found
 
 
 def _create(name: str, tag: str | None, **options: Any) -> nn.Module:
@@ -186,6 +230,9 @@ def _from_file(name: str, path: Path, options: dict[str, Any]) -> tuple[str, nn.
     state = None if path.suffix in (".npz", ".npy") else read_weights(path)
     if state is not None and state.keys() >= OPENAI_KEYS:
         name, options = _with_quick_gelu(name, f"the file {path.name}", options)
+        quick = {}
+    elif set(quick := _activations(name, path, options)) == {True}:
+        name, options = _with_quick_gelu(name, f"the file {path.name}, as {' and '.join(quick[True])},", options)
     with quiet_about_random_weights():  # open_clip warns of random weights, which the file's are about to replace
         model = _create(name, None, **options)
     try:
@@ -200,14 +247,22 @@ def _from_file(name: str, path: Path, options: dict[str, Any]) -> tuple[str, nn.
     if state is not None and state.keys() >= OPENAI_KEYS:
         return name, model
     if "force_preprocess_cfg" not in options:
-        _prepare_as_published(model, name, path.name)
+        _prepare_as_published(model, name, path)
     halves = [tower for tower, matrices in _matrices(model).items() if _half_precise(matrices)]
-    if halves and f"{name}{TWIN}" in open_clip.list_models() and not options.get("force_quick_gelu"):
+    twin = f"{name}{TWIN}"
+    open_question = set(quick) != {False} and not options.get("force_quick_gelu")
+    if halves and open_question and twin in open_clip.list_models():
         log.warning(
             "every weight matrix of the %s tower in %s is a number of half precision, as in OpenAI's releases. If the "
-            "weights are OpenAI's, or were trained further from them, load %s%s instead: they were trained with "
+            "weights are OpenAI's, or were trained further from them, load %s instead: they were trained with "
             "QuickGELU, and with plain GELU every number is silently lower",
-            " and the ".join(halves), path.name, name, TWIN,
+            " and the ".join(halves), path.name, twin,
+        )  # fmt: skip
+    elif len(quick) == 2:
+        log.warning(
+            "published weights of %s have two activations, and the name of %s does not say which its weights want: "
+            "plain GELU is taken. If they are %s, or were trained further from them, pass force_quick_gelu=True: with "
+            "the wrong one every number is silently lower", name, path.name, " or ".join(quick[True]),
         )  # fmt: skip
     return name, model
 

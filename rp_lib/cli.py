@@ -161,6 +161,8 @@ def _compare(config: RunConfig, args: argparse.Namespace, keep_outputs: bool) ->
         print(f"\nDetector {name}:\n{table(of_detector(result.summary, name))}")
     verb = "Reused" if result.reused else "Wrote"
     print(f"\n{verb} {config.out / 'records.csv'} ({len(result.records)} records) and {result.figure}")
+    if keep_outputs:
+        print(f"By class, confusion and mistakes with their files: the tables in {config.out / 'answers'}")
 
 
 # The command line: ``rp-lib`` or ``python -m rp_lib``.
@@ -488,7 +490,7 @@ def _listing(store: DataStore, sources: Sources, chosen: Sequence[DataSet]) -> s
 
     rows = [("name", "role", "download", "licence or terms", "here")]
     for data in chosen or sources.data.values():
-        size = "by hand" if data.by_hand else f"{'about ' if data.sizes_from else ''}{human(data.size)}"
+        size = "by hand" if data.by_hand else f"{'about ' if data.sizes_from and data.size else ''}{human(data.size)}"
         rows.append((data.name, data.role, size, data.licence or "none found", store.state(data).text))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join([*(f"{cell:{w}}" for cell, w in zip(row, widths, strict=False)), row[4]]) for row in rows]
@@ -496,7 +498,7 @@ def _listing(store: DataStore, sources: Sources, chosen: Sequence[DataSet]) -> s
         lines += ["", "groups:"]
         for group, text in sources.groups.items():
             lines.append(f"  {group}: {text} ({', '.join(d.name for d in sources.select([group]))})")
-        lines += ["", f"in {store.root}; a size is unknown where neither publisher nor a catalogue states it"]
+        lines += ["", f"in {store.root}; --list NAME says who states a size, or where an unknown one was looked for"]
     for data in chosen:
         lines += ["", f"{data.name}: {data.title}; {data.homepage}"]
         lines += [f"  {data.by_hand}"] if data.by_hand else []

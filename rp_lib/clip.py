@@ -206,7 +206,12 @@ class FrozenCLIP:
         # The same weights with another activation are another model, and no weight tells them apart.
         quick = torch.tensor(any(type(m).__name__ == "QuickGELU" for m in self.model.modules()))
         parts = {**self.model.state_dict(), "mean": self._mean, "std": self._std, "quick_gelu": quick}
-        if (own := replace(self.preparation, size=224)) != Preparation():  # other resizing, other features
+        # Another resizing or size gives other features; where patches tile the input, their positions tell the size.
+        visual: Any = self.model.visual
+        grid, patch = getattr(visual, "grid_size", (0,)), getattr(visual, "patch_size", (0,))
+        told = [g * p for g, p in zip(grid, patch, strict=True)] == [self.image_size] * 2
+        own = replace(self.preparation, size=224) if told else self.preparation
+        if own != Preparation():
             parts["preparation"] = torch.tensor(list(repr(own).encode()))
         return tensors_sha256(parts)
 

@@ -34,6 +34,7 @@ CONTEXT = 12
 TEXT = {"context_length": CONTEXT, "vocab_size": 49408, "width": 16, "heads": 1, "layers": 1}
 VISION = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 16}
 TINY = {"embed_dim": 16, "vision_cfg": VISION, "text_cfg": TEXT}
+CONVNEXT = {"timm_model_name": "convnext_atto"}
 RESNET = {"image_size": 32, "layers": (1, 2, 1, 1), "width": 16, "head_width": 32, "patch_size": None}
 
 
@@ -237,6 +238,55 @@ def test_the_fingerprint_covers_the_resizing_and_is_what_it_was_for_clips_own(cl
     assert len(set(prints.values())) == 4 and prints["bicubic", "shortest"] == clip.fingerprint
 
 
+def test_the_activation_of_a_local_file_is_the_published_one(names: Path, published, monkeypatch, caplog):
+    from open_clip import pretrained
+
+    table = {**pretrained._PRETRAINED, "lonely": {"laion_a": {"url": ""}, "meta_q": {"url": "", "quick_gelu": True}}}
+    monkeypatch.setattr(pretrained, "_PRETRAINED", table)
+    for file, quick, said in (
+        ("w.pt", False, "two activations"), ("my-laion_a.pt", False, ""), ("my-meta_q.pt", True, "as meta_q"),
+    ):  # fmt: skip
+        torch.save(state(), names / file)
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "rp_lib"):
+            clip = FrozenCLIP.open_clip("lonely", names / file)
+        assert is_quick(clip) is quick and (said in caplog.text if said else not caplog.records)
+    assert is_quick(FrozenCLIP.open_clip("lonely", names / "w.pt", force_quick_gelu=True))
+    torch.save({key: value.half() for key, value in state().items()}, names / "half-laion_a.pt")
+    monkeypatch.setitem(table, "tiny", table["lonely"])
+    caplog.clear()
+    with caplog.at_level(logging.WARNING, "rp_lib"):
+        assert not is_quick(FrozenCLIP.open_clip("tiny", names / "half-laion_a.pt"))
+    assert not caplog.records  # the tag says more than the precision
+
+
+def test_a_configuration_next_to_a_file_decides(names: Path, published, caplog):
+    folder = names / "download"
+    folder.mkdir()
+    torch.save(state(), folder / "web_v1.pt")
+    about = {"model_cfg": {"quick_gelu": True}, "preprocess_cfg": {"mean": [0.1] * 3, "resize_mode": "squash"}}
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    clip = FrozenCLIP.open_clip("lonely", folder / "web_v1.pt")
+    assert is_quick(clip) and clip.preparation == Preparation(32, resize_mode="squash")
+    assert clip._mean.flatten().tolist() == pytest.approx([0.1] * 3)
+    (folder / "open_clip_config.json").write_text("{")
+    with pytest.raises(RPLibError, match=r"open_clip_config\.json is no JSON"):
+        FrozenCLIP.open_clip("lonely", folder / "web_v1.pt")
+
+
+def test_weights_that_nobody_published_are_said(names: Path, caplog):
+    torch.save(state(), names / "w.pt")
+    with caplog.at_level(logging.WARNING, "rp_lib"):
+        FrozenCLIP.open_clip("tiny-quickgelu", names / "w.pt")
+    assert "no weights of tiny-quickgelu are published" in caplog.text and "force_preprocess_cfg" in caplog.text
+
+
+def test_a_missing_package_is_said_before_anything_is_built(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RPLibError, match=r"ViT-H-14-worldwide reads texts as .*xlm.* 'rp-lib\[hugging-face\]'"):
+        FrozenCLIP.open_clip("ViT-H-14-worldwide", "metaclip2_worldwide")
+
+
 @pytest.mark.parametrize("how", [{}, {"resize_mode": "squash"}, {"interpolation": "bilinear"}])
 @pytest.mark.parametrize("shape", [(50, 80), (81, 40), (32, 32), (20, 24)])
 def test_pictures_are_prepared_as_open_clip_prepares_them(how: dict, shape: tuple[int, int]):
@@ -259,6 +309,17 @@ def test_pictures_that_were_prepared_for_another_backbone_are_said(names: Path, 
         with caplog.at_level(logging.WARNING, "rp_lib"):
             FineTune(clip, CLASSES, ("a {}",), epochs=0).fit(data)
         assert ("pass size=clip.preparation" in caplog.text) == warned
+
+
+def test_the_fingerprint_covers_sizes_that_no_weight_tells():
+    # 378 and 384 pixels are 27 patches of 14 each; a convolution takes any size.
+    for vision, sizes in (({"patch_size": 8}, (32, 38)), (CONVNEXT, (64, 96))):
+        prints = set()
+        for size in sizes:
+            torch.manual_seed(0)
+            model = make_model(vision=vision | {"image_size": size}, text={"context_length": CONTEXT})
+            prints.add(frozen(model, size).fingerprint)
+        assert len(prints) == 2
 
 
 def test_what_cannot_be_prepared_so_is_said(names: Path, caplog):

@@ -58,7 +58,7 @@ def test_every_family_learns(name: str, folder: Path, pictures: ImageSet):
     assert (rp.class_embeddings() - zero_shot).abs().max() > 1e-4
     few = {"epochs": 1, "batch_size": 2}
     methods = [
-        ResidualReprogrammer(rp), LinearProbe(clip, CLASSES, TEMPLATES, **few).fit(pictures),
+        rp, ResidualReprogrammer(rp), LinearProbe(clip, CLASSES, TEMPLATES, **few).fit(pictures),
         FineTune(clip, CLASSES, TEMPLATES, **few).fit(pictures),
     ]  # fmt: skip
     for method in methods:
@@ -77,7 +77,7 @@ def test_a_fresh_process_predicts_the_same(folder: Path):
         [sys.executable, "-m", "tests.families", folder], stdout=subprocess.PIPE, text=True, check=True
     )
     lines = run.stdout.splitlines()
-    assert len(lines) == 3 * len(made) and all(line.endswith("same") for line in lines), run.stdout
+    assert len(lines) == 4 * len(made) and all(line.endswith("same") for line in lines), run.stdout
 
 
 def test_the_sigmoid_objective_needs_a_logit_bias():

@@ -73,6 +73,14 @@ def test_new_pictures_are_prepared_as_the_training_pictures_were(probe, data, ph
     assert table["picture"].tolist() == [str(f) for f in files]
 
 
+def test_pictures_of_another_side_than_in_training_are_refused(saved, probe, data):
+    images = data.test.images[:3]
+    for method in (probe, load_method(saved)):
+        method.logits(images)
+        with pytest.raises(RPLibError, match=f"8 x 8 pixels.*trained on {images.shape[-1]} x.*rp_lib.predict"):
+            method.logits(images[..., :8, :8])
+
+
 def test_pil_images_and_a_glob_of_paths_are_pictures_too(probe, photos):
     files = sorted(photos.glob("test/*/*.png"))[:4]
     by_file, by_image = predict(probe, files), predict(probe, [Image.open(f) for f in files])
@@ -150,7 +158,9 @@ def test_mixtures_know_how_their_base_was_trained(clip, data, tmp_path):
     rrp.save(tmp_path / "rrp.safetensors")
     again = load_method(tmp_path / "rrp.safetensors")
     assert (
-        again.preparation.size == 48 and again.fingerprint == rrp.fingerprint and again.clip.fingerprint == clip.fingerprint
+        again.preparation.size == 48
+        and again.fingerprint == rrp.fingerprint
+        and again.clip.fingerprint == clip.fingerprint
     )
     assert torch.equal(again.logits(data.test.images), rrp.logits(data.test.images))
 

@@ -22,7 +22,7 @@ from rp_lib.data.image_folders import (
     listed,
     several,
 )
-from rp_lib.data.pixel_cache import BrokenImages, hash_files, load_images
+from rp_lib.data.pixel_cache import BrokenImages, CachedImages, drop_covered, hash_files, load_images
 from rp_lib.data.splits import (
     Loaded,
     check_greyscale,
@@ -176,6 +176,7 @@ def from_folders(
         class_subset = _among(s, len(folders)) if missing == "among" else None
         drawn = _image_set(_drawn(s, subset, per_class, seed, load), ood.get(s.name, ()), class_subset)
         made[s.name] = replace(drawn, preparation=Preparation.of(size))
+    drop_covered(load.loaded)
     for one, two in (pair for kind in (shifts, ood) for pair in itertools.combinations(kind, 2)):
         a, b = made[one].images, made[two].images
         if len(a) and torch.equal(a[:1], b[:1]) and torch.equal(a, b):
@@ -193,6 +194,7 @@ class _Loader:
 
     def __init__(self, size: int | Preparation, cache: Path | None, progress: bool) -> None:
         self._size, self._cache, self._progress = size, cache, progress
+        self.loaded: list[CachedImages] = []
 
     def digests(self, paths: Sequence[Path]) -> list[bytes]:
         """SHA-256 of every file; unreadable ones count as different, and are named when they are loaded."""
@@ -214,6 +216,7 @@ class _Loader:
     def one(self, key: str, role: str, paths: list[Path], labels: Tensor | None) -> Loaded:
         """Load one set."""
         cached = load_images(paths, self._size, cache=self._cache, progress=key if self._progress else None)
+        self.loaded.append(cached)
         return Loaded(key, role, paths, labels, cached)
 
 

@@ -2,7 +2,7 @@
 
 A cache is found by the content of the files (not by their names or times) and by the transform. It is complete, or it
 is not there. Pictures that another one holds already are copied from it and not decoded again, and one whose pictures
-all stand in a new one is removed::
+all stand in new ones is removed::
 
     CACHE/hashes/KEY    SHA-256 of the files of one folder, by name, size and times: unchanged files are not read again
     CACHE/pixels/KEY/   pixels.u8 (n, 3, size, size) and about.safetensors: a digest of every file and image
@@ -46,7 +46,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from tqdm import tqdm
 
-from rp_lib.data.download import human, locked, reports_full_disk, require_space
+from rp_lib.data.download import locked, reports_full_disk, require_space
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.io import StorageError, file_sha256, load_tensors, save_tensors
 from rp_lib.utils.preparation import Preparation
@@ -101,6 +101,7 @@ class CachedImages:
         files: uint8 (n, 32), SHA-256 of every file.
         pixels: uint8 (n, 32), SHA-256 of every image as it stands in ``images``.
         greyscale: bool (n,), whether the file stores one channel.
+        place: Folder of the cache.
 
     Example:
         >>> load_images(image_files("photos"), 224).images.shape  # doctest: +SKIP
@@ -112,6 +113,7 @@ class CachedImages:
     files: np.ndarray
     pixels: np.ndarray
     greyscale: np.ndarray
+    place: Path
 
 
 def default_cache() -> Path:
@@ -168,17 +170,10 @@ def load_images(
     with _lock(cache, key):
         if found := open_cache(place, files, size):  # another process made it meanwhile
             return found
-        known, parts = _already_decoded(cache, files, settings)
-        more = len(files) - sum(parts.values())
-        if known and more > 0 and progress is not None:
-            tqdm.write(
-                f"{progress}: {len(known):,} of {len(files):,} pictures are copied from sets of before, which takes "
-                f"{human(more * 3 * size**2)} more in {cache} (`rp-lib info --clear-cache` empties it)"
-            )
+        known = _already_decoded(cache, files, settings)
         _build(place, paths, files, settings, _decoded(paths, files, preparation, workers, decoding, known))
         if found := open_cache(place, files, size):
-            for part in parts:  # of photos that were added the old ones stand in the new set
-                _remove(part)
+            drop_covered([found])
             return found
     raise StorageError(f"{place} does not hold what was just written to it; check that disk")
 
@@ -207,6 +202,19 @@ def clear_cache(cache: Path | None = None) -> int:
         _remove(place)
     shutil.rmtree(cache / "hashes", ignore_errors=True)
     return before - cache_usage(cache)[1]
+
+
+def drop_covered(kept: Sequence[CachedImages]) -> None:
+    """Remove the sets beside these whose pictures all stand in them, with others, prepared alike.
+
+    A photo that was added, or another split of a folder, then takes no second copy of all the others.
+    """
+    places, held = {images.place for images in kept}, {row.tobytes() for images in kept for row in images.files}
+    with contextlib.suppress(StorageError):  # another process dropped these: it has the pictures now
+        settings = load_tensors(kept[0].place / "about.safetensors")[1]["settings"]
+        for place, tensors in _sets(kept[0].place.parent, settings):
+            if place not in places and held > {row.tobytes() for row in tensors["files"].numpy()}:
+                _remove(place)
 
 
 def _remove(place: Path) -> None:
@@ -440,7 +448,7 @@ def open_cache(place: Path, files: np.ndarray, size: int) -> CachedImages | None
             raise StorageError(f"cannot read the cache {place} ({error.strerror}); mend its permissions") from error
         log.warning("the cache %s is damaged (%s) and is made anew", place, error)
         return None
-    return CachedImages(images, str(about["content"]), files, pixels, greyscale)
+    return CachedImages(images, str(about["content"]), files, pixels, greyscale, place)
 
 
 def _mapped(descriptor: int, length: int) -> Tensor:
@@ -469,30 +477,27 @@ def _copied(file: Path, i: int, size: int, greyscale: bool, sha256: bytes) -> De
     return Decoded(np.frombuffer(data, np.uint8).reshape(3, size, size), greyscale, sha256)
 
 
+def _sets(folder: Path, settings: object) -> Iterator[tuple[Path, dict[str, Tensor]]]:
+    """Yield the place and the digests of every set that was made with these settings."""
+    for place in folder.glob("*"):
+        with contextlib.suppress(StorageError, KeyError):  # damaged, gone meanwhile, or of an earlier version
+            tensors, about = load_tensors(place / "about.safetensors")
+            if about["settings"] == settings and "files" in tensors:
+                yield place, tensors
+
+
 def _already_decoded(
     cache: Path, files: np.ndarray, settings: Mapping[str, Any]
-) -> tuple[dict[bytes, Callable[[], Decoded | None]], dict[Path, int]]:
-    """Find pictures of ``files`` in caches made with the same settings.
-
-    Returns:
-        By the SHA-256 of the file, what reads its pixels; and the sizes of the sets that hold no others, by place.
-    """
-    wanted, found, parts = {row.tobytes() for row in files}, {}, {}
-    for place in (cache / "pixels").glob("*"):
-        try:
-            tensors, about = load_tensors(place / "about.safetensors")
-            if about["settings"] != settings:
-                continue
-            held = [row.tobytes() for row in tensors["files"].numpy()]
-            rows = list(zip(held, tensors["pixels"].numpy(), tensors["greyscale"].tolist(), strict=True))
-        except (StorageError, KeyError):  # damaged, gone meanwhile, or of an earlier version
-            continue
-        if wanted > set(held):
-            parts[place] = len(held)
-        for i, (sha256, pixels, greyscale) in enumerate(rows):
-            if sha256 in wanted and sha256 not in found:
-                found[sha256] = partial(_copied, place / "pixels.u8", i, settings["size"], greyscale, pixels.tobytes())
-    return found, parts
+) -> dict[bytes, Callable[[], Decoded | None]]:
+    """Find pictures of ``files`` in sets made with the same settings: what reads their pixels, by the file's SHA-256."""
+    wanted, found = {row.tobytes() for row in files}, {}
+    for place, tensors in _sets(cache / "pixels", settings):
+        rows = zip(*(tensors[key].numpy() for key in ("files", "pixels", "greyscale")), strict=True)
+        for i, (file, pixels, greyscale) in enumerate(rows):
+            if (sha256 := file.tobytes()) in wanted and sha256 not in found:
+                copied = partial(_copied, place / "pixels.u8", i, settings["size"], bool(greyscale), pixels.tobytes())
+                found[sha256] = copied
+    return found
 
 
 def _decoded(

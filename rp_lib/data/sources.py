@@ -95,7 +95,7 @@ class DataSet:
     Attributes:
         role: ``ID``, ``shift`` (covariate shift) or ``OOD``.
         licence: Licence or terms, and where they are stated; None if none were found.
-        sizes_from: Who measured the sizes that the publisher does not name.
+        sizes_from: Who measured the sizes that the publisher does not name, or where nobody was found to state them.
         by_hand: How to get it where there is no download; None if there is one.
     """
 

@@ -241,14 +241,24 @@ class Method(ABC):
     # What follows from it -----------------------------------------------------------------------------
 
     def features(self, images: Tensor) -> Tensor:
-        """float32 (n, d) image features of uint8 or float [0, 1] images (n, 3, h, w), on the CPU."""
+        """float32 (n, d) image features of uint8 or float [0, 1] images (n, 3, h, h), on the CPU.
+
+        Raises:
+            RPLibError: No such images, or of another side than those that it was trained on.
+        """
         check_images(images)
+        side, trained = images.shape[-1], self.preparation.size
+        if self.trained_on is not None and side != trained:
+            raise RPLibError(
+                f"images of {side} x {side} pixels, but {self.name!r} was trained on {trained} x {trained}: hand their "
+                f"files to rp_lib.predict, or read them at {trained}"
+            )
         return self.mix_features(*(encode_all(e, images) for e in self.encoders))
 
     @torch.inference_mode()
     @evaluating()
     def logits(self, images: Tensor) -> Tensor:
-        """float32 (n, C) logits of uint8 or float [0, 1] images (n, 3, h, w), on the CPU."""
+        """float32 (n, C) logits of uint8 or float [0, 1] images (n, 3, h, h), on the CPU."""
         return self.head(self.features(images))
 
     def predict(

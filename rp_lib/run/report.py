@@ -16,8 +16,10 @@ import pandas as pd
 import torch
 
 from rp_lib._version import __version__
-from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS
+from rp_lib.benchmark import Benchmark
+from rp_lib.evaluation import ALL_OOD, ALL_SHIFTS, accuracy_by_class, answers
 from rp_lib.figures import STYLE
+from rp_lib.outputs import MethodOutputs
 from rp_lib.stats import as_percent
 from rp_lib.utils.distributed import on_main
 from rp_lib.utils.io import StorageError, file_sha256, load_table, save_table, write_atomically
@@ -90,6 +92,26 @@ def load_records(path: Path) -> tuple[pd.DataFrame, dict[str, Any]]:
         raise StorageError(
             f"{path} or the JSON beside it is missing or damaged ({error}); run the command again"
         ) from error
+
+
+def save_answers(folder: Path, outputs: MethodOutputs, benchmark: Benchmark) -> None:
+    """Write what a fitted method answers to the pictures, as four tables.
+
+    ``answers.csv`` has every picture of the test set and of the shifts (see :func:`rp_lib.answers`), ``mistakes.csv``
+    the misclassified ones among them, the surest first; of the test set alone, ``classes.csv`` has the accuracy by
+    class, the worst first, and ``confusion.csv`` the number of pictures by label (rows) and answer (columns).
+    """
+    every = answers(outputs, benchmark)
+    test, names = every[every["set"] == benchmark.test.name], list(benchmark.class_names)
+    counts = pd.crosstab(test["label"], test["answer"]).reindex(index=names, columns=names, fill_value=0)
+    tables = {
+        "answers": every,
+        "mistakes": every[~every["correct"]].sort_values("probability", ascending=False, kind="stable"),
+        "classes": accuracy_by_class(test),
+        "confusion": counts.reset_index(names="label", allow_duplicates=True),
+    }
+    for name, made in tables.items():
+        save_table(folder / f"{name}.csv", made)
 
 
 # Tables of a summary.

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ from rp_lib.outputs import MethodOutputs, compute_outputs, load_outputs, save_ou
 from rp_lib.prediction import fit_threshold
 from rp_lib.run.config import RunConfig
 from rp_lib.run.opening import check_data, open_backbone, open_benchmark
-from rp_lib.run.report import load_records, save_records
+from rp_lib.run.report import load_records, save_answers, save_records
 from rp_lib.trainer import Checkpoint
 from rp_lib.utils import distributed
 from rp_lib.utils.device import pick_device
@@ -224,7 +224,8 @@ class Session:
             seeds: Of every trained method; zero-shot has none and runs once.
             detectors: Names of OOD detectors, see :data:`rp_lib.DETECTORS`. ``cooked`` takes the settings of
                 ``linear-probe``, and trains one for each seed.
-            keep_outputs: Also keep features and logits in ``outputs``, see :func:`rp_lib.load_outputs`.
+            keep_outputs: Also keep features and logits in ``outputs``, see :func:`rp_lib.load_outputs`, and tables of
+                the answers in ``answers``, see :func:`rp_lib.run.report.save_answers`.
             fresh: Train and evaluate again whatever is there.
             config: Written beside the records.
 
@@ -348,6 +349,9 @@ class Session:
             outputs = self.outputs(method, seed, out if keep_outputs else None, fresh, detectors, others)
             rows += evaluate_outputs([outputs], detectors=detectors, metrics=RECORDED).to_dict("records")
             self._save_threshold(method, seed, out)
+            if keep_outputs:
+                folder = self._path(out / "answers", method, seed, self.data.fingerprint).with_suffix("")
+                distributed.on_main(partial(save_answers, folder, outputs, self.data))
             seconds_to_evaluate[f"{name} {seed}"] = round(time.monotonic() - started, 1)
             # A fine-tuned tower and its features of every image are large: only what something is made of stays.
             needed = {BASES.get(later) for later, _ in wanted[position + 1 :]}

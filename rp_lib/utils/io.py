@@ -112,7 +112,7 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
 
 
 # Columns of names: a class may be called NA, null, true or 1e5, and stays text.
-NAMES = ("method", "versus", "set", "role", "metric", "detector", "convention", "class")
+NAMES = ("method", "versus", "set", "role", "metric", "detector", "convention", "class", "picture", "label", "answer")
 
 
 def as_csv(table: pd.DataFrame, digits: str | None = "%.6g") -> str:

@@ -80,6 +80,13 @@ def test_a_licence_comes_with_the_place_that_states_it():
     assert all("(" in words for name, words in stated.items() if name != "imagenet-1k")
 
 
+def test_a_size_is_known_or_the_pages_are_named_where_it_was_looked_for():
+    for data in load_sources().data.values():
+        stated = bool(data.by_hand) or all(file.size for file in data.files)
+        assert stated or data.sizes_from, data.name
+        assert stated or data.size or "(read: README of github.com/" in data.sizes_from, data.name
+
+
 def test_only_the_mos_subsets_have_no_published_hash():
     assert {d.name for d in SOURCES.data.values() for f in d.files if not f.hashes} == {"inaturalist", "sun", "places"}
     assert SOURCES["cifar10.1"].size == 6_144_128 + 8_128 and SOURCES["cifar10.2"].size == 6_393_664

@@ -26,9 +26,10 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from rp_lib.benchmark import ImageSet
-from rp_lib.data import BrokenImages, load_images
+from rp_lib.data import BrokenImages, from_folders, load_images
 from rp_lib.data import pixel_cache as cache
 from rp_lib.data import pixel_cache as digests
 from rp_lib.data import pixel_cache as mapped
@@ -758,19 +759,7 @@ def test_a_cache_says_what_it_takes_and_can_be_cleared(tmp_path, monkeypatch, ca
     assert torch.equal(load_images(paths[:2], 16).images, second.images)
 
 
-def test_copies_that_make_the_cache_grow_are_said(paths, store, capsys):
-    load_images(paths, 16, cache=store, progress="train")
-    assert "copied" not in capsys.readouterr().out
-    load_images(paths[1:], 16, cache=store, progress="train")
-    said = capsys.readouterr().out
-    assert f"train: {len(paths) - 1} of {len(paths) - 1} pictures are copied from sets of before" in said
-    assert str(store) in said and "rp-lib info --clear-cache" in said
-    load_images(paths[1:], 16, cache=store, progress="train")  # there is nothing to copy any more
-    load_images(paths[2:], 16, cache=store)
-    assert "copied" not in capsys.readouterr().out
-
-
-def test_a_set_that_grew_replaces_the_one_before(paths, store, capsys, monkeypatch):
+def test_a_set_that_grew_replaces_the_one_before(paths, store, monkeypatch):
     before = load_images(paths[:-1], 16, cache=store, progress="train")
     other_size = load_images(paths[:-1], 8, cache=store)
     decoded, decode = [], cache._decode_file
@@ -780,5 +769,22 @@ def test_a_set_that_grew_replaces_the_one_before(paths, store, capsys, monkeypat
     assert cache.cache_usage(store)[0] == 2 and len(other_size.images) == len(paths) - 1
     load_images(paths[1:3], 16, cache=store)  # a part that is asked for later stands next to it
     assert cache.cache_usage(store)[0] == 3 and decoded == paths[-1:]
-    said = capsys.readouterr().out
-    assert f"which takes {cache.human(3 * 16**2)} more" in said  # that of the one picture
+
+
+def test_other_splits_of_a_folder_and_added_photos_leave_one_copy_of_each_picture(tmp_path, store, monkeypatch):
+    root = tmp_path / "own"
+    for i in range(40):
+        (root / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+        picture(i).save(root / "ab"[i % 2] / f"{i}.png")
+    decoded, decode = [], cache._decode_file
+    monkeypatch.setattr(cache, "_decode_file", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+
+    def held(seed: int, subset: int | None = None) -> tuple[int, Tensor]:
+        data = from_folders(train=root, size=16, cache=store, seed=seed, subset=subset, progress=False)
+        return sum(path.stat().st_size for path in store.rglob("pixels.u8")) // (3 * 16**2), data.train.images
+
+    (count, first), (again, _), (_, back) = held(0), held(1), held(0)
+    assert count == again == len(decoded) == 40 and torch.equal(first, back)
+    picture(40).save(root / "a" / "40.png")
+    assert held(0)[0] == len(decoded) == 41  # only the new picture is decoded, whatever the split
+    assert held(0, subset=2)[0] == 41 + 4 and held(0)[0] == 41

@@ -4,8 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
-from rp_lib.run.report import details, load_records, save_records, table
+from rp_lib.methods import ZeroShot
+from rp_lib.outputs import compute_outputs
+from rp_lib.run.report import details, load_records, save_answers, save_records, table
 from rp_lib.utils.io import StorageError, load_table, save_table
 
 
@@ -24,7 +27,6 @@ EATEN = ("NA", "null", "None", "nan", "N/A", "n/a", "NaN", "NULL", "true", "Fals
 
 def test_sets_and_methods_may_have_any_name(tmp_path, tiny_clip, tiny_benchmark):
     from rp_lib.evaluation import Run, evaluate, summarize
-    from rp_lib.methods import ZeroShot
 
     shift = tiny_benchmark.shifts["emoji"]
     shifts = {n: dataclasses.replace(shift, name=n, images=shift.images.roll(i, 3)) for i, n in enumerate(EATEN)}
@@ -93,7 +95,23 @@ def test_cells_of_the_table_stay_apart_and_fit_a_terminal():
     summary = pd.DataFrame(rows, columns=["method", "set", "metric", "value", "low", "high"])
     head, *lines = table(summary).splitlines()
     cell = "100.0 [67.6, 100.0]"
-    assert [re.split(" {2,}", line.strip()) for line in lines] == [[m, cell, "-", cell, "-", "-"] for m in ("zero-shot", name)]
+    assert [re.split(" {2,}", line.strip()) for line in lines] == [
+        [m, cell, "-", cell, "-", "-"] for m in ("zero-shot", name)
+    ]
     assert re.split(" {2,}", head.strip()) == ["method", "ID acc", "shift acc", "AUROC", "FPR95", "ECE"]
     usual = table(summary.assign(method=["zero-shot"] * 2 + ["rrp"] * 2, value=0.9, low=0.85, high=0.95))
     assert max(map(len, usual.splitlines())) <= 80
+
+
+def test_answers_of_classes_with_any_name_become_a_square_matrix(tmp_path, tiny_clip, tiny_benchmark):
+    data = dataclasses.replace(tiny_benchmark, class_names=("label", *tiny_benchmark.class_names[1:]))
+    method = ZeroShot(tiny_clip, data.class_names, data.templates)
+    save_answers(tmp_path, compute_outputs(method, data, seed=1), data)
+    found = pd.read_csv(tmp_path / "confusion.csv", header=None, keep_default_na=False)
+    assert found.iloc[0].tolist() == ["label", *data.class_names] == ["label", *found.iloc[1:, 0]]
+    best = method.scores(data.test).argmax(1)
+    counts = torch.zeros(len(data.class_names), len(data.class_names), dtype=torch.long)
+    counts.index_put_((data.test.labels, best), torch.tensor(1), accumulate=True)
+    assert found.iloc[1:, 1:].astype(int).to_numpy().tolist() == counts.tolist()
+    mistakes = load_table(tmp_path / "mistakes.csv")
+    assert mistakes["probability"].is_monotonic_decreasing and (mistakes["label"] != mistakes["answer"]).all()

@@ -11,6 +11,7 @@ import sys
 import tomllib
 from dataclasses import asdict
 
+import numpy as np
 import pandas as pd
 import pytest
 import run_world
@@ -28,7 +29,7 @@ from rp_lib.prediction import MethodThreshold
 from rp_lib.run.report import load_records
 from rp_lib.run.session import Session
 from rp_lib.utils.errors import RPLibError
-from rp_lib.utils.io import StorageError
+from rp_lib.utils.io import StorageError, load_table
 
 photos, weights, file = run_world.photos, run_world.weights, run_world.file
 
@@ -40,11 +41,19 @@ def test_a_configuration_becomes_a_table_records_figure_and_outputs(file, tmp_pa
     for word in ("3 classes", "24 training and 15 test", "tiny.pt", "wise-ft", "±", "drawn", "id-positive", "Wrote"):
         assert word in said
     assert {p.name for p in out.iterdir() if not p.name.startswith(".")} == {
-        "config.toml", "records.csv", "records.json", "three_axes.png", "trained", "outputs",
+        "config.toml", "records.csv", "records.json", "three_axes.png", "trained", "outputs", "answers",
     }  # fmt: skip
     methods = ("linear-probe", "fine-tune", "wise-ft", "rp", "rrp")
     trained = ["zero-shot-seed1.safetensors", *(f"{m}-seed{s}.safetensors" for m in methods for s in (1, 2))]
     assert names_of(out / "trained") == sorted(trained) == names_of(out / "outputs")
+    assert str(out / "answers") in said and len(list((out / "answers").iterdir())) == len(trained)
+    tables = {path.stem: load_table(path) for path in only(out / "answers", "rp-seed2-*").iterdir()}
+    every, test = tables["answers"], tables["answers"].query("set == 'test'")
+    assert all(map(os.path.isfile, every["picture"])) and len(test) == 15 == tables["classes"]["n"].sum()
+    counts = tables["confusion"].set_index("label").to_numpy()
+    assert counts.sum() == 15 and len(tables["mistakes"]) == (every["label"] != every["answer"]).sum()
+    row = load_records(out / "records.csv")[0].query("method == 'rp' and seed == 2 and metric == 'accuracy'").iloc[0]
+    assert row["set"] == "test" and np.trace(counts) / 15 == pytest.approx(row["value"], abs=1e-5)
     gate = MethodThreshold.load(only(out / "trained", "rrp-seed2-*.threshold.json"))
     rrp = load_method(only(out / "trained", "rrp-seed2-*.safetensors"))
     assert gate.method == rrp.fingerprint and gate.threshold.n == 9
