@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import re
 import textwrap
 from collections.abc import Sequence
@@ -124,26 +123,33 @@ def forest(verdicts: Sequence[Verdict]) -> Figure:
 
 
 def ledger(records: pd.DataFrame) -> Figure:
-    """Draw what each row of the ledger changes of RP and of RRP, on four axes, with 95 % intervals.
+    """Draw what each row of the ledger changes of each method, on four axes, with 95 % intervals.
 
     Args:
-        records: Of the experiment ``ledger``.
+        records: Of the experiment ``ledger``, with one choice of settings.
     """
     from rp_course.experiments.base import AXIS_LABELS, UNDECIDED, direction, pick
+    from rp_course.experiments.figures import named
+    from rp_lib.figures import STYLE
 
     axes = [axis for axis in AXIS_LABELS if axis != "aggregate"]
     compared = records[records["versus"].notna()]
-    rows = list(dict.fromkeys(name.split(", ", 1)[1] for name in compared["method"] if ", row" in name))
-    figure = Figure(figsize=(9.4, 4.6), layout="constrained")
+    labels = [m.split(", ", 1) for m in dict.fromkeys(compared["method"]) if ", row" in m]
+    methods = list(dict.fromkeys(method for method, _ in labels))
+    rows = sorted({row for _, row in labels}, key=lambda row: int(row.split()[1].rstrip(":")))
+    figure = Figure(figsize=(9.4, 0.36 * len(rows) + 1.2), layout="constrained")
     panels = figure.subplots(1, len(axes), sharey=True)
-    styles = {"rp": ("#0072B2", "o", -0.17), "rrp": ("#D55E00", "s", 0.17)}
     for panel, axis in zip(panels, axes, strict=True):
-        for (y, name), (method, (colour, marker, shift)) in itertools.product(enumerate(rows), styles.items()):
-            for _, r in pick(compared, method=f"{method}, {name}", metric=axis).iterrows():
+        for y, name in enumerate(rows):
+            present = [m for m in methods if [m, name] in labels]
+            for k, method in enumerate(present):
+                (_, r), = pick(compared, method=f"{method}, {name}", metric=axis).iterrows()
                 value, low, high = (100 * r[c] for c in ("value", "low", "high"))
+                colour, marker, _ = STYLE[method]
                 fill = "white" if direction(r) == UNDECIDED else colour
                 look = {"color": colour, "marker": marker, "markersize": 5, "markerfacecolor": fill, "capsize": 2}
-                panel.errorbar(value, y + shift, xerr=[[value - low], [high - value]], linewidth=1, **look)
+                at = y + 0.7 * ((k + 0.5) / len(present) - 0.5)
+                panel.errorbar(value, at, xerr=[[value - low], [high - value]], linewidth=1, **look)
         panel.axvline(0, color="black", linewidth=0.8)
         panel.set_title(AXIS_LABELS[axis], fontsize=10)
         panel.tick_params(labelsize=8)
@@ -151,6 +157,6 @@ def ledger(records: pd.DataFrame) -> Figure:
     panels[0].set_yticks(range(len(rows)), [textwrap.fill(name, 27) for name in rows], fontsize=8)
     panels[0].set_ylim(len(rows) - 0.5, -0.5)
     figure.supxlabel("difference, percent points: as released minus as in the paper (filled: decided)", fontsize=9)
-    marks = [panels[0].plot([], [], m, color=c, label=n.upper())[0] for n, (c, m, _) in styles.items()]
-    figure.legend(handles=marks, loc="outside upper right", ncols=2, frameon=False, fontsize=9)
+    marks = [panels[0].plot([], [], STYLE[m][1], color=STYLE[m][0], label=named(m))[0] for m in methods]
+    figure.legend(handles=marks, loc="outside upper right", ncols=min(3, len(marks)), frameon=False, fontsize=9)
     return figure
