@@ -489,7 +489,7 @@ def _sets(folder: Path, settings: object) -> Iterator[tuple[Path, dict[str, Tens
 def _already_decoded(
     cache: Path, files: np.ndarray, settings: Mapping[str, Any]
 ) -> dict[bytes, Callable[[], Decoded | None]]:
-    """Find pictures of ``files`` in sets made with the same settings: what reads their pixels, by the file's SHA-256."""
+    """Find those of ``files`` in sets with the same settings: what reads their pixels, by the file's SHA-256."""
     wanted, found = {row.tobytes() for row in files}, {}
     for place, tensors in _sets(cache / "pixels", settings):
         rows = zip(*(tensors[key].numpy() for key in ("files", "pixels", "greyscale")), strict=True)
