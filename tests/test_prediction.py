@@ -17,6 +17,7 @@ from rp_lib.data import from_folders
 from rp_lib.methods import LinearProbe, ResidualReprogrammer, ZeroShot, build_method, load_method
 from rp_lib.prediction import MethodThreshold, export, find_pictures, fit_threshold, predict
 from rp_lib.utils.errors import RPLibError
+from tests.families import make_family
 
 
 @pytest.fixture(scope="module")
@@ -234,3 +235,10 @@ def test_mixtures_are_exported_and_what_cannot_be_is_refused(tiny_clip, tiny_ben
     with pytest.raises(RPLibError, match="the program's logits differ from those of 'zero-shot'"):
         export(zero_shot, tmp_path / "m.pt2")
     assert not list(tmp_path.glob("*m.*"))
+
+
+@pytest.mark.parametrize("family", ["RN50", "ViT-B-16-SigLIP"])
+def test_methods_on_other_towers_are_exported(family, tmp_path):
+    rp = build_method("rp", make_family(family), ("cat", "dog"), ("a photo of a {}",))
+    rp.load_state_dict(rp.state_dict())
+    assert export(rp, tmp_path / "rp.pt2") < 1e-4

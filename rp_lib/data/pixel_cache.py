@@ -246,7 +246,8 @@ def hash_files(
             try:
                 stat = os.stat(texts[i])  # noqa: PTH116
             except OSError as error:
-                broken[i] = error.strerror or str(error)
+                gone = os.path.islink(texts[i])  # noqa: PTH114
+                broken[i] = "a link to a file that is not there" if gone else error.strerror or str(error)
                 continue
             if not S_ISREG(stat.st_mode):  # reading a named pipe would wait for ever
                 broken[i] = "no regular file"

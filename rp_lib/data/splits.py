@@ -322,12 +322,12 @@ def split_classes(
     members: list[dict[bytes, list[int]]] = [defaultdict(list) for _ in names]
     for i, (label, identity) in enumerate(zip(labels.tolist(), identities, strict=True)):
         members[label][identity].append(i)
+    if few := [f"{n!r} has {len(m)}" for n, m in zip(names, members, strict=True) if len(m) <= len(wanted)]:
+        raise RPLibError(
+            f"too few different images to keep {' and '.join(wanted)} aside: {listed(few, 10)}; add images, leave "
+            "these classes out, or give folders for these sets"
+        )
     for name, pictures in zip(names, members, strict=True):
-        if len(pictures) <= len(wanted):
-            raise RPLibError(
-                f"class {name!r} has {len(pictures)} different images, too few to keep {' and '.join(wanted)} aside; "
-                "add images, or give folders for these sets"
-            )
         groups = list(pictures.values())
         rest = torch.randperm(len(groups), generator=generator).tolist()
         for part, fraction in wanted.items():

@@ -788,3 +788,9 @@ def test_other_splits_of_a_folder_and_added_photos_leave_one_copy_of_each_pictur
     picture(40).save(root / "a" / "40.png")
     assert held(0)[0] == len(decoded) == 41  # only the new picture is decoded, whatever the split
     assert held(0, subset=2)[0] == 41 + 4 and held(0)[0] == 41
+
+
+def test_a_link_to_nothing_is_called_that(tmp_path, store):
+    (tmp_path / "a.png").symlink_to("nowhere.png")
+    with pytest.raises(BrokenImages, match=r"a\.png: a link to a file that is not there"):
+        load_images([tmp_path / "a.png"], 16, cache=store)
