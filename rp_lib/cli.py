@@ -39,8 +39,9 @@ examples:
 
 What the command line says wins over the file. The results' folder gets config.toml (the configuration as it was
 used: `--config FOLDER/config.toml` repeats the run), records.csv with its provenance, three_axes.png, every trained
-method with a threshold, and its outputs. The same command goes on where it was interrupted; with other data or settings
-it trains what is new, and moves the earlier records to `earlier`.
+method with a threshold, its outputs, and in `answers` accuracy by class, confusion matrix and mistakes. The same
+command goes on where it was interrupted; with other data or settings it trains what is new, and moves the earlier
+records to `earlier`.
 
 exit codes: 0 done, 2 bad input or environment, 6 data sets are missing, 130 interrupted
 """
