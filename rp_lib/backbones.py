@@ -29,6 +29,8 @@ from rp_lib.utils.preparation import INTERPOLATIONS, RESIZE_MODES, Preparation
 log = logging.getLogger(__name__)
 SCHEMAS = ("hf-hub:", "local-dir:")
 TWIN = "-quickgelu"
+# Pixels that weights were trained with where open_clip's configuration says others and no weight tells.
+TRAINED_SIZES = {"ViTamin-XL-384": 384}
 # What OpenAI's own files hold next to the weights.
 OPENAI_KEYS = frozenset({"input_resolution", "context_length", "vocab_size"})
 # What training programs put before every name: DistributedDataParallel, torch.compile, Lightning, and own classes.
@@ -51,7 +53,7 @@ class Backbone:
         name: Model and weights.
         mean: Of each channel, of images in [0, 1], length 3.
         std: Of each channel, length 3.
-        preparation: Side of the square input, and how pictures become it.
+        preparation: Size of the input, and how pictures become it.
 
     Example:
         >>> load_backbone("ViT-B-32", "openai").name  # doctest: +SKIP
@@ -77,7 +79,7 @@ def load_backbone(name: str, pretrained: str | Path | None, **options: Any) -> B
 
     Raises:
         UnknownName: open_clip has no such model or tag.
-        RPLibError: The weights cannot be fetched or read, would run code, or take images that are not square.
+        RPLibError: The weights cannot be fetched or read, or would run code.
     """
     import open_clip
 
@@ -96,6 +98,8 @@ def load_backbone(name: str, pretrained: str | Path | None, **options: Any) -> B
         if name not in models:
             raise UnknownName("open_clip model", name, models)
         _check_packages(name)
+        if name in TRAINED_SIZES:
+            options = {"force_image_size": TRAINED_SIZES[name], **options}
         if tag is not None and not Path(tag).is_file():
             name, model = _from_tag(name, tag, options)
         elif tag is not None:
@@ -138,7 +142,7 @@ def _preparation(model: nn.Module, name: str) -> Preparation:
             interpolation, mode, Preparation(),
         )  # fmt: skip
         interpolation, mode = "bicubic", "shortest"
-    return Preparation(_side(visual.image_size, name), interpolation, mode)
+    return Preparation(visual.image_size, interpolation, mode)
 
 
 def _published(name: str, path: Path) -> dict[str, dict[str, Any]]:
@@ -412,12 +416,3 @@ def _matrices(model: nn.Module) -> dict[str, list[Tensor]]:
 def _half_precise(matrices: Sequence[Tensor]) -> bool:
     """Whether every matrix holds numbers of half precision."""
     return bool(matrices) and all(bool((m == m.half().float()).all()) for m in matrices)
-
-
-def _side(size: int | Sequence[int], name: str) -> int:
-    if not isinstance(size, Sequence):
-        return int(size)
-    height, width = size
-    if height != width:
-        raise RPLibError(f"{name} takes images of {height} x {width} pixels; only square inputs are supported")
-    return int(height)

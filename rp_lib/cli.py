@@ -433,9 +433,9 @@ def _export(args: argparse.Namespace) -> None:
     from rp_lib.prediction import export
 
     method = _loaded(args)
-    difference, side = export(method, args.out), method.preparation.size
+    difference, (height, width) = export(method, args.out), method.preparation.shape
     print(
-        f"{args.out}: uint8 pictures (n, 3, {side}, {side}) -> logits (n, {len(method.class_names)}), which differ "
+        f"{args.out}: uint8 pictures (n, 3, {height}, {width}) -> logits (n, {len(method.class_names)}), which differ "
         f"from the method's by at most {difference:.1g}; load it with torch.export.load"
     )
 

@@ -32,17 +32,26 @@ from rp_lib.utils.prompts import check_distinct, fill_prompts
 log = logging.getLogger(__name__)
 
 
-def check_images(images: Tensor) -> None:
-    """Raise ``RPLibError`` unless ``images`` is uint8 (n, 3, h, h), or float (n, 3, h, h) finite in [0, 1]."""
+def check_images(images: Tensor, shape: tuple[int, int] = (1, 1)) -> None:
+    """Raise ``RPLibError`` unless images are uint8, or float and finite in [0, 1], (n, 3, h, w).
+
+    Args:
+        images: To be checked.
+        shape: Height and width that h and w are in proportion to.
+
+    Raises:
+        RPLibError: Another type, range or shape.
+    """
     if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != 3:
         shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise RPLibError(f"images must be a tensor of shape (n, 3, height, width), got {shape}")
     if 0 in images.shape[2:]:
         raise RPLibError(f"images of {images.shape[2]} x {images.shape[3]} pixels show nothing")
-    if images.shape[2] != images.shape[3]:
+    if images.shape[2] * shape[1] != images.shape[3] * shape[0]:
+        wanted = "a square" if shape[0] == shape[1] else f"{shape[0]} x {shape[1]} pixels"
         raise RPLibError(
-            f"images of {images.shape[2]} x {images.shape[3]} pixels would be squeezed into a square, which training "
-            "pictures were cut to: hand their files to rp_lib.predict, or cut squares out first"
+            f"images of {images.shape[2]} x {images.shape[3]} pixels would be squeezed into {wanted}, which training "
+            "pictures were cut to: hand their files to rp_lib.predict, or cut out what has these proportions first"
         )
     if images.dtype == torch.uint8:
         return
@@ -62,11 +71,12 @@ def to_unit_range(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images.float()
 
 
-def resize(images: Tensor, size: int, mode: str = "bicubic") -> Tensor:
-    """Resize float images (n, 3, h, w) in [0, 1] to (n, 3, size, size), antialiased and clamped to [0, 1]."""
-    if images.shape[-2:] == (size, size):
+def resize(images: Tensor, size: int | tuple[int, int], mode: str = "bicubic") -> Tensor:
+    """Resize float images (n, 3, h, w) in [0, 1] to a side, or height and width, antialiased, clamped to [0, 1]."""
+    shape = (size, size) if isinstance(size, int) else size
+    if images.shape[-2:] == shape:
         return images
-    return F.interpolate(images, (size, size), mode=mode, antialias=True, align_corners=False).clamp(0, 1)
+    return F.interpolate(images, shape, mode=mode, antialias=True, align_corners=False).clamp(0, 1)
 
 
 def _factor(logit_scale: Tensor, name: str) -> float:
@@ -99,7 +109,7 @@ class FrozenCLIP:
         name: Model and weights, such as ``"ViT-B-32-quickgelu/openai"``.
         mean: Of each channel, of images in [0, 1], length 3.
         std: Of each channel, length 3.
-        image_size: Side of the square input, pixels, or that and how pictures become it.
+        image_size: Side of the input, or height and width, pixels; or that and how pictures become it.
         device: Where the model computes.
         channels_last: Lay out images with channels last in memory, which convolutions on GPUs are faster with.
         compile: Compile the image towers with ``torch.compile``: True, or the name of one of its backends. The first
@@ -132,7 +142,7 @@ class FrozenCLIP:
         name: str,
         mean: Sequence[float],
         std: Sequence[float],
-        image_size: int | Preparation,
+        image_size: int | tuple[int, int] | Preparation,
         device: torch.device | str = "cpu",
         channels_last: bool = False,
         compile: bool | str = False,
@@ -209,7 +219,7 @@ class FrozenCLIP:
         # Another resizing or size gives other features; where patches tile the input, their positions tell the size.
         visual: Any = self.model.visual
         grid, patch = getattr(visual, "grid_size", (0,)), getattr(visual, "patch_size", (0,))
-        told = [g * p for g, p in zip(grid, patch, strict=True)] == [self.image_size] * 2
+        told = [g * p for g, p in zip(grid, patch, strict=True)] == list(self.preparation.shape)
         own = replace(self.preparation, size=224) if told else self.preparation
         if own != Preparation():
             parts["preparation"] = torch.tensor(list(repr(own).encode()))
@@ -306,8 +316,8 @@ class FrozenCLIP:
 
     def prepare(self, images: Tensor) -> Tensor:
         """Bring uint8 or float images (n, 3, h, w) to float32 (n, 3, H, H) in [0, 1] on this model's device."""
-        check_images(images)
-        return resize(to_unit_range(images.to(self.device)), self.image_size, self.preparation.interpolation)
+        check_images(images, self.preparation.shape)
+        return resize(to_unit_range(images.to(self.device)), self.preparation.shape, self.preparation.interpolation)
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode uint8 or float images of any size as features of unit length, float32 (n, d)."""

@@ -200,7 +200,7 @@ def export(method: Method, path: Path | str) -> float:
         raise RPLibError("a program is written on the CPU: load the method with load_method(path)")
     if Path(path).suffix != ".pt2":
         raise RPLibError(f"programs of torch.export end in .pt2, {path} does not")
-    shape, draw = (3, 3, method.preparation.size, method.preparation.size), torch.Generator().manual_seed(0)
+    shape, draw = (3, 3, *method.preparation.shape), torch.Generator().manual_seed(0)
     images, file = torch.randint(256, shape, generator=draw, dtype=torch.uint8), io.BytesIO()
     expected = method.logits(images)  # also encodes the class prompts, which are constants of the program
     batch = ({0: torch.export.Dim("n")},)
@@ -265,7 +265,7 @@ def _read(pictures: Sequence[Picture], preparation: Preparation) -> tuple[Tensor
     with quiet_pillow(), ThreadPoolExecutor() as pool:
         read_all = list(pool.map(read, pictures))
     whole = [p for p in read_all if not isinstance(p, str)]
-    none = torch.zeros(0, 3, preparation.size, preparation.size, dtype=torch.uint8)
+    none = torch.zeros(0, 3, *preparation.shape, dtype=torch.uint8)
     images = torch.from_numpy(np.stack(whole)) if whole else none
     return images, {i: p for i, p in enumerate(read_all) if isinstance(p, str)}
 

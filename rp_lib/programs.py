@@ -36,7 +36,7 @@ class ImageProgram(nn.Module):
     """Add a trained border around an image, or on top of its margin.
 
     Args:
-        image_size: Side H of the encoder's square input, pixels.
+        image_size: Side H of the encoder's input, or its height and width; pixels.
         padding: Width of the border on each side, pixels of the encoder's input; 0 <= 2 * padding < H.
         placement: ``"pad"`` shrinks the image to the inner square. ``"overlay"``, as the released code does, keeps it
             at full size and adds the border on top of its margin.
@@ -59,7 +59,7 @@ class ImageProgram(nn.Module):
 
     def __init__(
         self,
-        image_size: int,
+        image_size: int | tuple[int, int],
         padding: int,
         *,
         placement: str = "pad",
@@ -70,28 +70,32 @@ class ImageProgram(nn.Module):
         super().__init__()
         if placement not in PLACEMENTS:
             raise UnknownName("placement", placement, PLACEMENTS)
-        if padding < 0 or 2 * padding >= image_size:
+        self.shape = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if padding < 0 or 2 * padding >= min(self.shape):
             raise RPLibError(
-                f"a padding of {padding} on each side of {image_size} pixels leaves no image; "
-                f"use 0 to {(image_size - 1) // 2}"
+                f"a padding of {padding} on each side of {min(self.shape)} pixels leaves no image; "
+                f"use 0 to {(min(self.shape) - 1) // 2}"
             )
         self.image_size, self.padding, self.placement, self.resolution = image_size, padding, placement, resolution
-        mask = torch.ones(image_size, image_size)
-        mask[padding : image_size - padding, padding : image_size - padding] = 0
+        height, width = self.shape
+        mask = torch.ones(height, width)
+        mask[padding : height - padding, padding : width - padding] = 0
         self.register_buffer("M", mask, persistent=False)
-        self.W = nn.Parameter(_initial_border(init, image_size, seed))
+        self.W = nn.Parameter(_initial_border(init, self.shape, seed))
 
     @property
-    def inner_size(self) -> int:
-        """Side of the square that shows the image, pixels."""
-        return self.image_size - 2 * self.padding if self.placement == "pad" else self.image_size
+    def inner_size(self) -> int | tuple[int, int]:
+        """Side of the square that shows the image, or height and width where the input is none; pixels."""
+        margin = 2 * self.padding if self.placement == "pad" else 0
+        height, width = (side - margin for side in self.shape)
+        return height if height == width else (height, width)
 
     def place(self, images: Tensor) -> Tensor:
         """Apply U, resize and pad with zeros: float (n, 3, h, w) in [0, 1] -> (n, 3, H, H)."""
         if self.resolution is not None:
             images = resize(images, self.resolution)
         inner = resize(images, self.inner_size)  # (n, 3, inner, inner)
-        margin = (self.image_size - self.inner_size) // 2
+        margin = self.padding if self.placement == "pad" else 0
         return F.pad(inner, (margin, margin, margin, margin)) if margin else inner
 
     def forward(self, images: Tensor) -> Tensor:
@@ -118,13 +122,13 @@ class _Clamp(torch.autograd.Function):
         return grad * ((x >= 0) & (x <= 1))
 
 
-def _initial_border(init: str, size: int, seed: int) -> Tensor:
+def _initial_border(init: str, shape: tuple[int, int], seed: int) -> Tensor:
     if init == "normal":
-        return torch.randn(3, size, size, generator=torch.Generator().manual_seed(seed))
+        return torch.randn(3, *shape, generator=torch.Generator().manual_seed(seed))
     if init not in BORDER_INITS:
         raise UnknownName("border start", init, BORDER_INITS)
     value = {"zeros": 0.0, "grey": 0.5, "white": 0.95}[init]
-    return torch.full((3, size, size), math.atanh(value))  # tanh(W) is the value
+    return torch.full((3, *shape), math.atanh(value))  # tanh(W) is the value
 
 
 class TextProgram(nn.Module):

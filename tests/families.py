@@ -88,10 +88,9 @@ def make_family(name: str) -> FrozenCLIP:
             model.text_decoder.text_projection.data.zero_()
         if hasattr(trunk := getattr(model.visual, "trunk", None), "blocks"):  # timm's transformers
             trunk.blocks = trunk.blocks[:2]
-    size = model.visual.image_size
     return FrozenCLIP(
         model, tokenizer, name=name, mean=(0.5, 0.45, 0.4), std=(0.25, 0.25, 0.3),
-        image_size=size if isinstance(size, int) else size[0],
+        image_size=model.visual.image_size,
     )  # fmt: skip
 
 

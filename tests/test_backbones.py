@@ -18,14 +18,16 @@ from PIL import Image, ImageFilter
 from safetensors.torch import save_file
 from torch import nn
 
+from rp_lib import backbones
 from rp_lib.backbones import load_backbone
-from rp_lib.benchmark import Benchmark
-from rp_lib.clip import FrozenCLIP
+from rp_lib.benchmark import Benchmark, ImageSet
+from rp_lib.clip import FrozenCLIP, resize
 from rp_lib.config import PAPER
-from rp_lib.data.pixel_cache import to_square
+from rp_lib.data.pixel_cache import load_images, to_square
 from rp_lib.features import encode_all
-from rp_lib.methods import FineTune, Reprogrammer, ZeroShot
+from rp_lib.methods import FineTune, Reprogrammer, ZeroShot, load_method
 from rp_lib.outputs import compute_outputs
+from rp_lib.prediction import predict
 from rp_lib.towers import text_part, vision_part
 from rp_lib.utils.errors import RPLibError
 from rp_lib.utils.preparation import Preparation
@@ -450,9 +452,53 @@ def test_another_image_size(names: Path):
     assert openai.image_size == 48 and is_quick(openai)
 
 
-def test_images_must_be_square(names: Path):
-    with pytest.raises(RPLibError, match="tiny takes images of 32 x 48 pixels; only square"):
-        FrozenCLIP.open_clip("tiny", None, force_image_size=(32, 48))
+@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("shape", [(32, 48), (48, 32)])
+def test_inputs_need_not_be_square(names: Path, tmp_path: Path, shape: tuple[int, int], mode: str):
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    torch.save(state(), names / "weights.pt")
+    about = {"force_image_size": shape, "force_preprocess_cfg": {"resize_mode": mode}}
+    clip = FrozenCLIP.open_clip("tiny", names / "weights.pt", **about)
+    assert clip.preparation == Preparation(shape, resize_mode=mode) and clip.image_size == shape
+    # Files, and what open_clip makes of them.
+    config = PreprocessCfg(size=shape, mean=(0, 0, 0), std=(1, 1, 1), resize_mode=mode)
+    paths, theirs = [], []
+    for n, size in enumerate([(80, 50), (50, 81), (48, 32), (20, 20)]):
+        pixels = np.random.default_rng(n).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+        paths.append(tmp_path / f"{n}.png")
+        Image.fromarray(pixels).save(paths[-1])
+        theirs.append((image_transform_v2(config, is_train=False)(Image.open(paths[-1])) * 255).round())
+    pictures = [load_images(paths, clip.preparation, cache=tmp_path / "cache").images for _ in range(2)][1]
+    assert pictures.shape == (4, 3, *shape) and (pictures - torch.stack(theirs)).abs().max() <= 1
+    with torch.no_grad():
+        features = clip.model.encode_image(clip.normalize(pictures / 255), normalize=True)
+    assert (clip.encode(pictures) - features).abs().max() < 1e-5
+    # Programs, and the method saved and loaded.
+    data = ImageSet("own", "train", pictures, torch.arange(4) % 3, preparation=clip.preparation)
+    rp = Reprogrammer(clip, CLASSES, TEMPLATES, PAPER.changed(epochs=1, batch_size=4)).fit(data)
+    W, inner = rp.image_program.W, (shape[0] - 4, shape[1] - 4)
+    assert W.shape == (3, *shape) and rp.image_program.inner_size == inner and (1 - rp.image_program.M).sum() == 28 * 44
+    shown = rp.program_images(pictures)
+    assert shown.shape == (4, 3, *shape) and torch.equal(shown[..., 2:-2, 2:-2], resize(pictures / 255, inner))
+    rp.save(tmp_path / "rp.safetensors")
+    loaded = load_method(tmp_path / "rp.safetensors", clip)
+    assert torch.equal(loaded.logits(pictures), rp.logits(pictures)) and loaded.preparation == clip.preparation
+    answers = predict(loaded, paths)
+    assert answers["probability"].notna().all()
+    for wrong in (torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, *shape[::-1])):
+        with pytest.raises(RPLibError, match=f"would be squeezed into {shape[0]} x {shape[1]} pixels"):
+            rp.logits(wrong)
+    turned = FrozenCLIP.open_clip("tiny", names / "weights.pt", **about | {"force_image_size": shape[::-1]})
+    with pytest.raises(RPLibError, match="backbone"):
+        load_method(tmp_path / "rp.safetensors", turned)
+
+
+def test_sizes_that_open_clip_has_wrong(names: Path, monkeypatch):
+    assert {"ViTamin-XL-384"} == backbones.TRAINED_SIZES.keys() <= set(open_clip.list_models())
+    monkeypatch.setitem(backbones.TRAINED_SIZES, "tiny", 48)
+    assert FrozenCLIP.open_clip("tiny", None).image_size == 48
+    assert FrozenCLIP.open_clip("tiny", None, force_image_size=64).image_size == 64
 
 
 @pytest.mark.parametrize("option", [{"jit": True}, {"weights_only": False}, {"precision": "fp16"}])

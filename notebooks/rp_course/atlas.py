@@ -33,7 +33,7 @@ from rp_lib.utils.io import load_table, save_table
 
 TABLE = Path(__file__).parent / "experiments" / "records" / "atlas.csv"
 CLASSES, TEMPLATES = ("cat", "fire engine"), ("a photo of a {}.",)
-BLOCKS = 2  # of each stage
+BLOCKS, COMPLETE = 2, 1000  # of each stage, at most
 BATCH, PROMPTS = 128, 40  # of a step whose FLOPs are counted
 LARGE = 2**16  # numbers of a weight that is drawn here
 MEANS = {
@@ -130,10 +130,9 @@ def small_clip(name: str, config: dict[str, Any] | None = None, blocks: int = BL
     """
     config = config or open_clip.get_model_config(name)
     model = build(config, blocks)
-    size = model.visual.image_size
     return FrozenCLIP(
         model, tokenizer_for(config["text_cfg"]), name=name, mean=open_clip.OPENAI_DATASET_MEAN,
-        std=open_clip.OPENAI_DATASET_STD, image_size=size if isinstance(size, int) else size[0], **options,
+        std=open_clip.OPENAI_DATASET_STD, image_size=model.visual.image_size, **options,
     )  # fmt: skip
 
 
@@ -221,30 +220,36 @@ def costs(name: str) -> dict[str, Any]:
 
 
 def measure(name: str, batch: int = 4, rounds: int = 3) -> dict[str, Any]:
-    """Measure CPU seconds of a step's forward and backward pass through the shortened image tower.
+    """Measure CPU seconds of a step's forward and backward pass through the complete image tower.
 
     Returns:
-        Of a border with and without the fast path of frozen layers, and of all weights; the best of some rounds.
+        Of a border with and without the fast path of frozen layers, and of all weights: the best of some rounds, in
+        which the three take turns; how a border compares with all weights, and what the fast path gains.
     """
-    clip = small_clip(name)
-    plain = build(open_clip.get_model_config(name)).visual.requires_grad_(False)
-    pixels = torch.rand(batch, 3, clip.image_size, clip.image_size)
-    seconds = {
-        "border_seconds": _seconds(clip.model.visual, pixels.clone().requires_grad_(), rounds),
-        "plain_border_seconds": _seconds(plain, pixels.clone().requires_grad_(), rounds),
-        "weights_seconds": _seconds(plain.requires_grad_(True), pixels, rounds),
+    config = open_clip.get_model_config(name)
+    clip = small_clip(name, config, COMPLETE)
+    towers = {
+        "border_seconds": clip.model.visual,
+        "plain_border_seconds": build(config, COMPLETE).visual.requires_grad_(False),
+        "weights_seconds": build(config, COMPLETE).visual.requires_grad_(True),
     }
-    return {**seconds, "frozen_layers_gain": seconds["plain_border_seconds"] / seconds["border_seconds"]}
+    image = torch.rand(batch, 3, *clip.preparation.shape)
+    rows = [{key: _seconds(tower, image, key != "weights_seconds") for key, tower in towers.items()}
+            for _ in range(rounds)]  # fmt: skip
+    best = {key: min(row[key] for row in rows) for key in towers}
+    return best | {
+        "border_over_weights": best["border_seconds"] / best["weights_seconds"],
+        "frozen_layers_gain": best["plain_border_seconds"] / best["border_seconds"],
+    }
 
 
-def _seconds(tower: Callable[[Tensor], Any], pixels: Tensor, rounds: int) -> float:
-    taken = []
-    for _ in range(rounds):
-        start = time.process_time()
-        features = tower(pixels)
-        (features[0] if isinstance(features, tuple) else features).sum().backward()
-        taken.append(time.process_time() - start)
-    return min(taken)
+def _seconds(tower: nn.Module, image: Tensor, border: bool) -> float:
+    tower.zero_grad()
+    image = image.clone().requires_grad_(border)
+    start = time.process_time()
+    features = tower(image)
+    (features[0] if isinstance(features, tuple) else features).sum().backward()
+    return time.process_time() - start
 
 
 def write(names: Iterable[str], out: Path, measured: Sequence[str] = ()) -> pd.DataFrame:
@@ -269,3 +274,25 @@ def write(names: Iterable[str], out: Path, measured: Sequence[str] = ()) -> pd.D
         table = pd.DataFrame([rows[key] for key in sorted(rows, key=str.lower)])
         save_table(out, table, "%.4g")
     return table
+
+
+def summary(table: pd.DataFrame) -> str:
+    """Count on how many architectures both programs act, the image program alone, or none and why; Markdown."""
+    kinds = table.fillna({"text_tower": "Hugging Face's", "reason": ""}).groupby("text_tower")
+    lines = ["| text tower | both programs | image program alone | refused |", "|---|---|---|---|"]
+    for kind, rows in [*kinds, ("all", table.fillna({"reason": ""}))]:
+        both, image, none = (int((rows["programs"] == what).sum()) for what in ("both", "image", "none"))
+        reasons = "; ".join(sorted(set(rows["reason"]) - {""})) if kind != "all" else ""
+        lines.append(f"| {kind} | {both} | {image} | {none}{f': {reasons}' if reasons else ''} |")
+    return "\n".join(lines)
+
+
+def measured(table: pd.DataFrame) -> str:
+    """Compare a step of a border with one of all weights, counted and measured, through the image tower; Markdown."""
+    lines = ["| architecture | counted | measured | gain of the fast path |", "|---|---|---|---|"]
+    for row in table.dropna(subset="border_seconds").to_dict("records"):
+        counted = row["image_tflop"] / row["fine_tuning_tflop"]
+        lines.append(
+            f"| {row['model']} | {counted:.2f} | {row['border_over_weights']:.2f} | {row['frozen_layers_gain']:.2f} |"
+        )
+    return "\n".join(lines)

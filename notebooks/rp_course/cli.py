@@ -207,11 +207,11 @@ def build_parser() -> argparse.ArgumentParser:
 def _atlas(args: argparse.Namespace) -> None:
     import open_clip
 
-    from rp_course.atlas import MEASURED, write
+    from rp_course.atlas import MEASURED, summary, write
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
     names = args.models.split(",") if args.models else open_clip.list_models()
-    write(names, args.out, MEASURED if args.measure else ())
+    print(summary(write(names, args.out, MEASURED if args.measure else ())))
 
 
 def _add_mini_command(commands: argparse._SubParsersAction) -> None:

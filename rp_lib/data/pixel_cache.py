@@ -22,6 +22,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import mmap
 import os
 import shutil
@@ -125,7 +126,7 @@ def default_cache() -> Path:
 
 def load_images(
     paths: Sequence[Path],
-    size: int | Preparation,
+    size: int | tuple[int, int] | Preparation,
     *,
     cache: Path | None = None,
     workers: int | None = None,
@@ -135,7 +136,7 @@ def load_images(
 
     Args:
         paths: n image files, in the order of the result.
-        size: Side of the squares, pixels, or all that a backbone wants, such as ``clip.preparation``.
+        size: Side of the squares, or height and width, pixels; or all that a backbone wants: ``clip.preparation``.
         cache: Folder of all caches; by default :func:`default_cache`. Several processes may use it at once: of two
             that want the same images one decodes, and the other waits for it.
         workers: Threads that decode; by default one for each processor, 32 at most.
@@ -159,7 +160,8 @@ def load_images(
         results = _decoded([paths[i] for i in whole], files[whole], preparation, workers, decoding, {})
         broken |= {i: r for i, r in zip(whole, results, strict=True) if isinstance(r, str)}
         raise BrokenImages({paths[i]: broken[i] for i in sorted(broken)}, len(paths))
-    about = {"decoder": DECODER_VERSION, "transform": TRANSFORM, "size": size, "n": len(files)}
+    sides = size if isinstance(size, int) else list(size)  # as JSON has them
+    about = {"decoder": DECODER_VERSION, "transform": TRANSFORM, "size": sides, "n": len(files)}
     if preparation != Preparation(size):
         about |= {"interpolation": preparation.interpolation, "resize_mode": preparation.resize_mode}
     settings = {name: value for name, value in about.items() if name != "n"}
@@ -316,7 +318,7 @@ def _remember(cache: Path, folder: str, new: Mapping[str, tuple[tuple[int, int, 
 # --- From the bytes of a file to pixels ---
 
 
-def decode(data: bytes, size: int | Preparation) -> Decoded:
+def decode(data: bytes, size: int | tuple[int, int] | Preparation) -> Decoded:
     """Decode one image file; the first frame of several.
 
     Raises:
@@ -343,8 +345,8 @@ def decode(data: bytes, size: int | Preparation) -> Decoded:
     return Decoded(pixels, greyscale, hashlib.sha256(pixels).digest())
 
 
-def to_square(image: Image.Image, size: int | Preparation) -> np.ndarray:
-    """Prepare a loaded picture, which may change: uint8 (3, size, size).
+def to_square(image: Image.Image, size: int | tuple[int, int] | Preparation) -> np.ndarray:
+    """Prepare a loaded picture, which may change: uint8 (3, size, size), or (3, *size) of a height and width.
 
     Raises:
         BrokenImage: Its numbers have no defined range.
@@ -355,11 +357,15 @@ def to_square(image: Image.Image, size: int | Preparation) -> np.ndarray:
     with contextlib.suppress(Exception):  # unreadable EXIF data says nothing about the pixels, which were read
         ImageOps.exif_transpose(image, in_place=True)
     preparation = Preparation.of(size)
-    size, how = preparation.size, InterpolationMode(preparation.interpolation)
+    shape, how = preparation.shape, InterpolationMode(preparation.interpolation)
     if preparation.resize_mode == "squash":
-        square = TF.resize(_rgb(image), [size, size], how, antialias=True)
+        square = TF.resize(_rgb(image), list(shape), how, antialias=True)
     else:
-        square = TF.center_crop(TF.resize(_rgb(_middle(image)), size, how, antialias=True), size)
+        image = _rgb(_middle(image))
+        ratio = min(side / new for side, new in zip((image.height, image.width), shape, strict=True))
+        # torchvision and open_clip round the longer side in these two ways.
+        around = shape[0] if shape[0] == shape[1] else [round(image.height / ratio), round(image.width / ratio)]
+        square = TF.center_crop(TF.resize(image, around, how, antialias=True), list(shape))
     return np.ascontiguousarray(np.asarray(square, dtype=np.uint8).transpose(2, 0, 1))
 
 
@@ -414,14 +420,20 @@ def _middle(image: Image.Image) -> Image.Image:
 # --- Opening and building a cache ---
 
 
-def content_of(pixels: np.ndarray, size: int) -> str:
+def _stride(size: int | tuple[int, int]) -> int:
+    """Return the bytes of an image."""
+    return 3 * math.prod(Preparation.of(size).shape)
+
+
+def content_of(pixels: np.ndarray, size: int | tuple[int, int]) -> str:
     """Hex SHA-256 of all pixels, from the digests of the images, uint8 (n, 32)."""
-    return hashlib.sha256(f"uint8 {(len(pixels), 3, size, size)}".encode() + pixels.tobytes()).hexdigest()
+    shape = (len(pixels), 3, *Preparation.of(size).shape)
+    return hashlib.sha256(f"uint8 {shape}".encode() + pixels.tobytes()).hexdigest()
 
 
-def open_cache(place: Path, files: np.ndarray, size: int) -> CachedImages | None:
+def open_cache(place: Path, files: np.ndarray, size: int | tuple[int, int]) -> CachedImages | None:
     """The cache at ``place``; None if it is not there or damaged."""
-    path, stride = place / "pixels.u8", 3 * size**2
+    path, stride = place / "pixels.u8", _stride(size)
     if not place.is_dir():
         return None
     try:
@@ -440,7 +452,7 @@ def open_cache(place: Path, files: np.ndarray, size: int) -> CachedImages | None
                 file.seek(i * stride)
                 if hashlib.sha256(file.read(stride)).digest() != pixels[i].tobytes():
                     raise ValueError(f"image {i} is not as it was written")
-            images = _mapped(file.fileno(), stat.st_size).reshape(n, 3, size, size)
+            images = _mapped(file.fileno(), stat.st_size).reshape(n, 3, *Preparation.of(size).shape)
         if not settled:  # copied, say; it was verified whole and need not be the next time
             with contextlib.suppress(OSError):  # another's file, or a disk that cannot be written: verify it each time
                 os.utime(path, ns=(stat.st_atime_ns, about["modified"]))  # type: ignore[arg-type]
@@ -464,9 +476,9 @@ def _mapped(descriptor: int, length: int) -> Tensor:
     return torch.frombuffer(view, dtype=torch.uint8)
 
 
-def _copied(file: Path, i: int, size: int, greyscale: bool, sha256: bytes) -> Decoded | None:
+def _copied(file: Path, i: int, size: int | tuple[int, int], greyscale: bool, sha256: bytes) -> Decoded | None:
     """Read image ``i`` of another cache; None if that is gone or damaged."""
-    length = 3 * size**2
+    length = _stride(size)
     try:
         with file.open("rb") as pixels:
             pixels.seek(i * length)
@@ -475,7 +487,7 @@ def _copied(file: Path, i: int, size: int, greyscale: bool, sha256: bytes) -> De
         return None
     if hashlib.sha256(data).digest() != sha256:
         return None
-    return Decoded(np.frombuffer(data, np.uint8).reshape(3, size, size), greyscale, sha256)
+    return Decoded(np.frombuffer(data, np.uint8).reshape(3, *Preparation.of(size).shape), greyscale, sha256)
 
 
 def _sets(folder: Path, settings: object) -> Iterator[tuple[Path, dict[str, Tensor]]]:
@@ -558,7 +570,8 @@ def _build(
     for left in (cache / "building").glob("*"):  # of dead processes
         _remove(left)
     remedy = "choose another disk with cache=... or RP_CACHE, or take a smaller size"
-    require_space(cache, n * (3 * size**2 + 64), f"{n:,} images of {size} x {size} pixels need", remedy)
+    height, width = Preparation.of(size).shape
+    require_space(cache, n * (_stride(size) + 64), f"{n:,} images of {height} x {width} pixels need", remedy)
     pixels, greyscale, broken = np.zeros((n, 32), np.uint8), np.zeros(n, bool), {}
     try:
         aside.mkdir(parents=True)

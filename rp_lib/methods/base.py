@@ -241,17 +241,18 @@ class Method(ABC):
     # What follows from it -----------------------------------------------------------------------------
 
     def features(self, images: Tensor) -> Tensor:
-        """float32 (n, d) image features of uint8 or float [0, 1] images (n, 3, h, h), on the CPU.
+        """float32 (n, d) image features of uint8 or float [0, 1] images (n, 3, h, w), on the CPU.
 
         Raises:
-            RPLibError: No such images, or of another side than those that it was trained on.
+            RPLibError: No such images, or of another size than those that it was trained on.
         """
-        check_images(images)
-        side, trained = images.shape[-1], self.preparation.size
-        if self.trained_on is not None and side != trained:
+        trained = self.preparation.shape
+        check_images(images, trained)
+        if self.trained_on is not None and images.shape[2:] != trained:
+            size, own = (" x ".join(map(str, shape)) for shape in (images.shape[2:], trained))
             raise RPLibError(
-                f"images of {side} x {side} pixels, but {self.name!r} was trained on {trained} x {trained}: hand their "
-                f"files to rp_lib.predict, or read them at {trained}"
+                f"images of {size} pixels, but {self.name!r} was trained on {own}: hand their "
+                f"files to rp_lib.predict, or read them at {self.preparation.size}"
             )
         return self.mix_features(*(encode_all(e, images) for e in self.encoders))
 
@@ -334,9 +335,8 @@ class Method(ABC):
                 f"{data.name!r} has labels {int(data.labels.min())} to {int(data.labels.max())} but the task has "
                 f"{len(self.class_names)} classes; check the order and number of class names"
             )
-        side = data.images.shape[-1]
         self.trained_on = data.fingerprint
-        self.preparation = data.preparation or dataclasses.replace(self.clip.preparation, size=side)
+        self.preparation = data.preparation or dataclasses.replace(self.clip.preparation, size=data.images.shape[2:])
         if dataclasses.replace(self.preparation, size=self.clip.image_size) != self.clip.preparation:
             log.warning(
                 "the pictures of %r were prepared by %s, but %s was trained with %s: pass size=clip.preparation where "

@@ -51,13 +51,13 @@ class Reprogrammer(Method):
                 f"{clip.name} was not trained with the sigmoid loss and has no logit bias: take another objective, or "
                 "a backbone such as SigLIP"
             )
-        size = clip.image_size
+        side = min(clip.preparation.shape)
         self.image_program = ImageProgram(
-            size,
-            round(config.padding * size),
+            clip.image_size,
+            round(config.padding * side),
             placement=config.placement,
             init=config.border_init,
-            resolution=_pixels(config.eval_resolution, size),
+            resolution=_pixels(config.eval_resolution, side),
             seed=self.seed,
         ).to(clip.device)
         self.text_program = TextProgram(clip, self.class_names, self.templates, rows=config.text_rows)
@@ -105,7 +105,7 @@ class Reprogrammer(Method):
     def set_training(self, on: bool) -> None:
         """Take the resolution of training or of evaluation, and drop the prompts as they were encoded before."""
         fraction = self.config.train_resolution if on else self.config.eval_resolution
-        self.image_program.resolution = _pixels(fraction, self.clip.image_size)
+        self.image_program.resolution = _pixels(fraction, min(self.clip.preparation.shape))
         self._class_embeddings = None
 
     @property
@@ -115,7 +115,7 @@ class Reprogrammer(Method):
 
     def program_images(self, images: Tensor) -> Tensor:
         """psi(x): uint8 or float [0, 1] images of any size -> float (n, 3, H, H) in [0, 1]."""
-        check_images(images)
+        check_images(images, self.clip.preparation.shape)
         return self.image_program(to_unit_range(images.to(self.clip.device)))
 
     def encode(self, images: Tensor) -> Tensor:

@@ -179,20 +179,20 @@ class Weightless(FrozenCLIP):
             raise UnknownName("open_clip model", name, open_clip.list_models())
         with quiet_about_random_weights(), torch.device("meta"):
             model = open_clip.create_model(name, pretrained=None, device="meta")
-        size = model.visual.image_size
         made = cls.__new__(cls)
-        made._take(
-            model, tokenizer or open_clip.get_tokenizer(name), name, size[0] if isinstance(size, tuple | list) else size
-        )
+        made._take(model, tokenizer or open_clip.get_tokenizer(name), name, model.visual.image_size)
         return made
 
-    def _take(self, model: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor], name: str, size: int) -> None:
+    def _take(
+        self, model: nn.Module, tokenizer: Callable[[Sequence[str]], Tensor], name: str, size: int | tuple[int, int]
+    ) -> None:
         with FAKE:
             memo = {id(t): _empty(t) for t in [*model.parameters(), *model.buffers()]}
             self.model = copy.deepcopy(model, memo).eval()
         self.device, self.channels_last, self.compiled = torch.device("cpu"), False, False
-        self.tokenizer, self.name, self.image_size = tokenizer, name, size
+        self.tokenizer, self.name = tokenizer, name
         self.preparation, self.source = Preparation(size), None
+        self.image_size = self.preparation.size
         self.logit_scale, self.logit_bias, self._known_prompts = 100.0, 0.0, {}
         with shapes_only(), torch.no_grad():
             self._mean = self._std = torch.zeros(1, 3, 1, 1)
@@ -303,7 +303,7 @@ def method_cost(
             plan = method.training_schedule()
             batch = min(plan.batch_size, task.train)
             with FAKE, torch.no_grad():  # what `fit` hands over: the images, or features that are there already
-                pixels = torch.empty(batch, 3, clip.image_size, clip.image_size, dtype=torch.uint8)
+                pixels = torch.empty(batch, 3, *clip.preparation.shape, dtype=torch.uint8)
                 store = SimpleNamespace(get=lambda encoder, data: encoder.encode(data.images))
                 inputs = method.training_inputs(SimpleNamespace(images=pixels), store)
             # As many distinct classes as a batch has on average, evenly spaced.
@@ -318,15 +318,15 @@ def method_cost(
             groups = [(1 if g.optimizer == "sgd" else 2, _numel(g.parameters)) for g in method.parameter_groups()]
             memory = 4 * _numel(clip.model.parameters()) + step.kept
             memory += sum(n * (8 + 4 * moments) for moments, n in groups)
-        once = sum(_encoding(encoder, clip.image_size) for encoder in own)
+        once = sum(_encoding(encoder, clip.preparation.shape) for encoder in own)
     features = bool(trains) and (method.encoders == (clip,) or isinstance(method, LPFT))
     return MethodCost(steps, step.flops, once * (validated + task.judged), memory, trained if trains else 0, features)
 
 
-def _encoding(encoder: Encoder, side: int) -> int:
+def _encoding(encoder: Encoder, shape: tuple[int, int]) -> int:
     """FLOPs of encoding one image."""
     with FAKE:
-        image = torch.empty(1, 3, side, side, dtype=torch.uint8)
+        image = torch.empty(1, 3, *shape, dtype=torch.uint8)
     with shapes_only(), torch.no_grad():
         return measure(lambda: encoder.encode(image)).forward
 
@@ -486,7 +486,7 @@ def _estimate(config: RunConfig, gpu: str) -> list[str]:
         )  # fmt: skip
     # The frozen backbone encodes each image once for all methods and seeds.
     features = task.train + task.val if any(cost.needs_features for cost in costs.values()) else 0
-    once = _encoding(clip, clip.image_size) * (features + task.judged)
+    once = _encoding(clip, clip.preparation.shape) * (features + task.judged)
     rows.append(("frozen CLIP", "", "", "", _figure(once / 1e15), "", duration(seconds(0, once, gpu))))
     total = seconds(total_half, total_full + once, gpu)
     everything = (total_half + total_full + once) / 1e15

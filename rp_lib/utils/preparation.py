@@ -1,4 +1,4 @@
-"""How pictures of any size become the squares that a backbone takes."""
+"""How pictures of any size become what a backbone takes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Preparation:
     """The size and the resizing that pictures get before the normalization, in open_clip's words.
 
     Args:
-        size: Side of the square, pixels, 1 or more.
+        size: Side of the square, or height and width; pixels, 1 or more.
         interpolation: ``"bicubic"`` or ``"bilinear"``, antialiased.
-        resize_mode: ``"shortest"`` resizes the shorter side to ``size`` and cuts the centre out; ``"squash"`` resizes
-            both sides to ``size``, whatever becomes of the proportions.
+        resize_mode: ``"shortest"`` resizes until the picture just covers ``size`` and cuts the centre out; ``"squash"``
+            resizes both sides to ``size``, whatever becomes of the proportions.
 
     Raises:
         UnknownName: Another interpolation or mode.
@@ -29,18 +29,27 @@ class Preparation:
         Preparation(size=336, interpolation='bicubic', resize_mode='squash')
     """
 
-    size: int = 224
+    size: int | tuple[int, int] = 224
     interpolation: str = "bicubic"
     resize_mode: str = "shortest"
 
     def __post_init__(self) -> None:
-        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
-            raise RPLibError(f"size is the side of the images in pixels, 1 or more, got {self.size!r}")
+        sides = tuple(self.size) if isinstance(self.size, list | tuple) else (self.size, self.size)
+        if len(sides) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in sides):
+            raise RPLibError(
+                f"size is the side of the images in pixels, 1 or more, or their height and width, got {self.size!r}"
+            )
+        object.__setattr__(self, "size", sides[0] if sides[0] == sides[1] else sides)
         for what, known in (("interpolation", INTERPOLATIONS), ("resize_mode", RESIZE_MODES)):
             if getattr(self, what) not in known:
                 raise UnknownName(what, getattr(self, what), known)
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width, pixels."""
+        return (self.size, self.size) if isinstance(self.size, int) else self.size
+
     @classmethod
-    def of(cls, size: int | Preparation) -> Preparation:
+    def of(cls, size: int | tuple[int, int] | Preparation) -> Preparation:
         """Return a preparation as it is, and that of CLIP's own code for a plain size."""
         return size if isinstance(size, Preparation) else cls(size)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import open_clip
 import pandas as pd
 import pytest
-from rp_course.atlas import BLOCKS, TABLE, Words, build, costs, survey, write
+from rp_course.atlas import BLOCKS, TABLE, Words, build, costs, measured, summary, survey, write
 
 COUNTS = ("image_parameters", "parameters", "image_tflop", "text_tflop", "fine_tuning_tflop")
 WORDS = ("programs", "text_tower", "preparation", "activation", "tokenizer", "context", "image_size", "tags")
@@ -26,6 +28,18 @@ def test_the_table_holds_every_architecture(table: pd.DataFrame):
         assert pd.to_numeric(acts[difference]).max() < 1e-5
     assert (acts["border_gradient"] == "True").all() and (acts["prompt_gradient"] == "True").all()
     assert (table.loc[table["programs"] == "none", "reason"].str.len() > 10).all()
+
+
+def test_the_page_says_what_the_table_holds():
+    full = pd.read_csv(TABLE)
+    page = (Path(__file__).parents[2] / "notebooks" / "pages" / "encoders.md").read_text(encoding="utf-8")
+    assert summary(full) in page and measured(full) in page
+    ratio = full.loc[full["programs"] != "none", "rp_over_fine_tuning"]
+    assert (
+        f"a step of RP takes {ratio.min():.2f} to {ratio.max():.2f} of one of fine-tuning, {ratio.median():.2f} at the "
+        f"median; {(ratio <= 0.7).sum()} of {len(ratio)} take at most 0.70."
+    ) in page.replace("\n", " ")
+    assert ratio.notna().all() and full["border_seconds"].count() >= 12
 
 
 @pytest.mark.parametrize("name", ["RN50", "ViT-B-16-SigLIP2"])
