@@ -73,8 +73,9 @@ def model_hash(module: torch.nn.Module) -> str:
     return digest.hexdigest()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """One thread for each test and its fixtures: numba, once it compiles, gives torch as many as there are cores."""
     torch.set_num_threads(1)
 
 
