@@ -315,8 +315,9 @@ class Session:
         return _digest(*methods, self.data.fingerprint, list(detectors))
 
     def _lacks_outputs(self, name: str, seed: int, out: Path) -> bool:
-        path = self._path(out / "outputs", self._unfitted(name, seed, self.data.train), seed, self.data.fingerprint)
-        return distributed.any_process(not path.is_file())
+        method = self._unfitted(name, seed, self.data.train)
+        path, tables = (self._path(out / part, method, seed, self.data.fingerprint) for part in ("outputs", "answers"))
+        return distributed.any_process(not (path.is_file() and tables.with_suffix("").is_dir()))
 
     def _unfitted(self, name: str, seed: int, train: ImageSet) -> Method:
         """A method that is about to be fitted on these images."""

@@ -74,6 +74,8 @@ def test_a_configuration_becomes_a_table_records_figure_and_outputs(file, tmp_pa
     monkeypatch.setattr("rp_lib.run.session.compute_outputs", lambda *a, **k: pytest.fail("encoded again"))
     assert call("--config", out / "config.toml") == 0
     assert "Reused" in capsys.readouterr().out
+    shutil.rmtree(out / "answers")
+    assert call("--config", out / "config.toml") == 0 and only(out / "answers", "rrp-seed2-*").is_dir()
     (out / "records.csv").unlink()
     assert call("--config", out / "config.toml") == 0
     again, _ = load_records(out / "records.csv")
