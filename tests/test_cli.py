@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -60,7 +61,11 @@ def test_bad_input_says_what_to_do_and_fails(arguments, message, capsys, tmp_pat
     assert message in said.err and "Traceback" not in said.err
 
 
-def test_demo_prints_a_table_and_writes_its_files(tmp_path, capsys):
+def test_demo_prints_a_table_and_writes_its_files(tmp_path, capsys, monkeypatch, mini_benchmark):
+    train = mini_benchmark.train
+    train = train.subset(train.labels.argsort()[::8])  # some of each class
+    few = dataclasses.replace(mini_benchmark.subsample(40, 40), train=train)
+    monkeypatch.setattr("rp_lib.run.opening.load_benchmark", lambda *args, **more: few)
     out = tmp_path / "demo"
     arguments = [
         "demo",
