@@ -315,9 +315,18 @@ class FrozenCLIP:
             return F.normalize(encode_image(self.model.visual, self.normalize(images)).float(), dim=-1)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Bring uint8 or float images (n, 3, h, w) to float32 (n, 3, H, H) in [0, 1] on this model's device."""
+        """Bring uint8 or float images (n, 3, h, w) to float32 (n, 3, H, W) in [0, 1] on this model's device.
+
+        Images of bytes are resized as Pillow resizes files, which open_clip does: to within one grey level.
+        """
         check_images(images, self.preparation.shape)
-        return resize(to_unit_range(images.to(self.device)), self.preparation.shape, self.preparation.interpolation)
+        images, (height, width), mode = images.to(self.device), self.preparation.shape, self.preparation.interpolation
+        if images.dtype != torch.uint8 or images.shape[-2:] == (height, width):
+            return resize(to_unit_range(images), (height, width), mode)
+        # One direction after the other, with whole numbers of 0 to 255 in between.
+        for shape in ((images.shape[-2], width), (height, width)):
+            images = F.interpolate(images.float(), shape, mode=mode, antialias=True).round().clamp(0, 255)
+        return images / 255
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode uint8 or float images of any size as features of unit length, float32 (n, d)."""

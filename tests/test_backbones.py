@@ -302,6 +302,20 @@ def test_pictures_are_prepared_as_open_clip_prepares_them(how: dict, shape: tupl
     assert (ours - theirs).abs().max() <= 1
 
 
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("side", [7, 20, 45, 100])
+def test_tensors_of_bytes_are_resized_as_open_clip_resizes_files(side, mode):
+    from open_clip.transform import PreprocessCfg, image_transform_v2
+
+    pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    clip = frozen(make_model(text={"context_length": CONTEXT}))
+    clip.preparation = Preparation(32, mode)
+    ours = clip.prepare(torch.from_numpy(pixels).permute(2, 0, 1)[None])[0] * 255
+    config = PreprocessCfg(size=32, mean=(0, 0, 0), std=(1, 1, 1), interpolation=mode)
+    theirs = image_transform_v2(config, is_train=False)(Image.fromarray(pixels)) * 255
+    assert (ours - theirs).abs().max() < 1.01 and torch.equal(ours, ours.round())
+
+
 def test_pictures_that_were_prepared_for_another_backbone_are_said(names: Path, published, caplog):
     torch.save(state(), names / "weights.pt")
     clip = FrozenCLIP.open_clip("tiny", names / "weights.pt")
