@@ -109,10 +109,13 @@ def umap(features: np.ndarray, seed: int) -> np.ndarray:
             from umap import UMAP
     except ImportError as error:
         raise MissingDependency("umap-learn", 'pip install -e ".[notebooks]"') from error
-    neighbours = min(15, len(features) - 1)
-    with warnings.catch_warnings():  # that one seed means one thread, which is what is wanted
-        warnings.simplefilter("ignore")
-        return UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1).fit_transform(features)
+    neighbours, threads = min(15, len(features) - 1), torch.get_num_threads()
+    try:
+        with warnings.catch_warnings():  # that one seed means one thread, which is what is wanted
+            warnings.simplefilter("ignore")
+            return UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1).fit_transform(features)
+    finally:
+        torch.set_num_threads(threads)  # numba sets its own number, for all of the process
 
 
 def nearest(queries: np.ndarray, references: np.ndarray, k: int, same: bool = False) -> tuple[np.ndarray, np.ndarray]:
