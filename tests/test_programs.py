@@ -100,7 +100,7 @@ def test_any_resolution(side: int, size: int, padding: int):
 
 
 def test_zero_padding_is_plain_clip(clip: FrozenCLIP, images: torch.Tensor):
-    assert torch.equal(ImageProgram(SIZE, 0)(images / 255), clip.prepare(images))
+    assert torch.equal(ImageProgram(SIZE, 0)(images / 255), clip.prepare(images / 255))
 
 
 @pytest.mark.parametrize("padding", [16, 17, 100, -1])

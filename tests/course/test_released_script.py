@@ -6,7 +6,6 @@ from conftest import CLASSES, TEMPLATES, make_clip
 from rp_course.experiments.released_script import DetectionScript, half_precision_logits, wrap_to_8_bits
 from rp_course.experiments.world import World
 
-from rp_lib.clip import resize
 from rp_lib.config import PAPER
 from rp_lib.detectors import maximum_softmax_probability
 from rp_lib.methods import Reprogrammer, ResidualReprogrammer
@@ -39,8 +38,7 @@ def test_wrapped_pictures_are_scored_and_clean_ones_counted(alpha, rp, world, cl
     test = DetectionScript(wrap=True)(world, method, 1, tiny_benchmark).test
     images = tiny_benchmark.test.images
     assert torch.equal(test.reported, method.logits(images))
-    resized = resize(images.float() / 255, clip.image_size)  # the wrap comes after
-    wrapped = (clip.normalize(resized) * 255).trunc().remainder(256) / 255
+    wrapped = (clip.normalize(clip.prepare(images)) * 255).trunc().remainder(256) / 255
     with torch.no_grad():
         features = clip.encode_pixels(rp.image_program(wrapped))
         if alpha is not None:  # the untouched half sees the wrapped picture too

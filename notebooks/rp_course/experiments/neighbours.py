@@ -192,7 +192,7 @@ def shipped_points(path: Path = SHIPPED / "neighbours-points.csv") -> pd.DataFra
     Raises:
         StorageError: it is missing.
     """
-    return load_table(path)
+    return load_table(path).astype({"label": int})  # a number here, though names elsewhere
 
 
 def pictures_of(points: pd.DataFrame, benchmark: Benchmark) -> torch.Tensor:
