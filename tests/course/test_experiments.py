@@ -390,7 +390,7 @@ def test_umap_is_repeatable_and_keeps_neighbours():
     rng = np.random.default_rng(0)
     features = (np.eye(4)[np.arange(40) % 4] + 0.05 * rng.standard_normal((40, 4))).astype(np.float32)
     one, two = umap(features, 3), umap(features, 3)
-    assert torch.get_num_threads() == 1  # compiling sets it to the number of cores
+    assert torch.get_num_threads() == 1  # compiling changes it
     assert one.shape == (40, 2) and np.array_equal(one, two)
     assert trustworthiness(features, one, n_neighbors=5, metric="cosine") > 0.8
     with pytest.raises(RPLibError, match="at least four pictures, got 3"):

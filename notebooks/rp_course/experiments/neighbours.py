@@ -115,7 +115,7 @@ def umap(features: np.ndarray, seed: int) -> np.ndarray:
             warnings.simplefilter("ignore")
             return UMAP(n_neighbors=neighbours, metric="cosine", random_state=seed, n_jobs=1).fit_transform(features)
     finally:
-        torch.set_num_threads(threads)  # numba sets its own number, for all of the process
+        torch.set_num_threads(threads)  # which compiling changes, for all of the process
 
 
 def nearest(queries: np.ndarray, references: np.ndarray, k: int, same: bool = False) -> tuple[np.ndarray, np.ndarray]:
